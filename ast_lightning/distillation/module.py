@@ -1,0 +1,212 @@
+"""DistillModule: synthetic images as the parameters of a LightningModule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ast_lightning.data import SiameseAugmentation
+from ast_lightning.distillation.matching import balance_factor, matching_loss, matching_steps
+from ast_lightning.distillation.perturbation import perturb
+from ast_lightning.distillation.settings import DistillSettings
+from ast_lightning.distillation.unroll import unroll
+from ast_lightning.distillation.windows import TrajectoryWindows, Window
+from ast_lightning.errors import DistillationDiverged
+from ast_lightning.networks import FunctionalNetwork, NetworkFactory
+from ast_lightning.randomness import keyed_generator
+from ast_lightning.synthetic import NetworkEvaluator, TrainingSet, evaluation_loader, gather_scores
+
+
+class DistillModule(LightningModule):
+    """Distils trajectories into images: one optimiser step is one outer iteration over one window a rank.
+
+    X (``images``) and α (``learning_rate``) are its only parameters. Train it with a Trainer of
+    ``max_steps=settings.max_steps``, ``inference_mode=False``, ``num_sanity_val_steps=0`` and, where an evaluator is given,
+    ``val_check_interval`` with ``check_val_every_n_epoch=None``.
+
+    Args:
+        network: builds the student; the architecture of the trajectories.
+        images: X before distillation, ``[N, C, H, W]`` float32, preprocessed like the real images.
+        labels: Y, ``[N]`` int64.
+        windows: the stream of trajectory windows.
+        settings: the method.
+        augmentation: the Siamese augmentation of inner batches; None for none.
+        evaluator: trains the networks of each validation; None for no validation.
+        seed: of every draw.
+
+    Logged each iteration: ``train/loss``, ``train/match_<i>`` (the weighted term of expert epoch s + i),
+    ``train/start_distance`` ‖θ_0 − θ*_{s+M}‖, ``train/student_lr``, ``train/start_epoch``, ``train/image_gradient_norm``.
+    At each validation: ``<split>/accuracy`` and ``<split>/accuracy_std`` in per cent.
+
+    Raises:
+        ConfigurationError: ``batch_syn`` is larger than the set.
+        DistillationDiverged: during training, see :meth:`on_before_optimizer_step`.
+    """
+
+    def __init__(
+        self,
+        network: NetworkFactory,
+        images: Tensor,
+        labels: Tensor,
+        windows: TrajectoryWindows,
+        settings: DistillSettings,
+        *,
+        augmentation: SiameseAugmentation | None = None,
+        evaluator: NetworkEvaluator | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        settings.check_batch(len(images))
+        self.settings = settings
+        self.seed = seed
+        self.images = nn.Parameter(images.detach().clone())
+        learning_rate = torch.tensor(settings.lr_teacher, dtype=images.dtype)
+        if settings.learn_lr:
+            self.learning_rate: Tensor = nn.Parameter(learning_rate)
+        else:
+            self.register_buffer("learning_rate", learning_rate)
+        self.register_buffer("labels", labels.clone())
+        self.labels: Tensor
+        self._student = FunctionalNetwork(network)  # a plain object: nothing in it is trained or wrapped by DDP
+        self._windows = windows
+        self._augmentation = augmentation if settings.augment and augmentation else SiameseAugmentation(None)
+        self._evaluator = evaluator
+        self._match_at = matching_steps(settings.syn_steps, settings.expert_epochs, settings.intermediate)
+        self._loss = torch.tensor(math.nan)
+        self._scores: dict[int, dict[str, float]] = {}
+        self.evaluated_at: int | None = None
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        groups = [{"params": [self.images], "lr": self.settings.lr_img}]
+        if self.settings.learn_lr:
+            groups.append({"params": [self.learning_rate], "lr": self.settings.lr_lr})
+        return torch.optim.SGD(groups, momentum=self.settings.outer_momentum)
+
+    def train_dataloader(self) -> DataLoader[Window]:
+        self._windows.start_at(self.global_step, self.global_rank, self.trainer.world_size)
+        return DataLoader(self._windows, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[list[int]] | list[DataLoader[list[int]]]:
+        if self._evaluator is None:
+            return []
+        groups = self._evaluator.groups(self.settings.eval_networks)
+        return evaluation_loader(groups, self.global_rank, self.trainer.world_size)
+
+    def on_fit_start(self) -> None:
+        self._student.to(self.device)
+
+    def training_step(self, window: Window, batch_index: int) -> Tensor:
+        settings = self.settings
+        start = perturb(
+            window.start.to(self.images.dtype),
+            self._student.layout,
+            settings.perturbation,
+            keyed_generator(self.seed, "perturbation", window.index),
+        )
+        targets = window.targets.to(self.images.dtype)
+        matched = unroll(
+            self._student,
+            start,
+            self.inner_batches(window.index),
+            self.learning_rate,
+            steps=settings.syn_steps,
+            momentum=settings.momentum,
+            loss_scale=balance_factor(window.start_epoch, settings.max_start_epoch) if settings.balance else 1.0,
+            match_at=self._match_at,
+        )
+        loss = matching_loss(matched, self._match_at, start, targets, settings.intermediate)
+        self._loss = loss.total.detach()
+        self.log("train/loss", self._loss, prog_bar=True, sync_dist=True)
+        for offset, part in loss.parts.items():
+            self.log(f"train/match_{offset}", part, sync_dist=True)
+        self.log("train/start_distance", (start - targets[-1]).norm(), sync_dist=True)
+        self.log("train/start_epoch", float(window.start_epoch), sync_dist=True)
+        self.log("train/student_lr", self.learning_rate.detach())
+        return loss.total
+
+    def inner_batches(self, window_index: int) -> Callable[[int], tuple[Tensor, Tensor]]:
+        """The augmented batch of each inner step of the student that follows window ``window_index``.
+
+        Random permutations of the set in chunks of ``batch_syn``; where it does not divide the set, the small chunk leads, as
+        in the published code.
+        """
+        count, size = len(self.images), self.settings.batch_syn or len(self.images)
+        chunks_of_turn: dict[int, list[Tensor]] = {}
+
+        def batch(step: int) -> tuple[Tensor, Tensor]:
+            turn, position = divmod(step, math.ceil(count / size))
+            if turn not in chunks_of_turn:
+                generator = keyed_generator(self.seed, "inner order", window_index, turn)
+                chunks_of_turn.clear()
+                chunks_of_turn[turn] = list(reversed(torch.randperm(count, generator=generator).split(size)))
+            rows = chunks_of_turn[turn][position].to(self.images.device)
+            height, width = self.images.shape[-2:]
+            generator = keyed_generator(self.seed, "inner augmentation", window_index, step)
+            draw = self._augmentation.draw(len(rows), (height, width), generator)
+            return self._augmentation.apply(self.images[rows], draw), self.labels[rows]
+
+        return batch
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Refuse an update that would spoil the synthetic set.
+
+        Gradients are averaged over ranks by now, so that every rank comes to the same verdict.
+
+        Raises:
+            DistillationDiverged: the loss or a gradient is not finite.
+        """
+        assert self.images.grad is not None
+        norm = self.images.grad.norm()
+        self.log("train/image_gradient_norm", norm)
+        finite = norm.isfinite() & self._loss.isfinite()
+        if self.learning_rate.grad is not None:
+            finite = finite & self.learning_rate.grad.isfinite()
+        if not finite:
+            raise DistillationDiverged(
+                self.global_step,
+                f"the matching loss is {float(self._loss):g} and the norm of its image gradient {float(norm):g}",
+                f"lower distill.lr_img ({self.settings.lr_img:g}) or distill.lr_lr ({self.settings.lr_lr:g}), "
+                f"or begin with a lower distill.lr_teacher ({self.settings.lr_teacher:g})",
+            )
+
+    def on_train_batch_end(self, outputs: object, batch: Window, batch_index: int) -> None:
+        """Stop when the update has taken α to 0 or below, before anything is saved.
+
+        Raises:
+            DistillationDiverged: with the value of α.
+        """
+        learning_rate = float(self.learning_rate)
+        if not learning_rate > 0:
+            raise DistillationDiverged(
+                self.global_step - 1,
+                f"the student learning rate became {learning_rate:g}",
+                f"lower distill.lr_lr ({self.settings.lr_lr:g}), or keep it fixed with distill.learn_lr=false",
+            )
+
+    def training_set(self) -> TrainingSet:
+        """The synthetic set as it is now, detached."""
+        return TrainingSet(self.images.detach(), self.labels, float(self.learning_rate))
+
+    def on_validation_epoch_start(self) -> None:
+        self._scores = {}
+
+    def validation_step(self, indices: list[int], batch_index: int) -> None:
+        assert self._evaluator is not None
+        current = self.training_set()
+        accuracies = self._evaluator.run(indices, lambda index: current, self.device)
+        for position, index in enumerate(indices):
+            self._scores[index] = {split: values[position] for split, values in accuracies.items()}
+
+    def on_validation_epoch_end(self) -> None:
+        if self._evaluator is None:
+            return
+        for split, score in gather_scores(self, self._scores, list(self._evaluator.splits)).items():
+            self.log(f"{split}/accuracy", score.mean, prog_bar=True, rank_zero_only=True)
+            self.log(f"{split}/accuracy_std", score.std, rank_zero_only=True)
+        self.evaluated_at = self.global_step

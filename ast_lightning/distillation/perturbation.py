@@ -1,0 +1,31 @@
+"""Weight perturbation of the student's start (AST, arXiv 2310.10541)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ast_lightning.networks import ParameterLayout
+
+
+def perturb(theta: Tensor, layout: ParameterLayout, scale: float, generator: torch.Generator) -> Tensor:
+    """w ← w + η · d ⊙ w for each convolution weight w, with d ~ N(0, I) scaled to ‖d‖_F = 1.
+
+    Args:
+        theta: ``[P]``, any device; left as it is.
+        layout: names and shapes; the tensors with four dimensions are perturbed.
+        scale: η ≥ 0; 0 returns ``theta``.
+        generator: CPU generator of the directions.
+    """
+    if scale == 0:
+        return theta
+    perturbed = theta.clone()
+    offset = 0
+    for _, shape in layout:
+        size = torch.Size(shape).numel()
+        if len(shape) == 4:
+            direction = torch.randn(size, generator=generator)
+            direction = (direction / direction.norm()).to(theta)
+            perturbed[offset : offset + size] *= 1 + scale * direction
+        offset += size
+    return perturbed

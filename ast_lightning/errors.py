@@ -1,0 +1,38 @@
+"""The errors a user can cause, each of which says what to do next.
+
+The scripts print these without a traceback and exit with status 2: the message alone has to be enough.
+"""
+
+from __future__ import annotations
+
+
+class ConfigurationError(ValueError):
+    """A setting that cannot work, found before any long work begins.
+
+    Args:
+        option: the option as it is written on the command line, e.g. ``distill.ipc``.
+        value: the value it has.
+        problem: what is wrong with it, as a sentence without a full stop.
+        remedy: what to do, as a sentence without a full stop.
+    """
+
+    def __init__(self, option: str, value: object, problem: str, remedy: str) -> None:
+        self.option = option
+        self.value = value
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{option}={value}: {problem}. Remedy: {remedy}.")
+
+
+class DistillationDiverged(RuntimeError):
+    """The loss or a gradient is no longer finite, or the student learning rate is no longer positive.
+
+    Args:
+        iteration: the outer iteration, counted from 0, whose update was refused.
+        problem: what was found, as a sentence without a full stop.
+        remedy: what to lower, as a sentence without a full stop.
+    """
+
+    def __init__(self, iteration: int, problem: str, remedy: str) -> None:
+        self.iteration = iteration
+        super().__init__(f"distillation stopped at iteration {iteration}: {problem}. Remedy: {remedy}.")

@@ -1,0 +1,86 @@
+"""The callback that turns a training run into a trajectory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from ast_lightning.experts.module import ExpertModule
+from ast_lightning.trajectories import TrajectoryStore
+
+
+class TrajectoryRecorder(Callback):
+    """Writes the parameters before the first and after every epoch, and logs how far each epoch moved them.
+
+    ``movement`` is ‖θ_{t+1} − θ_t‖₂, the smoothness that clipping loss and gradient penalty are for.
+
+    Args:
+        store: where to write; rank 0 writes. None records the movement only.
+    """
+
+    def __init__(self, store: TrajectoryStore | None) -> None:
+        self.store = store
+        self.movement: list[float] = []
+        self._history: list[dict[str, float]] = []
+        self._previous: Tensor | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        expert = _expert(pl_module)
+        self._previous = _flat(expert)
+        if self.store is not None and trainer.is_global_zero:
+            self.store.drop_snapshots_after(expert.expert_index, trainer.current_epoch)
+            if trainer.current_epoch == 0:
+                self._write(expert, 0)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        expert = _expert(pl_module)
+        current = _flat(expert)
+        assert self._previous is not None
+        movement = float((current - self._previous).norm())
+        self._previous = current
+        self.movement.append(movement)
+        expert.log("trajectory/movement", movement, rank_zero_only=True)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._history.append({**metrics, "trajectory/movement": movement})
+        if self.store is not None and trainer.is_global_zero:
+            self._write(expert, trainer.current_epoch + 1)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        expert = _expert(pl_module)
+        # movement and history belong to the whole trajectory, also where it was trained in several sittings
+        if self.store is not None and trainer.is_global_zero and len(self.movement) == self.store.epochs:
+            self.store.finish(
+                expert.expert_index,
+                {
+                    "expert_index": expert.expert_index,
+                    "seed": expert.seed,
+                    "metrics": self._history[-1],
+                    "history": self._history,
+                },
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"movement": list(self.movement), "history": [dict(row) for row in self._history]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.movement = list(state_dict["movement"])
+        self._history = list(state_dict["history"])
+
+    def _write(self, expert: ExpertModule, epoch: int) -> None:
+        assert self.store is not None
+        parameters = {name: parameter.detach() for name, parameter in expert.network.named_parameters()}
+        self.store.write_snapshot(expert.expert_index, epoch, parameters)
+
+
+def _flat(expert: ExpertModule) -> Tensor:
+    """A copy: on the CPU a detached parameter is the live one."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in expert.network.parameters()]).clone()
+
+
+def _expert(module: LightningModule) -> ExpertModule:
+    if not isinstance(module, ExpertModule):
+        raise TypeError(f"a TrajectoryRecorder records an ExpertModule, not a {type(module).__name__}")
+    return module

@@ -1,0 +1,80 @@
+"""What an expert is trained with; the fields are the keys of conf/expert/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ast_lightning.errors import ConfigurationError
+
+PENALTY_NORMS = ("pixel", "sample")
+
+
+@dataclass(frozen=True)
+class ExpertSettings:
+    """Optimisation, clipping loss and gradient penalty of an expert. The defaults are AST's published values.
+
+    Args:
+        epochs: E; the trajectory has E + 1 snapshots.
+        batch_size: images of one step, over all devices together.
+        lr: initial learning rate of SGD.
+        momentum: heavy-ball momentum in [0, 1).
+        weight_decay: L2 coefficient.
+        lr_decay: factor applied to the learning rate once, with the momentum reset; 1 keeps it constant.
+        lr_decay_epoch: last epoch index at the full rate; None is E // 2 + 1, as published.
+        clipping: whether the cross-entropy is scaled down during the first epochs.
+        clip_start: factor of epoch 0; it rises linearly to ``clip_end``.
+        clip_end: factor that epoch ``clip_epochs`` reaches; later epochs have factor 1.
+        clip_epochs: how many epochs are scaled.
+        gradient_penalty: λ; 0 turns the penalty off.
+        penalty_norm: ``pixel`` (norm over the channel axis, the published code) or ``sample`` (over C·H·W, WGAN-GP).
+        augment: whether batches are augmented with the data's Siamese families.
+    """
+
+    epochs: int = 50
+    batch_size: int = 256
+    lr: float = 0.003
+    momentum: float = 0.9
+    weight_decay: float = 1e-3
+    lr_decay: float = 0.6
+    lr_decay_epoch: int | None = None
+    clipping: bool = True
+    clip_start: float = 0.5
+    clip_end: float = 1.0
+    clip_epochs: int = 10
+    gradient_penalty: float = 2.0
+    penalty_norm: str = "pixel"
+    augment: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise _refused(name, getattr(self, name), "it must be at least 1", "give a positive whole number")
+        for name in ("lr", "lr_decay"):
+            if not getattr(self, name) > 0:
+                raise _refused(name, getattr(self, name), "it must be positive", "give a number above 0")
+        for name in ("weight_decay", "clip_start", "clip_epochs", "gradient_penalty"):
+            if not getattr(self, name) >= 0:
+                raise _refused(name, getattr(self, name), "it must not be negative", "give 0 to turn it off")
+        if not 0 <= self.momentum < 1:
+            raise _refused("momentum", self.momentum, "it must lie in [0, 1)", "give 0 for plain gradient descent")
+        if self.penalty_norm not in PENALTY_NORMS:
+            raise _refused("penalty_norm", self.penalty_norm, "there is no such norm", f"take one of {PENALTY_NORMS}")
+
+    @property
+    def decay_after(self) -> int:
+        """The last epoch index that is trained at the full learning rate."""
+        return self.epochs // 2 + 1 if self.lr_decay_epoch is None else self.lr_decay_epoch
+
+    def clip_factor(self, epoch: int) -> float:
+        """Scale of the cross-entropy in ``epoch``.
+
+        >>> [round(ExpertSettings().clip_factor(epoch), 2) for epoch in (0, 1, 9, 10, 40)]
+        [0.5, 0.55, 0.95, 1.0, 1.0]
+        """
+        if not self.clipping or epoch >= self.clip_epochs:
+            return 1.0
+        return self.clip_start + (self.clip_end - self.clip_start) * epoch / self.clip_epochs
+
+
+def _refused(name: str, value: object, problem: str, remedy: str) -> ConfigurationError:
+    return ConfigurationError(f"expert.{name}", value, problem, remedy)

@@ -1,0 +1,85 @@
+"""Writing files so that a kill at any instant leaves the old content or the new, never a piece of either."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` beside ``path`` and rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain containers as indented JSON."""
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read what :func:`write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named tensors as one safetensors file."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, save(plain, metadata=dict(metadata) if metadata else None))
+
+
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Make the folder ``path`` in one instant: ``fill`` writes into a hidden folder beside it, which is then renamed.
+
+    ``path`` must not exist, or is replaced when it does (the old folder is moved aside first).
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        hidden.chmod(0o755)
+        fill(hidden)
+        if path.exists():
+            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+            os.replace(path, aside)
+            os.replace(hidden, path)
+            shutil.rmtree(aside)
+        else:
+            os.replace(hidden, path)
+    except BaseException:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise
+
+
+def point_to(link: Path, target: Path) -> None:
+    """Make ``link`` a relative symbolic link to ``target``, replacing the one that is there in one instant."""
+    hidden = link.with_name(f".{link.name}.partial")
+    hidden.unlink(missing_ok=True)
+    hidden.symlink_to(os.path.relpath(target, link.parent))
+    os.replace(hidden, link)
+
+
+def format_bytes(count: float) -> str:
+    """A size with a binary unit, e.g. ``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

@@ -1,0 +1,21 @@
+"""Student and expert architectures, and the functional view of any of them."""
+
+from ast_lightning.networks.convnet import ConvNet
+from ast_lightning.networks.functional import (
+    FunctionalNetwork,
+    NetworkFactory,
+    ParameterLayout,
+    build_network,
+    describe_network,
+    parameter_layout,
+)
+
+__all__ = [
+    "ConvNet",
+    "FunctionalNetwork",
+    "NetworkFactory",
+    "ParameterLayout",
+    "build_network",
+    "describe_network",
+    "parameter_layout",
+]

@@ -1,0 +1,104 @@
+"""A network as a pure function of one flat parameter vector.
+
+Trajectory matching compares, adds and differentiates whole parameter vectors. Everything after expert training therefore
+sees a network as ``logits = network(theta, images)`` with ``theta`` of shape ``[P]``; this file is the only place that
+knows how the vector is cut into the tensors of a module.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, replace_all_batch_norm_modules_
+
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.randomness import Key, keyed_global_state
+
+NetworkFactory = Callable[[], nn.Module]
+"""Builds a freshly initialised network; randomness comes from torch's global CPU generator."""
+
+ParameterLayout = list[tuple[str, tuple[int, ...]]]
+"""Names and shapes in the order of ``module.named_parameters()``."""
+
+
+def build_network(factory: NetworkFactory, *key: Key) -> nn.Module:
+    """A network whose initial parameters depend on ``key`` alone (drawn on the CPU).
+
+    Raises:
+        ConfigurationError: the factory does not take the arguments it is given, or builds no parameters.
+    """
+    with keyed_global_state(*key):
+        network = factory()
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ConfigurationError(
+            "network", type(network).__name__, "it has no trainable parameters", "give a network that can be trained"
+        )
+    return network
+
+
+def parameter_layout(network: nn.Module) -> ParameterLayout:
+    """Names and shapes of the parameters; a parameter used in two places is listed once."""
+    return [(name, tuple(parameter.shape)) for name, parameter in network.named_parameters()]
+
+
+def describe_network(factory: NetworkFactory) -> dict[str, Any]:
+    """What a stored trajectory records of its network: the class, its arguments, names and shapes of its parameters."""
+    arguments: dict[str, Any] = {}
+    target: Any = factory
+    while isinstance(target, functools.partial):
+        arguments = {**target.keywords, **arguments}
+        target = target.func
+    name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', type(target).__name__)}"
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in sorted(arguments.items())}
+    layout = parameter_layout(build_network(factory, 0, "describe"))
+    return {"target": name, "arguments": plain, "parameters": [[name, list(shape)] for name, shape in layout]}
+
+
+class FunctionalNetwork:
+    """A stateless view of the networks that ``factory`` builds.
+
+    Batch normalisation uses the statistics of the batch at hand: running statistics are state, which a pure function
+    cannot have. The module inside is a skeleton: its own parameter values are never used, and it is no ``nn.Module``
+    attribute of anything, so that no optimiser or DistributedDataParallel finds it.
+
+    Args:
+        factory: builds the network.
+    """
+
+    def __init__(self, factory: NetworkFactory) -> None:
+        self.factory = factory
+        skeleton = copy.deepcopy(build_network(factory, 0, "skeleton"))
+        self.layout = parameter_layout(skeleton)
+        self.sizes = [math.prod(shape) for _, shape in self.layout]
+        self.num_parameters = sum(self.sizes)
+        self._skeleton = replace_all_batch_norm_modules_(skeleton).train()
+
+    def to(self, device: torch.device | str) -> FunctionalNetwork:
+        """Move the skeleton's constant buffers; parameters come with every call."""
+        self._skeleton.to(device)
+        return self
+
+    def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
+        """Logits ``[N, classes]`` of ``images`` ``[N, C, H, W]`` under the parameters ``theta`` ``[P]``."""
+        logits: Tensor = functional_call(self._skeleton, self.unflatten(theta), (images,))
+        return logits
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """The named tensors that ``theta`` ``[P]`` is made of, as views."""
+        pieces = torch.split(theta, self.sizes)
+        return {name: piece.view(shape) for (name, shape), piece in zip(self.layout, pieces, strict=True)}
+
+    def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of :meth:`unflatten`: one vector ``[P]`` in the order of the layout."""
+        return torch.cat([tensors[name].reshape(-1) for name, _ in self.layout])
+
+    def initial_parameters(self, *key: Key) -> Tensor:
+        """A fresh initialisation ``[P]``, float32 on the CPU, that depends on ``key`` alone."""
+        network = build_network(self.factory, *key)
+        return self.flatten({name: parameter.detach() for name, parameter in network.named_parameters()})

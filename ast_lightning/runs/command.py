@@ -1,0 +1,107 @@
+"""From Hydra's configuration to a command, and from its outcome to an exit status. With sweeps.py, all that knows Hydra."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from hydra.utils import get_class, instantiate
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ast_lightning.distillation import DistillSettings
+from ast_lightning.errors import ConfigurationError, DistillationDiverged
+from ast_lightning.experts import ExpertSettings
+from ast_lightning.runs.run import Run, check_run, devices_of, settings_from
+from ast_lightning.synthetic import EvaluationSettings
+
+Metrics = dict[str, float]
+
+
+def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
+    """Run a command; end the process with status 2 and a plain message on an error that the user can mend.
+
+    In a multirun the error is raised instead, so that the other jobs of the sweep still run.
+    """
+    _quieten()
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        return task(build_run(config, in_sweep))
+    except (ConfigurationError, DistillationDiverged) as error:
+        if in_sweep:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from error
+
+
+def build_run(config: DictConfig, in_sweep: bool = False) -> Run:
+    """The objects that a configuration describes.
+
+    Raises:
+        ConfigurationError: a missing or impossible value.
+    """
+    try:
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = str(getattr(error, "full_key", "") or "configuration")
+        raise ConfigurationError(
+            key, "???", str(error).splitlines()[0].rstrip("."), f"give it on the command line: {key}=…"
+        ) from error
+    check_run(plain)
+    if in_sweep and devices_of(plain["trainer"]) > 1:
+        raise ConfigurationError(
+            "trainer.devices",
+            plain["trainer"].get("devices"),
+            "the jobs of a multirun cannot each start processes of their own",
+            "run the settings one after another without -m, or with trainer.devices=1",
+        )
+    choices = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
+    return Run(
+        config=plain,
+        data=_instantiate("data", config.data),
+        make_network=_network(plain["network"]),
+        expert=settings_from(ExpertSettings, "expert", plain["expert"]),
+        distill=settings_from(DistillSettings, "distill", plain["distill"]),
+        evaluation=settings_from(EvaluationSettings, "evaluation", plain["evaluation"]),
+        choices={group: str(choice) for group, choice in choices.items()},
+        in_sweep=in_sweep,
+    )
+
+
+def _network(section: dict[str, Any]) -> Callable[..., Any]:
+    arguments = {key: value for key, value in section.items() if key != "_target_"}
+    try:
+        return functools.partial(get_class(section["_target_"]), **arguments)
+    except Exception as error:
+        raise ConfigurationError(
+            "network._target_", section.get("_target_"), f"it cannot be imported ({error})", "give a class as package.module.Name"
+        ) from error
+
+
+def _instantiate(section: str, config: DictConfig) -> Any:
+    try:
+        return instantiate(config)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ConfigurationError):
+            raise cause from error
+        raise ConfigurationError(
+            f"{section}._target_", config.get("_target_"), str(cause or error), f"check the options of {section}"
+        ) from error
+
+
+def _quieten() -> None:
+    """Keep Lightning's start-up chatter from the terminal; warnings that ask for something stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    if rank_zero_only.rank != 0:
+        warnings.filterwarnings("ignore")

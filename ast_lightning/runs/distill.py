@@ -1,0 +1,261 @@
+"""The command that distils trajectories into synthetic images."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from ast_lightning.callbacks import ArtifactWriter, RunEstimate, RunProgress, SyntheticImageLogger, say
+from ast_lightning.data import ImageDataModule, LabelledImages, load_preprocessing
+from ast_lightning.distillation import (
+    DistillModule,
+    DistillSettings,
+    TrajectoryWindows,
+    check_ipc,
+    check_window,
+    initial_images,
+)
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.files import read_json, write_json
+from ast_lightning.networks import FunctionalNetwork, describe_network
+from ast_lightning.runs.run import Run, versions
+from ast_lightning.runs.trainer import build_trainer
+from ast_lightning.synthetic import DistilledDataset, NetworkEvaluator, load_distilled
+from ast_lightning.trajectories import TrajectoryStore
+
+
+def distill(run: Run) -> dict[str, float]:
+    """Distil, going on from this run's own checkpoint where there is one.
+
+    Returns:
+        What the last evaluation found: ``test_accuracy``, ``test_accuracy_std`` (and of ``validation`` where data hold it
+        out), in per cent, with ``student_lr``.
+    """
+    folder = run.distill_folder()
+    finished = folder / "result.json"
+    if not run.fast_dev_run and finished.exists():
+        result: dict[str, Any] = read_json(finished)
+        if result["iteration"] >= run.distill.max_steps:
+            say(f"finished already, {result['iteration']} iterations: {folder}")
+            _report(folder, result["metrics"])
+            return dict(result["metrics"])
+    check_window(run.distill.expert_epochs, run.distill.max_start_epoch, run.expert.epochs)
+    store = TrajectoryStore.open(run.experts_folder())
+    run.data.setup("fit")
+    check_store(store, run)
+    windows = build_windows(store, run)
+    images, labels, settings = starting_point(store, run)
+    settings.check_batch(len(images))
+    module = build_module(run, images, labels, windows, settings)
+    writers = _callbacks(run, store, folder)
+    trainer = build_trainer(
+        run.config["trainer"],
+        folder,
+        callbacks=[*writers, RunEstimate()],
+        hyperparameters=run.config,
+        progress=RunProgress("distilling"),
+        max_steps=settings.max_steps,
+        max_epochs=-1,
+        val_check_interval=settings.eval_every,
+        check_val_every_n_epoch=None,
+        enable_checkpointing=not run.fast_dev_run,
+    )
+    state = folder / "checkpoints" / "last.ckpt"
+    resume = state if state.exists() and not run.fast_dev_run else None
+    _announce(run, store, windows, len(images), folder, resume)
+    trainer.fit(module, ckpt_path=resume, weights_only=True)
+    if run.fast_dev_run:
+        say("fast_dev_run: nothing was written")
+        return {}
+    if module.evaluated_at != trainer.global_step:
+        trainer.validate(module, verbose=False)
+    metrics = {
+        name.replace("/", "_"): float(value) for name, value in trainer.callback_metrics.items() if "accuracy" in name
+    }
+    metrics["student_lr"] = float(module.learning_rate)
+    if trainer.is_global_zero:
+        write_json(finished, {"iteration": trainer.global_step, "metrics": metrics, "config": run.config})
+    _report(folder, metrics)
+    return metrics
+
+
+def check_store(store: TrajectoryStore, run: Run) -> None:
+    """Refuse trajectories of another network, of other data or of other preprocessing.
+
+    Preprocessing statistics may differ in their last digits between machines; they are compared with a tolerance.
+
+    Raises:
+        ConfigurationError: naming what differs.
+    """
+    store.require("network", describe_network(run.network()))
+    described = run.data.describe()
+    for ignored in ("preprocessing_fingerprint", "augmentation"):
+        described.pop(ignored, None)
+    stored = {key: value for key, value in store.metadata["data"].items() if key in described}
+    TrajectoryStore(store.folder, {**store.metadata, "data": stored}).require("data", described)
+    theirs = load_preprocessing(store.folder / "preprocessing.safetensors").tensors()
+    ours = run.data.preprocessing.tensors()
+    for name, tensor in ours.items():
+        if name not in theirs or not torch.allclose(tensor, theirs[name], rtol=1e-2, atol=1e-3):
+            raise ConfigurationError(
+                "data.preprocessing",
+                run.data.preprocessing.kind,
+                f"its {name} differs from that of the trajectories in {store.folder}",
+                "use the data and preprocessing options that the experts were trained with",
+            )
+
+
+def build_windows(store: TrajectoryStore, run: Run) -> TrajectoryWindows:
+    """The stream of windows over the experts of this run."""
+    complete = store.experts()
+    wanted = complete if run.config["experts_dir"] else [i for i in complete if i < run.config["num_experts"]]
+    return TrajectoryWindows(
+        store,
+        expert_epochs=run.distill.expert_epochs,
+        max_start_epoch=run.distill.max_start_epoch,
+        seed=run.seed,
+        experts=wanted,
+    )
+
+
+def starting_point(store: TrajectoryStore, run: Run) -> tuple[Tensor, Tensor, DistillSettings]:
+    """X and Y before distillation, and the settings with the initial α that belongs to them."""
+    settings = run.distill
+    if settings.warm_start:
+        earlier = load_distilled(settings.warm_start, "distill.warm_start")
+        _check_warm_start(earlier, run.data, settings)
+        return earlier.images, earlier.labels, replace(settings, lr_teacher=earlier.learning_rate)
+    if settings.init != "noise":
+        check_ipc(run.data.train.labels, run.data.class_names, settings.ipc)
+    images, labels = real_or_noise(store, run, settings.init, run.seed)
+    return images, labels, settings
+
+
+def real_or_noise(store: TrajectoryStore, run: Run, init: str, seed: int) -> tuple[Tensor, Tensor]:
+    """An initial set; the representative one is chosen by the first expert of the store."""
+    logits = None
+    if init == "representative":
+        network, theta = FunctionalNetwork(run.network()), store.read_snapshot(store.experts()[0], store.epochs)
+
+        def logits(images: Tensor) -> Tensor:
+            with torch.no_grad():
+                return network(theta, images)
+
+    settings = run.distill
+    return initial_images(
+        init,
+        run.data.train,
+        run.data.class_names,
+        settings.ipc,
+        seed=seed,
+        logits=logits,
+        clusters=settings.init_clusters,
+    )
+
+
+def build_module(
+    run: Run, images: Tensor, labels: Tensor, windows: TrajectoryWindows, settings: DistillSettings
+) -> DistillModule:
+    """The module, with an evaluator over the test split and, where there is one, the validation split."""
+    splits: dict[str, LabelledImages] = {"test": run.data.test}
+    if run.data.validation is not None:
+        splits["validation"] = run.data.validation
+    evaluator = NetworkEvaluator(
+        run.network(),
+        run.evaluation,
+        splits,
+        augmentation=run.data.augmentation,
+        seed=run.seed,
+        purpose="evaluation while distilling",
+    )
+    return DistillModule(
+        run.network(),
+        images,
+        labels,
+        windows,
+        settings,
+        augmentation=run.data.augmentation,
+        evaluator=evaluator,
+        seed=run.seed,
+    )
+
+
+def _check_warm_start(earlier: DistilledDataset, data: ImageDataModule, settings: DistillSettings) -> None:
+    shape = (data.num_classes * settings.ipc, data.channels, *data.image_size)
+    if tuple(earlier.images.shape) != shape or earlier.class_names != data.class_names:
+        raise ConfigurationError(
+            "distill.warm_start",
+            settings.warm_start,
+            f"its images {tuple(earlier.images.shape)} of {len(earlier.class_names)} classes are not the {shape} of this run",
+            "set distill.ipc and the data options to those of the earlier distillation",
+        )
+    if earlier.preprocessing.kind != data.preprocessing.kind:
+        raise ConfigurationError(
+            "distill.warm_start",
+            settings.warm_start,
+            f"its preprocessing is {earlier.preprocessing.kind}, and this run's is {data.preprocessing.kind}",
+            f"set data.preprocessing={earlier.preprocessing.kind}",
+        )
+
+
+def _callbacks(run: Run, store: TrajectoryStore, folder: Path) -> list[Callback]:
+    ancestry = {
+        "network": describe_network(run.network()),
+        "data": run.data.describe(),
+        "evaluation": asdict(run.evaluation),
+        "trajectories": {"folder": str(store.folder), "expert": store.metadata["expert"]},
+        "versions": versions(),
+        "config": run.config,
+    }
+
+    def make(module: DistillModule, found: dict[str, Any]) -> DistilledDataset:
+        current = module.training_set()
+        return DistilledDataset(
+            current.images.cpu().clone(),
+            current.labels.cpu().clone(),
+            current.learning_rate,
+            run.data.preprocessing,
+            run.data.class_names,
+            run.data.augmentation.name,
+            {**found, **ancestry},
+        )
+
+    callbacks: list[Callback] = [SyntheticImageLogger(make)]
+    if not run.fast_dev_run:
+        callbacks += [
+            ArtifactWriter(folder / "synthetic", make, select=run.data.validation is not None),
+            ModelCheckpoint(folder / "checkpoints", "last", enable_version_counter=False, save_top_k=1),
+        ]
+        if rank_zero_only.rank == 0:
+            write_json(folder / "config.json", run.config)
+    return callbacks
+
+
+def _announce(
+    run: Run, store: TrajectoryStore, windows: TrajectoryWindows, count: int, folder: Path, resume: Path | None
+) -> None:
+    settings = run.distill
+    say(
+        f"distilling {count} images from {len(windows.experts)} experts in {store.folder}: {settings.max_steps} iterations "
+        f"of {settings.syn_steps} inner steps; an evaluation of {settings.eval_networks or run.evaluation.networks} networks "
+        f"every {settings.eval_every}"
+    )
+    if resume:
+        say(f"going on from {resume}")
+    say(f"into {folder}")
+
+
+def _report(folder: Path, metrics: dict[str, float]) -> None:
+    for split in ("test", "validation"):
+        if f"{split}_accuracy" in metrics:
+            spread = metrics.get(f"{split}_accuracy_std", 0.0)
+            say(f"{split} accuracy of the last images: {metrics[f'{split}_accuracy']:.1f} ± {spread:.1f} %")
+    say(f"distilled dataset: {folder / 'synthetic' / 'last'}")
+    say(f"pictures:          {folder / 'synthetic' / 'last' / 'images.png'}")
+    say(f"TensorBoard:       tensorboard --logdir {folder}")

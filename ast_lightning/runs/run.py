@@ -1,0 +1,179 @@
+"""A composed configuration, checked, as the objects that the three commands work with."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import ast_lightning
+from ast_lightning.data import ImageDataModule
+from ast_lightning.distillation import DistillSettings
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.experts import ExpertSettings
+from ast_lightning.networks import NetworkFactory
+from ast_lightning.synthetic import EvaluationSettings
+
+Config = dict[str, Any]
+
+_BASELINES = ("random", "representative", "whole")
+_NOT_VALUES = ("root", "download", "eval_batch_size")  # where data lie and how they are read, not what they are
+_NOT_RESULT = ("max_steps", "eval_every", "eval_networks")  # a run with more of these is the same run, longer
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a command needs.
+
+    Attributes:
+        config: the whole configuration as plain containers, for the record.
+        data: not yet set up.
+        make_network: takes ``channels``, ``num_classes`` and ``image_size``.
+        choices: which file of each configuration group was chosen, e.g. ``{"expert": "ast"}``.
+        in_sweep: whether this is one job of a multirun.
+    """
+
+    config: Config
+    data: ImageDataModule
+    make_network: Callable[..., nn.Module]
+    expert: ExpertSettings
+    distill: DistillSettings
+    evaluation: EvaluationSettings
+    choices: Mapping[str, str]
+    in_sweep: bool = False
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed"])
+
+    @property
+    def fast_dev_run(self) -> bool:
+        return bool(self.config["trainer"].get("fast_dev_run"))
+
+    def network(self) -> NetworkFactory:
+        """The factory of networks for the data, which must have been set up."""
+        return functools.partial(self.make_network, **self.data.network_arguments)
+
+    def expert_identity(self) -> Config:
+        """What determines trajectories."""
+        config = self.config
+        source = {key: value for key, value in config["data"].items() if key not in _NOT_VALUES}
+        if config["data"].get("source") == "image_folder":
+            source["root"] = str(Path(config["data"]["root"]).resolve())
+        return {
+            "data": source,
+            "network": config["network"],
+            "expert": asdict(self.expert),
+            "seed": self.seed,
+            "precision": config["trainer"].get("precision"),
+        }
+
+    def distill_identity(self) -> Config:
+        """What determines the synthetic images, save for how many iterations they are trained."""
+        settings = {key: value for key, value in asdict(self.distill).items() if key not in _NOT_RESULT}
+        return {
+            **self.expert_identity(),
+            "distill": settings,
+            "num_experts": self.config["num_experts"],
+            "experts_dir": self.config["experts_dir"],
+            "windows_per_iteration": devices_of(self.config["trainer"]),
+        }
+
+    def experts_folder(self) -> Path:
+        """Where the trajectories are: ``experts_dir``, or a name that follows from what determines them."""
+        if self.config["experts_dir"]:
+            return Path(self.config["experts_dir"])
+        name = f"{self._label('data')}_{self._label('network')}_{self._label('expert')}_seed{self.seed}"
+        return Path(self.config["output_dir"]) / "experts" / f"{name}_{short_hash(self.expert_identity())}"
+
+    def distill_folder(self) -> Path:
+        """Where this distillation is."""
+        name = f"{self._label('data')}_{self._label('distill')}_ipc{self.distill.ipc}_seed{self.seed}"
+        return Path(self.config["output_dir"]) / "distilled" / f"{name}_{short_hash(self.distill_identity())}"
+
+    def synthetic_folder(self) -> Path:
+        """The distilled dataset: ``synthetic``, or the last one of this distillation."""
+        if self.config["synthetic"]:
+            return Path(self.config["synthetic"])
+        return self.distill_folder() / "synthetic" / "last"
+
+    def _label(self, group: str) -> str:
+        return re.sub(r"[^A-Za-z0-9.-]+", "-", self.choices.get(group, group))
+
+
+def short_hash(identity: Config) -> str:
+    """Eight hexadecimal digits that depend on the whole identity."""
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def versions() -> dict[str, str]:
+    """What the results were made with."""
+    return {"ast_lightning": ast_lightning.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def devices_of(trainer: Mapping[str, Any]) -> int:
+    """How many processes a Trainer of these options will have."""
+    devices = trainer.get("devices", 1)
+    if isinstance(devices, str) and devices.lstrip("-").isdigit():
+        devices = int(devices)
+    if isinstance(devices, list):
+        count = len(devices)
+    elif isinstance(devices, int) and devices > 0:
+        count = devices
+    else:  # "auto" or -1: all there are
+        count = torch.cuda.device_count() if trainer.get("accelerator") in ("auto", "gpu", "cuda") else 1
+    return max(count, 1) * int(trainer.get("num_nodes") or 1)
+
+
+def settings_from(kind: type[Any], section: str, values: Mapping[str, Any]) -> Any:
+    """A settings dataclass from a configuration section.
+
+    Raises:
+        ConfigurationError: a key that the dataclass does not have, or a value of another type.
+    """
+    known = {field.name: str(field.type) for field in fields(kind)}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigurationError(f"{section}.{name}", value, "no such option", f"take one of {', '.join(known)}")
+        if not _fits(value, known[name]):
+            raise ConfigurationError(
+                f"{section}.{name}", value, f"it must be of type {known[name]}", "give a value of that type"
+            )
+    return kind(**values)
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    accepted = {
+        "int": lambda: isinstance(value, int) and not isinstance(value, bool),
+        "float": lambda: isinstance(value, int | float) and not isinstance(value, bool),
+        "bool": lambda: isinstance(value, bool),
+        "str": lambda: isinstance(value, str),
+        "None": lambda: value is None,
+    }
+    return any(accepted[part.strip()]() for part in annotation.split("|"))
+
+
+def check_run(config: Config) -> None:
+    """Refuse values of the top level that cannot work.
+
+    Raises:
+        ConfigurationError: naming the option.
+    """
+    if config["num_experts"] < 1:
+        raise ConfigurationError("num_experts", config["num_experts"], "it must be at least 1", "train one or more")
+    index = config["expert_index"]
+    if index is not None and index < 0:
+        raise ConfigurationError("expert_index", index, "experts are counted from 0", "give 0 or more, or null for all")
+    for name in config["baselines"]:
+        if name not in _BASELINES:
+            raise ConfigurationError("baselines", name, "there is no such baseline", f"take of {', '.join(_BASELINES)}")

@@ -1,0 +1,84 @@
+"""Lightning Trainers from the ``trainer`` section, which is passed on as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from ast_lightning.callbacks import RunProgress
+from ast_lightning.errors import ConfigurationError
+
+LOGGERS = ("tensorboard", "csv", "none", "false")
+
+
+def build_logger(choice: Any, folder: Path, hyperparameters: Mapping[str, Any]) -> Logger | bool:
+    """The logger that ``trainer.logger`` asks for, writing into ``folder``.
+
+    Raises:
+        ConfigurationError: there is no such logger.
+    """
+    name = str(choice).lower()
+    if name not in LOGGERS:
+        raise ConfigurationError("trainer.logger", choice, "there is no such logger", f"take one of {', '.join(LOGGERS)}")
+    if name in ("none", "false"):
+        return False
+    logger: Logger
+    if name == "csv":
+        logger = CSVLogger(folder.parent, name=folder.name, version="csv")
+    else:
+        logger = TensorBoardLogger(folder.parent, name=folder.name, version="tensorboard", default_hp_metric=False)
+    logger.log_hyperparams(dict(hyperparameters))
+    return logger
+
+
+def build_trainer(
+    options: Mapping[str, Any],
+    folder: Path,
+    *,
+    callbacks: Sequence[Callback],
+    hyperparameters: Mapping[str, Any],
+    progress: RunProgress | None = None,
+    log: bool = True,
+    **fixed: Any,
+) -> Trainer:
+    """A Trainer whose files are in ``folder``.
+
+    Args:
+        options: the ``trainer`` section; everything but ``logger`` is an argument of Lightning's Trainer.
+        folder: for logs.
+        callbacks: of this run; the progress bar is added where ``options`` enable it.
+        hyperparameters: plain containers for the logger.
+        progress: the bar.
+        log: whether this run logs at all.
+        fixed: arguments that the command itself determines.
+
+    Raises:
+        ConfigurationError: Lightning does not accept the options.
+    """
+    arguments = {key: value for key, value in options.items() if key != "logger"}
+    bar = [progress] if progress is not None and arguments.get("enable_progress_bar", True) else []
+    log = log and not arguments.get("fast_dev_run")
+    logger = build_logger(options.get("logger"), folder, hyperparameters) if log else False
+    try:
+        return Trainer(
+            **{
+                **arguments,
+                "logger": logger,
+                "callbacks": [*callbacks, *bar],
+                "default_root_dir": folder,
+                "num_sanity_val_steps": 0,
+                "inference_mode": False,  # networks are trained inside validation and test
+                "use_distributed_sampler": False,  # the loaders divide batches over ranks themselves
+                "enable_model_summary": False,
+                "enable_progress_bar": bool(bar),
+                **fixed,
+            }
+        )
+    except (TypeError, ValueError, RuntimeError) as error:  # Lightning names the argument in its message
+        raise ConfigurationError(
+            "trainer", dict(options), f"Lightning's Trainer refuses it ({error})", "correct the option it names"
+        ) from error

@@ -1,0 +1,179 @@
+"""A distilled dataset on disk: self-describing, and usable without anything else of this package.
+
+    <folder>/
+      dataset.json                what it is: classes, accuracy, protocol, configuration, ancestry
+      images.safetensors          images [N, C, H, W] float32, labels [N] int64, learning_rate []
+      preprocessing.safetensors   what must be done to real test images before a network sees them
+      images.png                  the images with the preprocessing inverted
+      images_raw.png              the images as networks see them, stretched to the range of the picture
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.functional import to_tensor
+
+from ast_lightning.data import Preprocessing, SiameseAugmentation, load_preprocessing, save_preprocessing
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.files import read_json, write_folder, write_json, write_tensors
+from ast_lightning.randomness import keyed_generator
+from ast_lightning.synthetic.pictures import save_picture
+
+FORMAT_VERSION = 1
+_FILES = ("dataset.json", "images.safetensors", "preprocessing.safetensors")
+
+
+@dataclass
+class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
+    """A few synthetic images for each class, and what is needed to train on them and to test honestly.
+
+    Attributes:
+        images: ``[N, C, H, W]`` float32, already preprocessed: train on them as they are.
+        labels: ``[N]`` int64.
+        learning_rate: the learned student learning rate, for SGD with momentum.
+        preprocessing: what :meth:`transform` applies to real images.
+        class_names: by label.
+        augmentation: names of the Siamese families that :meth:`augment` draws from, joined by underscores; None for none.
+        metadata: plain containers: ``accuracy``, ``iteration``, ``network``, ``data``, ``evaluation``, ``config``, ….
+    """
+
+    images: Tensor
+    labels: Tensor
+    learning_rate: float
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+    augmentation: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+    @property
+    def ipc(self) -> int:
+        """Images per class."""
+        return len(self.images) // len(self.class_names)
+
+    def transform(self, image: Any) -> Tensor:
+        """Real images as a network trained on this set must see them.
+
+        Args:
+            image: a PIL image; or a tensor or array-like of uint8 in 0 … 255 or float in [0, 1], ``[C, H, W]`` or
+                ``[N, C, H, W]``, of the size of the synthetic images.
+
+        Returns:
+            float32, ``[C, H, W]`` or ``[N, C, H, W]``.
+
+        Raises:
+            ValueError: another number of channels or another size.
+        """
+        tensor = image if isinstance(image, Tensor) else to_tensor(image)
+        if tensor.dtype == torch.uint8:
+            tensor = tensor / 255
+        if tensor.shape[-3:] != self.images.shape[1:]:
+            raise ValueError(
+                f"these images are {tuple(tensor.shape[-3:])}; the distilled dataset is for {tuple(self.images.shape[1:])}"
+            )
+        batch = tensor.float() if tensor.ndim == 4 else tensor.float().unsqueeze(0)
+        result = self.preprocessing.apply(batch)
+        return result if tensor.ndim == 4 else result.squeeze(0)
+
+    def augment(self, images: Tensor, *key: int) -> Tensor:
+        """One draw of the Siamese augmentation that the evaluation trains with.
+
+        Args:
+            images: ``[N, C, H, W]``.
+            key: numbers that name the draw, e.g. (seed, step); the same key draws the same.
+        """
+        augmentation = SiameseAugmentation(self.augmentation)
+        height, width = images.shape[-2:]
+        draw = augmentation.draw(len(images), (height, width), keyed_generator("augment", *key))
+        return augmentation.apply(images, draw)
+
+    def pictures(self) -> Tensor:
+        """The images with the preprocessing inverted, ``[N, C, H, W]`` in [0, 1]."""
+        return self.preprocessing.invert(self.images).clamp(0, 1)
+
+
+def save_distilled(folder: Path | str, dataset: DistilledDataset) -> Path:
+    """Write the directory of a distilled dataset; it appears complete or not at all."""
+    folder = Path(folder)
+    learning_rate = torch.tensor(dataset.learning_rate, dtype=torch.float64)
+
+    def fill(hidden: Path) -> None:
+        tensors = {"images": dataset.images.float(), "labels": dataset.labels, "learning_rate": learning_rate}
+        write_tensors(hidden / "images.safetensors", tensors)
+        save_preprocessing(hidden / "preprocessing.safetensors", dataset.preprocessing)
+        save_picture(hidden / "images.png", dataset.pictures(), dataset.ipc)
+        save_picture(hidden / "images_raw.png", dataset.images, dataset.ipc, stretch=True)
+        write_json(
+            hidden / "dataset.json",
+            {
+                "format": FORMAT_VERSION,
+                "class_names": list(dataset.class_names),
+                "shape": list(dataset.images.shape),
+                "learning_rate": dataset.learning_rate,
+                "preprocessing": dataset.preprocessing.describe(),
+                "augmentation": dataset.augmentation,
+                **dataset.metadata,
+            },
+        )
+
+    write_folder(folder, fill)
+    return folder
+
+
+def load_distilled(folder: Path | str, option: str = "synthetic") -> DistilledDataset:
+    """Read the directory of a distilled dataset.
+
+    Args:
+        folder: the directory.
+        option: the option that named it, for error messages.
+
+    Raises:
+        ConfigurationError: it is missing, incomplete, damaged, or a newer version wrote it.
+    """
+    folder = Path(folder)
+    missing = [name for name in _FILES if not (folder / name).exists()]
+    if missing:
+        what = f"it lacks {', '.join(missing)}" if folder.exists() else "there is no such folder"
+        raise ConfigurationError(option, folder, what, "run distill.py first, or name another distilled dataset")
+    metadata = read_json(folder / "dataset.json")
+    if metadata.pop("format", None) != FORMAT_VERSION:
+        raise ConfigurationError(
+            option, folder, "this version cannot read its format", "install the version of ast_lightning that wrote it"
+        )
+    try:
+        tensors = load_file(folder / "images.safetensors")
+        images, labels, learning_rate = (tensors[name] for name in ("images", "labels", "learning_rate"))
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ConfigurationError(
+            option, folder, f"images.safetensors cannot be read ({error})", "take another copy, or distil again"
+        ) from error
+    if list(images.shape) != metadata.pop("shape") or len(labels) != len(images):
+        raise ConfigurationError(
+            option, folder, "its tensors do not fit its dataset.json", "take another copy, or distil again"
+        )
+    names: Sequence[str] = metadata.pop("class_names")
+    metadata.pop("learning_rate")
+    metadata.pop("preprocessing")
+    return DistilledDataset(
+        images,
+        labels,
+        float(learning_rate),
+        load_preprocessing(folder / "preprocessing.safetensors"),
+        tuple(names),
+        metadata.pop("augmentation"),
+        metadata,
+    )
