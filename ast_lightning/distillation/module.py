@@ -181,7 +181,7 @@ class DistillModule(LightningModule):
         Raises:
             DistillationDiverged: with the value of α.
         """
-        learning_rate = float(self.learning_rate)
+        learning_rate = float(self.learning_rate.detach())
         if not learning_rate > 0:
             raise DistillationDiverged(
                 self.global_step - 1,
@@ -191,7 +191,7 @@ class DistillModule(LightningModule):
 
     def training_set(self) -> TrainingSet:
         """The synthetic set as it is now, detached."""
-        return TrainingSet(self.images.detach(), self.labels, float(self.learning_rate))
+        return TrainingSet(self.images.detach(), self.labels, float(self.learning_rate.detach()))
 
     def on_validation_epoch_start(self) -> None:
         self._scores = {}

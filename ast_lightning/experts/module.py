@@ -93,7 +93,7 @@ class ExpertModule(LightningModule):
         )
         clip_factor = self.settings.clip_factor(self.current_epoch)
         loss = expert_objective(
-            self._apply,
+            self._logits,
             dict(self.network.named_parameters()),
             self.augmentation.apply(batch.images, draw.rows(batch.rows)),
             batch.images,
@@ -119,7 +119,7 @@ class ExpertModule(LightningModule):
         self.test_accuracy(self.network(images), labels)
         self.log("test/accuracy", self.test_accuracy, on_step=False, on_epoch=True)
 
-    def _apply(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def _logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
         logits: Any = functional_call(self.network, dict(parameters), (images,))
         return logits  # type: ignore[no-any-return]
 

@@ -78,7 +78,7 @@ def distill(run: Run) -> dict[str, float]:
     metrics = {
         name.replace("/", "_"): float(value) for name, value in trainer.callback_metrics.items() if "accuracy" in name
     }
-    metrics["student_lr"] = float(module.learning_rate)
+    metrics["student_lr"] = float(module.learning_rate.detach())
     if trainer.is_global_zero:
         write_json(finished, {"iteration": trainer.global_step, "metrics": metrics, "config": run.config})
     _report(folder, metrics)
@@ -222,7 +222,7 @@ def _callbacks(run: Run, store: TrajectoryStore, folder: Path) -> list[Callback]
             current.learning_rate,
             run.data.preprocessing,
             run.data.class_names,
-            run.data.augmentation.name,
+            "_".join(run.data.augmentation.families) or None,
             {**found, **ancestry},
         )
 

@@ -45,7 +45,8 @@ def evaluate(run: Run) -> dict[str, float]:
         ``<name>_accuracy`` and ``<name>_std`` in per cent for ``distilled`` and every baseline.
     """
     dataset = load_distilled(run.synthetic_folder())
-    run.data.setup("test", dataset.preprocessing)
+    run.data.use_preprocessing(dataset.preprocessing)
+    run.data.setup("test")
     check_dataset(dataset, run)
     scores = {name: _score(run, dataset, name) for name in [*run.config["baselines"], "distilled"]}
     ordered = {name: scores[name] for name in TITLES if name in scores}
