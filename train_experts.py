@@ -3,8 +3,6 @@
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from ast_lightning.runs import train_experts
-from ast_lightning.runs.command import execute
 from ast_lightning.runs.sweeps import sweep_name
 
 OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True)
@@ -12,6 +10,9 @@ OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True)
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> dict[str, float]:
+    from ast_lightning.runs.command import execute  # late: --help and --cfg answer without loading torch
+    from ast_lightning.runs.train_experts import train_experts
+
     return execute(train_experts, config)
 
 
