@@ -1,4 +1,4 @@
-"""Progress over a whole run: rate, remaining time, loss and accuracy; and one line of estimate once time is measured."""
+"""Progress over a whole run (rate, remaining time, loss, accuracy), and an estimate once time is measured."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from ast_lightning.files import format_bytes
 
 
-@rank_zero_only
+def is_rank_zero() -> bool:
+    """Whether this process writes and speaks for all ranks; right also before there is a Trainer."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0) == 0
+
+
 def say(text: str) -> None:
     """Print a line for the person at the terminal, once for all ranks."""
-    print(text, flush=True)
+    if is_rank_zero():
+        print(text, flush=True)
 
 
 def format_seconds(seconds: float) -> str:
@@ -74,7 +79,13 @@ class RunProgress(ProgressBar):
         if console.is_terminal:
             rate = TextColumn("{task.fields[rate]}")
             metrics = TextColumn("{task.fields[metrics]}")
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                rate,
+                TimeRemainingColumn(),
+            )
             self._progress = Progress(*columns, metrics, console=console)
             self._progress.start()
             self._task = self._progress.add_task(

@@ -41,8 +41,8 @@ class SyntheticImageLogger(Callback):
 class ArtifactWriter(Callback):
     """Writes the distilled dataset at every evaluation, as ``last`` and, where a validation split selects, ``best``.
 
-    ``<folder>/last`` and ``<folder>/best`` point to ``<folder>/step_<iteration>``; a step that nothing points to any more is
-    deleted.
+    ``<folder>/last`` and ``<folder>/best`` point to ``<folder>/step_<iteration>``; a step that nothing points to any
+    more is deleted.
 
     Args:
         folder: where the datasets are.

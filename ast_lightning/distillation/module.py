@@ -27,8 +27,8 @@ class DistillModule(LightningModule):
     """Distils trajectories into images: one optimiser step is one outer iteration over one window a rank.
 
     X (``images``) and α (``learning_rate``) are its only parameters. Train it with a Trainer of
-    ``max_steps=settings.max_steps``, ``inference_mode=False``, ``num_sanity_val_steps=0`` and, where an evaluator is given,
-    ``val_check_interval`` with ``check_val_every_n_epoch=None``.
+    ``max_steps=settings.max_steps``, ``inference_mode=False``, ``num_sanity_val_steps=0`` and, where an evaluator is
+    given, ``val_check_interval`` with ``check_val_every_n_epoch=None``.
 
     Args:
         network: builds the student; the architecture of the trajectories.
@@ -41,8 +41,8 @@ class DistillModule(LightningModule):
         seed: of every draw.
 
     Logged each iteration: ``train/loss``, ``train/match_<i>`` (the weighted term of expert epoch s + i),
-    ``train/start_distance`` ‖θ_0 − θ*_{s+M}‖, ``train/student_lr``, ``train/start_epoch``, ``train/image_gradient_norm``.
-    At each validation: ``<split>/accuracy`` and ``<split>/accuracy_std`` in per cent.
+    ``train/start_distance`` ‖θ_0 − θ*_{s+M}‖, ``train/student_lr``, ``train/start_epoch``,
+    ``train/image_gradient_norm``. At each validation: ``<split>/accuracy`` and ``<split>/accuracy_std`` in per cent.
 
     Raises:
         ConfigurationError: ``batch_syn`` is larger than the set.
@@ -133,8 +133,8 @@ class DistillModule(LightningModule):
     def inner_batches(self, window_index: int) -> Callable[[int], tuple[Tensor, Tensor]]:
         """The augmented batch of each inner step of the student that follows window ``window_index``.
 
-        Random permutations of the set in chunks of ``batch_syn``; where it does not divide the set, the small chunk leads, as
-        in the published code.
+        Random permutations of the set in chunks of ``batch_syn``; where it does not divide the set, the small chunk
+        leads, as in the published code.
         """
         count, size = len(self.images), self.settings.batch_syn or len(self.images)
         chunks_of_turn: dict[int, list[Tensor]] = {}

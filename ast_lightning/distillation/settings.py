@@ -16,7 +16,8 @@ class DistillSettings:
 
     Args:
         ipc: images per class.
-        init: ``representative`` (real images nearest to k-means centres of expert logits), ``real`` (random) or ``noise``.
+        init: ``representative`` (real images nearest to k-means centres of expert logits), ``real`` (random) or
+            ``noise``.
         init_clusters: k-means clusters a class of the representative initialisation; at most ``ipc`` are used.
         warm_start: folder of a distilled dataset to go on from; takes the place of ``init``.
         syn_steps: K, inner steps of the student.
@@ -61,7 +62,15 @@ class DistillSettings:
     eval_networks: int | None = None
 
     def __post_init__(self) -> None:
-        counts = ("ipc", "init_clusters", "syn_steps", "expert_epochs", "max_start_epoch", "max_steps", "eval_every")
+        counts = (
+            "ipc",
+            "init_clusters",
+            "syn_steps",
+            "expert_epochs",
+            "max_start_epoch",
+            "max_steps",
+            "eval_every",
+        )
         for name in (*counts, "batch_syn", "eval_networks"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -77,12 +86,15 @@ class DistillSettings:
                 raise _refused(name, getattr(self, name), "it must lie in [0, 1)", "give 0 for no momentum")
         for name, choices in (("init", INITIALIZATIONS), ("intermediate", INTERMEDIATE)):
             if getattr(self, name) not in choices:
-                raise _refused(name, getattr(self, name), "there is no such choice", f"take one of {', '.join(choices)}")
+                raise _refused(
+                    name, getattr(self, name), "there is no such choice", f"take one of {', '.join(choices)}"
+                )
         if self.intermediate != "none" and self.syn_steps < self.expert_epochs:
             raise _refused(
                 "syn_steps",
                 self.syn_steps,
-                f"intermediate matching needs at least one inner step for each of distill.expert_epochs={self.expert_epochs}",
+                f"intermediate matching needs at least one inner step for each of "
+                f"distill.expert_epochs={self.expert_epochs}",
                 "raise distill.syn_steps or set distill.intermediate=none",
             )
 

@@ -4,8 +4,8 @@ With the heavy-ball momentum μ and the gradient g_k = c · ∇_θ CE(net_θk(x_
 
     b_1 = g_0,   b_{k+1} = μ b_k + g_k,   θ_{k+1} = θ_k − α b_{k+1}
 
-Tensors in, tensors out: nothing here knows of files, trainers or configuration. The engine is plain autograd, which keeps the
-graph of all K steps; another engine only has to give the same results.
+Tensors in, tensors out: nothing here knows of files, trainers or configuration. The engine is plain autograd, which
+keeps the graph of all K steps; another engine only has to give the same results.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Apply = Callable[[Tensor, Tensor], Tensor]
 """(theta ``[P]``, images ``[B, C, H, W]``) → logits ``[B, classes]``."""
 
 StepBatch = Callable[[int], tuple[Tensor, Tensor]]
-"""Inner step k → the augmented images ``[B, C, H, W]`` and labels (``[B]`` int64 or ``[B, classes]`` float) it trains on."""
+"""Inner step k → what it trains on: augmented images ``[B, C, H, W]``, labels ``[B]`` or ``[B, classes]``."""
 
 
 def unroll(

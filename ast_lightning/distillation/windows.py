@@ -25,7 +25,7 @@ class Window(NamedTuple):
         targets: θ*_{s+1} … θ*_{s+M}, ``[M, P]`` float32.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants of a window
     expert: int
     start_epoch: int
     start: Tensor
@@ -72,7 +72,10 @@ class TrajectoryWindows(IterableDataset[Window]):
         self.stride = 1
         if not self.experts:
             raise ConfigurationError(
-                "experts_dir", store.folder, "it has no complete expert", "let train_experts.py finish at least one"
+                "experts_dir",
+                store.folder,
+                "it has no complete expert",
+                "let train_experts.py finish at least one",
             )
         check_window(expert_epochs, max_start_epoch, store.epochs)
 

@@ -22,8 +22,8 @@ from ast_lightning.randomness import keyed_generator
 class ExpertModule(LightningModule):
     """One expert. Train it with a Trainer of ``max_epochs=settings.epochs`` and a TrajectoryRecorder callback.
 
-    Its initial parameters, batch order and augmentation depend on (seed, expert_index) alone. On several devices the ranks
-    share each batch, and the average of their gradients is the gradient of the whole batch.
+    Its initial parameters, batch order and augmentation depend on (seed, expert_index) alone. On several devices the
+    ranks share each batch, and the average of their gradients is the gradient of the whole batch.
 
     Args:
         network: builds the network.
@@ -75,7 +75,10 @@ class ExpertModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         settings = self.settings
         optimizer = torch.optim.SGD(
-            self.network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+            self.network.parameters(),
+            settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
         )
         scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [settings.decay_after + 1], settings.lr_decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
@@ -104,7 +107,11 @@ class ExpertModule(LightningModule):
         )
         self.train_accuracy(loss.logits, batch.labels)
         size = len(batch.labels)
-        for name, value in (("loss", loss.total), ("cross_entropy", loss.cross_entropy), ("penalty", loss.penalty)):
+        for name, value in (
+            ("loss", loss.total),
+            ("cross_entropy", loss.cross_entropy),
+            ("penalty", loss.penalty),
+        ):
             self.log(f"train/{name}", value.detach(), on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
         self.log("train/clip_factor", clip_factor, on_step=False, on_epoch=True, batch_size=size)
@@ -121,7 +128,7 @@ class ExpertModule(LightningModule):
 
     def _logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
         logits: Any = functional_call(self.network, dict(parameters), (images,))
-        return logits  # type: ignore[no-any-return]
+        return logits
 
     def _data(self) -> ImageDataModule:
         data = self.trainer.datamodule  # type: ignore[attr-defined]

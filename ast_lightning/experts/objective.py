@@ -36,8 +36,8 @@ def gradient_penalty(apply: Apply, parameters: Mapping[str, Tensor], images: Ten
         apply: the network.
         parameters: its parameters by name.
         images: the un-augmented batch ``[N, C, H, W]``.
-        norm: ``pixel``: one norm for each pixel, over C, mean over N·H·W (the published AST code); ``sample``: one norm for
-            each image, over C·H·W, mean over N (WGAN-GP, Gulrajani et al. 2017).
+        norm: ``pixel``: one norm for each pixel, over C, mean over N·H·W (the published AST code); ``sample``: one
+            norm for each image, over C·H·W, mean over N (WGAN-GP, Gulrajani et al. 2017).
     """
     with torch.enable_grad():
         images = images.detach().requires_grad_()
@@ -59,7 +59,8 @@ def expert_objective(
 ) -> ExpertLoss:
     """Clipping loss plus gradient penalty (AST, arXiv 2310.10541, section 3).
 
-    loss = clip · CE(net(augmented), labels) + λ · mean (‖∂Σnet(raw)/∂raw‖ − 1)². The penalty is not scaled by the clip factor.
+    loss = clip · CE(net(augmented), labels) + λ · mean (‖∂Σnet(raw)/∂raw‖ − 1)². The penalty is not scaled by the
+    clip factor.
 
     Args:
         apply: the network.

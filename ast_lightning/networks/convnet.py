@@ -99,7 +99,7 @@ class ConvNet(nn.Module):
         self.classifier = nn.Linear(width * height * breadth, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.features(images).flatten(1))  # type: ignore[no-any-return]
+        return self.classifier(self.features(images).flatten(1))
 
 
 def _choice(option: str, value: str, choices: dict[str, Callable[..., nn.Module]]) -> None:

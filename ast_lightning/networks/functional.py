@@ -1,8 +1,8 @@
 """A network as a pure function of one flat parameter vector.
 
-Trajectory matching compares, adds and differentiates whole parameter vectors. Everything after expert training therefore
-sees a network as ``logits = network(theta, images)`` with ``theta`` of shape ``[P]``; this file is the only place that
-knows how the vector is cut into the tensors of a module.
+Trajectory matching compares, adds and differentiates whole parameter vectors. Everything after expert training
+therefore sees a network as ``logits = network(theta, images)`` with ``theta`` of shape ``[P]``; this file is the
+only place that knows how the vector is cut into the tensors of a module.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ def build_network(factory: NetworkFactory, *key: Key) -> nn.Module:
         network = factory()
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigurationError(
-            "network", type(network).__name__, "it has no trainable parameters", "give a network that can be trained"
+            "network",
+            type(network).__name__,
+            "it has no trainable parameters",
+            "give a network that can be trained",
         )
     return network
 

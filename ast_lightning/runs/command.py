@@ -1,4 +1,4 @@
-"""From Hydra's configuration to a command, and from its outcome to an exit status. With sweeps.py, all that knows Hydra."""
+"""From Hydra's configuration to a command, and from its outcome to an exit status: the place that knows Hydra."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ast_lightning.callbacks import is_rank_zero
 from ast_lightning.distillation import DistillSettings
 from ast_lightning.errors import ConfigurationError, DistillationDiverged
 from ast_lightning.experts import ExpertSettings
@@ -83,7 +83,10 @@ def _network(section: dict[str, Any]) -> Callable[..., Any]:
         return functools.partial(get_class(section["_target_"]), **arguments)
     except Exception as error:
         raise ConfigurationError(
-            "network._target_", section.get("_target_"), f"it cannot be imported ({error})", "give a class as package.module.Name"
+            "network._target_",
+            section.get("_target_"),
+            f"it cannot be imported ({error})",
+            "give a class as package.module.Name",
         ) from error
 
 
@@ -95,7 +98,10 @@ def _instantiate(section: str, config: DictConfig) -> Any:
         if isinstance(cause, ConfigurationError):
             raise cause from error
         raise ConfigurationError(
-            f"{section}._target_", config.get("_target_"), str(cause or error), f"check the options of {section}"
+            f"{section}._target_",
+            config.get("_target_"),
+            str(cause or error),
+            f"check the options of {section}",
         ) from error
 
 
@@ -103,5 +109,6 @@ def _quieten() -> None:
     """Keep Lightning's start-up chatter from the terminal; warnings that ask for something stay."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
-    if rank_zero_only.rank != 0:
+    warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of a deprecated torch function
+    if not is_rank_zero():
         warnings.filterwarnings("ignore")

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from ast_lightning.callbacks import ArtifactWriter, RunEstimate, RunProgress, SyntheticImageLogger, say
+from ast_lightning.callbacks import ArtifactWriter, RunEstimate, RunProgress, SyntheticImageLogger, is_rank_zero, say
 from ast_lightning.data import ImageDataModule, LabelledImages, load_preprocessing
 from ast_lightning.distillation import (
     DistillModule,
@@ -34,8 +33,8 @@ def distill(run: Run) -> dict[str, float]:
     """Distil, going on from this run's own checkpoint where there is one.
 
     Returns:
-        What the last evaluation found: ``test_accuracy``, ``test_accuracy_std`` (and of ``validation`` where data hold it
-        out), in per cent, with ``student_lr``.
+        What the last evaluation found: ``test_accuracy``, ``test_accuracy_std`` (and of ``validation`` where data
+        hold it out), in per cent, with ``student_lr``.
     """
     folder = run.distill_folder()
     finished = folder / "result.json"
@@ -141,7 +140,10 @@ def real_or_noise(store: TrajectoryStore, run: Run, init: str, seed: int) -> tup
     """An initial set; the representative one is chosen by the first expert of the store."""
     logits = None
     if init == "representative":
-        network, theta = FunctionalNetwork(run.network()), store.read_snapshot(store.experts()[0], store.epochs)
+        network, theta = (
+            FunctionalNetwork(run.network()),
+            store.read_snapshot(store.experts()[0], store.epochs),
+        )
 
         def logits(images: Tensor) -> Tensor:
             with torch.no_grad():
@@ -192,7 +194,8 @@ def _check_warm_start(earlier: DistilledDataset, data: ImageDataModule, settings
         raise ConfigurationError(
             "distill.warm_start",
             settings.warm_start,
-            f"its images {tuple(earlier.images.shape)} of {len(earlier.class_names)} classes are not the {shape} of this run",
+            f"its images {tuple(earlier.images.shape)} of {len(earlier.class_names)} classes are not the "
+            f"{shape} of this run",
             "set distill.ipc and the data options to those of the earlier distillation",
         )
     if earlier.preprocessing.kind != data.preprocessing.kind:
@@ -232,19 +235,25 @@ def _callbacks(run: Run, store: TrajectoryStore, folder: Path) -> list[Callback]
             ArtifactWriter(folder / "synthetic", make, select=run.data.validation is not None),
             ModelCheckpoint(folder / "checkpoints", "last", enable_version_counter=False, save_top_k=1),
         ]
-        if rank_zero_only.rank == 0:
+        if is_rank_zero():
             write_json(folder / "config.json", run.config)
     return callbacks
 
 
 def _announce(
-    run: Run, store: TrajectoryStore, windows: TrajectoryWindows, count: int, folder: Path, resume: Path | None
+    run: Run,
+    store: TrajectoryStore,
+    windows: TrajectoryWindows,
+    count: int,
+    folder: Path,
+    resume: Path | None,
 ) -> None:
     settings = run.distill
+    networks = settings.eval_networks or run.evaluation.networks
     say(
-        f"distilling {count} images from {len(windows.experts)} experts in {store.folder}: {settings.max_steps} iterations "
-        f"of {settings.syn_steps} inner steps; an evaluation of {settings.eval_networks or run.evaluation.networks} networks "
-        f"every {settings.eval_every}"
+        f"distilling {count} images from {len(windows.experts)} experts in {store.folder}: {settings.max_steps} "
+        f"iterations of {settings.syn_steps} inner steps; an evaluation of {networks} networks every "
+        f"{settings.eval_every}"
     )
     if resume:
         say(f"going on from {resume}")

@@ -68,7 +68,11 @@ def evaluate(run: Run) -> dict[str, float]:
 def evaluation_folder(run: Run) -> Path:
     """Where the results are: a name that follows from the set, the networks and the protocol."""
     synthetic = run.synthetic_folder().absolute()
-    identity = {"synthetic": str(synthetic), "network": run.config["network"], "evaluation": asdict(run.evaluation)}
+    identity = {
+        "synthetic": str(synthetic),
+        "network": run.config["network"],
+        "evaluation": asdict(run.evaluation),
+    }
     identity |= {"seed": run.seed, "data": run.config["data"]}
     name = synthetic.parent.parent.name if synthetic.name in ("last", "best") else synthetic.name
     return Path(run.config["output_dir"]) / "evaluations" / f"{name}_{short_hash(identity)}"

@@ -26,7 +26,11 @@ from ast_lightning.synthetic import EvaluationSettings
 Config = dict[str, Any]
 
 _BASELINES = ("random", "representative", "whole")
-_NOT_VALUES = ("root", "download", "eval_batch_size")  # where data lie and how they are read, not what they are
+_NOT_VALUES = (
+    "root",
+    "download",
+    "eval_batch_size",
+)  # where data lie and how they are read, not what they are
 _NOT_RESULT = ("max_steps", "eval_every", "eval_networks")  # a run with more of these is the same run, longer
 
 
@@ -118,7 +122,11 @@ def short_hash(identity: Config) -> str:
 
 def versions() -> dict[str, str]:
     """What the results were made with."""
-    return {"ast_lightning": ast_lightning.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {
+        "ast_lightning": ast_lightning.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def devices_of(trainer: Mapping[str, Any]) -> int:

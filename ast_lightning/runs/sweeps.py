@@ -37,7 +37,12 @@ class SweepTable(Callback):
             failed = job_return.status.name != "COMPLETED"
             returned = {} if failed else dict(job_return.return_value or {})
             settings = dict(override.split("=", 1) for override in job_return.overrides)
-            row = {"job": config.hydra.job.num, "status": job_return.status.name.lower(), **settings, **returned}
+            row = {
+                "job": config.hydra.job.num,
+                "status": job_return.status.name.lower(),
+                **settings,
+                **returned,
+            }
             write_json(_jobs(config) / f"{int(config.hydra.job.num):04d}.json", row)
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:

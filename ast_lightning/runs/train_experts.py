@@ -6,9 +6,8 @@ import shutil
 from dataclasses import asdict
 
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_only
 
-from ast_lightning.callbacks import RunEstimate, RunProgress, say
+from ast_lightning.callbacks import RunEstimate, RunProgress, is_rank_zero, say
 from ast_lightning.data import save_preprocessing
 from ast_lightning.experts import ExpertModule, TrajectoryRecorder
 from ast_lightning.files import format_bytes
@@ -49,7 +48,7 @@ def open_store(run: Run) -> TrajectoryStore:
         "versions": versions(),
         "config": run.config,
     }
-    if rank_zero_only.rank == 0:
+    if is_rank_zero():
         store = TrajectoryStore.create(folder, metadata)
         if not (folder / "preprocessing.safetensors").exists():
             save_preprocessing(folder / "preprocessing.safetensors", run.data.preprocessing)
@@ -115,7 +114,8 @@ def _summarise(store: TrajectoryStore, indices: list[int]) -> dict[str, float]:
         "cross_entropy": sum(history[-1]["train/cross_entropy"] for history in histories) / len(histories),
     }
     say(
-        f"{len(histories)} experts: test accuracy {result['test_accuracy']:.1f} %, movement {result['movement']:.3f} an epoch"
+        f"{len(histories)} experts: test accuracy {result['test_accuracy']:.1f} %, movement "
+        f"{result['movement']:.3f} an epoch"
     )
     say(f"trajectories: {store.folder}")
     say(f"TensorBoard:  tensorboard --logdir {store.folder}")
@@ -127,5 +127,3 @@ def _size(shape: tuple[int, ...]) -> int:
     for side in shape:
         size *= side
     return size
-
-

@@ -23,7 +23,9 @@ def build_logger(choice: Any, folder: Path, hyperparameters: Mapping[str, Any]) 
     """
     name = str(choice).lower()
     if name not in LOGGERS:
-        raise ConfigurationError("trainer.logger", choice, "there is no such logger", f"take one of {', '.join(LOGGERS)}")
+        raise ConfigurationError(
+            "trainer.logger", choice, "there is no such logger", f"take one of {', '.join(LOGGERS)}"
+        )
     if name in ("none", "false"):
         return False
     logger: Logger
@@ -80,5 +82,8 @@ def build_trainer(
         )
     except (TypeError, ValueError, RuntimeError) as error:  # Lightning names the argument in its message
         raise ConfigurationError(
-            "trainer", dict(options), f"Lightning's Trainer refuses it ({error})", "correct the option it names"
+            "trainer",
+            dict(options),
+            f"Lightning's Trainer refuses it ({error})",
+            "correct the option it names",
         ) from error

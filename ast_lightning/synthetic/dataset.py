@@ -1,11 +1,11 @@
 """A distilled dataset on disk: self-describing, and usable without anything else of this package.
 
-    <folder>/
-      dataset.json                what it is: classes, accuracy, protocol, configuration, ancestry
-      images.safetensors          images [N, C, H, W] float32, labels [N] int64, learning_rate []
-      preprocessing.safetensors   what must be done to real test images before a network sees them
-      images.png                  the images with the preprocessing inverted
-      images_raw.png              the images as networks see them, stretched to the range of the picture
+<folder>/
+  dataset.json                what it is: classes, accuracy, protocol, configuration, ancestry
+  images.safetensors          images [N, C, H, W] float32, labels [N] int64, learning_rate []
+  preprocessing.safetensors   what must be done to real test images before a network sees them
+  images.png                  the images with the preprocessing inverted
+  images_raw.png              the images as networks see them, stretched to the range of the picture
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         learning_rate: the learned student learning rate, for SGD with momentum.
         preprocessing: what :meth:`transform` applies to real images.
         class_names: by label.
-        augmentation: names of the Siamese families that :meth:`augment` draws from, joined by underscores; None for none.
+        augmentation: names of the Siamese families that :meth:`augment` draws from, joined by underscores; None for
+            none.
         metadata: plain containers: ``accuracy``, ``iteration``, ``network``, ``data``, ``evaluation``, ``config``, ….
     """
 
@@ -83,7 +84,8 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
             tensor = tensor / 255
         if tensor.shape[-3:] != self.images.shape[1:]:
             raise ValueError(
-                f"these images are {tuple(tensor.shape[-3:])}; the distilled dataset is for {tuple(self.images.shape[1:])}"
+                f"these images are {tuple(tensor.shape[-3:])}; the distilled dataset is for "
+                f"{tuple(self.images.shape[1:])}"
             )
         batch = tensor.float() if tensor.ndim == 4 else tensor.float().unsqueeze(0)
         result = self.preprocessing.apply(batch)
@@ -152,14 +154,20 @@ def load_distilled(folder: Path | str, option: str = "synthetic") -> DistilledDa
     metadata = read_json(folder / "dataset.json")
     if metadata.pop("format", None) != FORMAT_VERSION:
         raise ConfigurationError(
-            option, folder, "this version cannot read its format", "install the version of ast_lightning that wrote it"
+            option,
+            folder,
+            "this version cannot read its format",
+            "install the version of ast_lightning that wrote it",
         )
     try:
         tensors = load_file(folder / "images.safetensors")
         images, labels, learning_rate = (tensors[name] for name in ("images", "labels", "learning_rate"))
     except (OSError, SafetensorError, KeyError) as error:
         raise ConfigurationError(
-            option, folder, f"images.safetensors cannot be read ({error})", "take another copy, or distil again"
+            option,
+            folder,
+            f"images.safetensors cannot be read ({error})",
+            "take another copy, or distil again",
         ) from error
     if list(images.shape) != metadata.pop("shape") or len(labels) != len(images):
         raise ConfigurationError(

@@ -1,12 +1,14 @@
 """The honest measure of a synthetic set: networks that have seen nothing else, tested on real images.
 
-Fresh networks are trained on the set alone; what is reported is the accuracy of the final network, never the best one seen
-on the way. Networks that keep no state beside their parameters can be trained several at once, as one computation over
-stacked parameters; what a network sees depends on (seed, purpose, its index) alone, so that grouping changes no draw.
+Fresh networks are trained on the set alone; what is reported is the accuracy of the final network, never the best
+one seen on the way. Networks that keep no state beside their parameters can be trained several at once, as one
+computation over stacked parameters; what a network sees depends on (seed, purpose, its index) alone, so that
+grouping changes no draw.
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,21 +131,22 @@ class NetworkEvaluator:
 
         def steps() -> Iterator[tuple[int, Callable[[], Tensor]]]:
             for parts in zip(*streams, strict=True):
-                images, labels = torch.stack([part[1] for part in parts]), torch.stack([part[2] for part in parts])
-                yield parts[0][0], lambda images=images, labels=labels: _summed_loss(network, theta, images, labels)
+                images, labels = (torch.stack([part[field] for part in parts]) for field in (1, 2))
+                yield parts[0][0], functools.partial(_summed_loss, network, theta, images, labels)
 
         self._fit([theta], steps(), [each.learning_rate for each in sets])
         trained = theta.detach()
         if len(indices) == 1:
             return lambda images: network(trained[0], images).unsqueeze(0)
-        return lambda images: vmap(network, in_dims=(0, None))(trained, images)
+        stacked = vmap(network, in_dims=(0, None))
+        return lambda images: stacked(trained, images)
 
     def _train_module(self, index: int, training_set: TrainingSet, device: torch.device) -> Callable[[Tensor], Tensor]:
         module: nn.Module = build_network(self._factory, *self.key, "network", index).to(device).train()
 
         def steps() -> Iterator[tuple[int, Callable[[], Tensor]]]:
             for epoch, images, labels in self._batches(index, training_set, device):
-                yield epoch, lambda images=images, labels=labels: F.cross_entropy(module(images), labels)
+                yield epoch, functools.partial(_module_loss, module, images, labels)
 
         self._fit(list(module.parameters()), steps(), [training_set.learning_rate])
         module.eval()
@@ -186,7 +189,7 @@ class NetworkEvaluator:
                     weight_decay=settings.weight_decay,
                 )
             optimizer.zero_grad()
-            loss().backward()  # type: ignore[no-untyped-call]
+            loss().backward()
             optimizer.step()
 
     @torch.no_grad()
@@ -205,3 +208,7 @@ def _summed_loss(network: FunctionalNetwork, theta: Tensor, images: Tensor, labe
     logits = vmap(network)(theta, images)
     each: Tensor = vmap(F.cross_entropy)(logits, labels)
     return each.sum()
+
+
+def _module_loss(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(module(images), labels)

@@ -8,8 +8,8 @@
         epoch_0001.safetensors    …
         expert.json               written last: the expert is complete
 
-A window of M + 1 snapshots is M + 1 small files, so that reading it costs the bytes of the window. Every file comes into
-being by a rename; a folder without ``expert.json`` is work in progress.
+A window of M + 1 snapshots is M + 1 small files, so that reading it costs the bytes of the window. Every file comes
+into being by a rename; a folder without ``expert.json`` is work in progress.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ class TrajectoryStore:
         folder = Path(folder)
         if not (folder / "store.json").exists():
             raise ConfigurationError(
-                OPTION, folder, "no trajectories are there", "run train_experts.py with the same settings first"
+                OPTION,
+                folder,
+                "no trajectories are there",
+                "run train_experts.py with the same settings first",
             )
         metadata = read_json(folder / "store.json")
         if metadata.get("format") != FORMAT_VERSION:
