@@ -95,8 +95,8 @@ class DistillModule(LightningModule):
     def val_dataloader(self) -> DataLoader[list[int]] | list[DataLoader[list[int]]]:
         if self._evaluator is None:
             return []
-        groups = self._evaluator.groups(self.settings.eval_networks)
-        return evaluation_loader(groups, self.global_rank, self.trainer.world_size)
+        ranks = self.trainer.world_size
+        return evaluation_loader(self._evaluator.groups(self.settings.eval_networks, ranks), self.global_rank, ranks)
 
     def on_fit_start(self) -> None:
         self._student.to(self.device)
@@ -210,3 +210,14 @@ class DistillModule(LightningModule):
             self.log(f"{split}/accuracy", score.mean, prog_bar=True, rank_zero_only=True)
             self.log(f"{split}/accuracy_std", score.std, rank_zero_only=True)
         self.evaluated_at = self.global_step
+        self._check_ranks()
+
+    def _check_ranks(self) -> None:
+        """Make sure that all ranks hold the same images: nothing after this would be meaningful otherwise."""
+        if self.trainer.world_size > 1:
+            mean = self.trainer.strategy.reduce(self.images.detach().clone(), reduce_op="mean")
+            assert isinstance(mean, Tensor)
+            difference = (mean - self.images.detach()).abs().max()
+            self.log("ranks/image_difference", difference, sync_dist=True, reduce_fx="max")
+            if not bool(torch.allclose(mean, self.images.detach(), rtol=1e-5, atol=1e-6)):
+                raise RuntimeError(f"the ranks hold different synthetic images (by up to {float(difference):g})")

@@ -67,6 +67,8 @@ def distill(run: Run) -> dict[str, float]:
     )
     state = folder / "checkpoints" / "last.ckpt"
     resume = state if state.exists() and not run.fast_dev_run else None
+    if is_rank_zero() and not run.fast_dev_run:
+        write_json(folder / "config.json", run.config)
     _announce(run, store, windows, len(images), folder, resume)
     trainer.fit(module, ckpt_path=resume, weights_only=True)
     if run.fast_dev_run:
@@ -235,8 +237,6 @@ def _callbacks(run: Run, store: TrajectoryStore, folder: Path) -> list[Callback]
             ArtifactWriter(folder / "synthetic", make, select=run.data.validation is not None),
             ModelCheckpoint(folder / "checkpoints", "last", enable_version_counter=False, save_top_k=1),
         ]
-        if is_rank_zero():
-            write_json(folder / "config.json", run.config)
     return callbacks
 
 

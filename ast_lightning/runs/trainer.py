@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ast_lightning.callbacks import RunProgress
 from ast_lightning.errors import ConfigurationError
@@ -15,7 +16,7 @@ from ast_lightning.errors import ConfigurationError
 LOGGERS = ("tensorboard", "csv", "none", "false")
 
 
-def build_logger(choice: Any, folder: Path, hyperparameters: Mapping[str, Any]) -> Logger | bool:
+def build_logger(choice: Any, folder: Path) -> Logger | bool:
     """The logger that ``trainer.logger`` asks for, writing into ``folder``.
 
     Raises:
@@ -28,13 +29,9 @@ def build_logger(choice: Any, folder: Path, hyperparameters: Mapping[str, Any]) 
         )
     if name in ("none", "false"):
         return False
-    logger: Logger
     if name == "csv":
-        logger = CSVLogger(folder.parent, name=folder.name, version="csv")
-    else:
-        logger = TensorBoardLogger(folder.parent, name=folder.name, version="tensorboard", default_hp_metric=False)
-    logger.log_hyperparams(dict(hyperparameters))
-    return logger
+        return CSVLogger(folder.parent, name=folder.name, version="csv")
+    return TensorBoardLogger(folder.parent, name=folder.name, version="tensorboard", default_hp_metric=False)
 
 
 def build_trainer(
@@ -64,9 +61,9 @@ def build_trainer(
     arguments = {key: value for key, value in options.items() if key != "logger"}
     bar = [progress] if progress is not None and arguments.get("enable_progress_bar", True) else []
     log = log and not arguments.get("fast_dev_run")
-    logger = build_logger(options.get("logger"), folder, hyperparameters) if log else False
+    logger = build_logger(options.get("logger"), folder) if log else False
     try:
-        return Trainer(
+        trainer = Trainer(
             **{
                 **arguments,
                 "logger": logger,
@@ -80,10 +77,10 @@ def build_trainer(
                 **fixed,
             }
         )
-    except (TypeError, ValueError, RuntimeError) as error:  # Lightning names the argument in its message
+    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigurationError(
-            "trainer",
-            dict(options),
-            f"Lightning's Trainer refuses it ({error})",
-            "correct the option it names",
+            "trainer", "…", f"Lightning's Trainer refuses it ({error})", "correct the option that this message names"
         ) from error
+    for each in trainer.loggers:
+        each.log_hyperparams(dict(hyperparameters))
+    return trainer

@@ -94,10 +94,10 @@ class NetworkEvaluator:
         self._augmentation = augmentation if settings.augment and augmentation else SiameseAugmentation(None)
         self._stateful = any(True for _ in build_network(network, 0, "skeleton").buffers())
 
-    def groups(self, networks: int | None = None) -> list[list[int]]:
-        """The indices of the networks, in the groups that are trained at once."""
+    def groups(self, networks: int | None = None, ranks: int = 1) -> list[list[int]]:
+        """The indices of the networks in groups that are trained at once, small enough for every rank to have one."""
         indices = list(range(networks or self.settings.networks))
-        size = 1 if self._stateful else self.settings.at_once
+        size = 1 if self._stateful else min(self.settings.at_once, -(-len(indices) // ranks))
         return [indices[start : start + size] for start in range(0, len(indices), size)]
 
     def run(
@@ -106,13 +106,15 @@ class NetworkEvaluator:
         """Train the networks ``indices`` and test each on every split.
 
         Args:
-            indices: a group from :meth:`groups`.
+            indices: a group from :meth:`groups`, or nothing.
             training_set: what the network of a given index is trained on; all sets of a group have one size.
             device: where to compute.
 
         Returns:
             Accuracies in per cent by split, in the order of ``indices``.
         """
+        if not indices:
+            return {name: [] for name in self.splits}
         sets = [training_set(index) for index in indices]
         with torch.inference_mode(False), torch.enable_grad():
             if self._stateful:

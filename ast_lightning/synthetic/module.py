@@ -23,8 +23,8 @@ class _Groups(Dataset[list[int]]):
 
 
 def evaluation_loader(groups: Sequence[list[int]], rank: int, world_size: int) -> DataLoader[list[int]]:
-    """The groups of evaluation networks that a rank trains: r, r + R, … of them."""
-    return DataLoader(_Groups(groups[rank::world_size]), batch_size=None)
+    """The groups of evaluation networks that a rank trains: r, r + R, … of them, or one empty group."""
+    return DataLoader(_Groups(groups[rank::world_size] or [[]]), batch_size=None)
 
 
 def gather_scores(
@@ -68,7 +68,8 @@ class EvaluationModule(LightningModule):
         self._accuracies: dict[int, dict[str, float]] = {}
 
     def test_dataloader(self) -> DataLoader[list[int]]:
-        return evaluation_loader(self._evaluator.groups(), self.global_rank, self.trainer.world_size)
+        ranks = self.trainer.world_size
+        return evaluation_loader(self._evaluator.groups(ranks=ranks), self.global_rank, ranks)
 
     def on_test_epoch_start(self) -> None:
         self._accuracies = {}

@@ -1,0 +1,39 @@
+"""Real images: sources, preprocessing, Siamese augmentation and the LightningDataModule that joins them."""
+
+from ast_lightning.data.augmentation import FAMILIES, AugmentationDraw, SiameseAugmentation
+from ast_lightning.data.datamodule import SOURCES, ImageDataModule
+from ast_lightning.data.folder import image_folder
+from ast_lightning.data.loading import TrainingBatch
+from ast_lightning.data.preprocessing import (
+    KINDS,
+    NoPreprocessing,
+    Preprocessing,
+    Standardization,
+    ZcaWhitening,
+    fit_preprocessing,
+    load_preprocessing,
+    save_preprocessing,
+)
+from ast_lightning.data.sources import LabelledImages, RawDataset, digits, torchvision_dataset
+
+__all__ = [
+    "FAMILIES",
+    "KINDS",
+    "SOURCES",
+    "AugmentationDraw",
+    "ImageDataModule",
+    "LabelledImages",
+    "NoPreprocessing",
+    "Preprocessing",
+    "RawDataset",
+    "SiameseAugmentation",
+    "Standardization",
+    "TrainingBatch",
+    "ZcaWhitening",
+    "digits",
+    "fit_preprocessing",
+    "image_folder",
+    "load_preprocessing",
+    "save_preprocessing",
+    "torchvision_dataset",
+]

@@ -1,0 +1,245 @@
+"""Differentiable Siamese augmentation (method section 4): one family a call, one set of parameters per image.
+
+Drawing the parameters is separate from applying them, as in kornia, so that an application can be replayed:
+the unroll goes forward and later walks back with the same draws, and each rank takes its rows of one global
+draw. Every family is an affine function of the pixels, differentiable as often as wanted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ast_lightning.errors import ConfigurationError
+
+FAMILIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
+
+BRIGHTNESS = 1.0  # width of the range, centred on no change
+SATURATION = 2.0  # factors from 0 to this
+CONTRAST = 0.5  # factors from this to this + 1
+CROP_RATIO = 0.125  # largest shift, as a share of the side
+CUTOUT_RATIO = 0.5  # side of the hole, as a share of the side
+SCALE_RATIO = 1.2  # factors from 1 / this to this
+ROTATION = 15.0  # largest angle in degrees, either way
+
+Values = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class AugmentationDraw:
+    """The parameters of one call, drawn on the CPU.
+
+    Args:
+        family: one of ``FAMILIES``, or None for the identity.
+        values: per-sample parameters of the family, each of shape [N].
+    """
+
+    family: str | None
+    values: Values
+
+    def rows(self, index: Tensor) -> AugmentationDraw:
+        """The draw of the samples ``index`` (CPU int64 [K]) of the batch."""
+        return AugmentationDraw(self.family, {name: value[index] for name, value in self.values.items()})
+
+
+class SiameseAugmentation:
+    """Draws and applies the families named.
+
+    Args:
+        families: underscore-separated (``"color_crop_cutout_flip_scale_rotate"``) or a sequence of names;
+            None, ``""`` and ``"none"`` mean the identity. Their order does not matter.
+
+    Raises:
+        ConfigurationError: an unknown or repeated family.
+
+    >>> augmentation = SiameseAugmentation("flip")
+    >>> draw = augmentation.draw(4, (2, 2), torch.Generator().manual_seed(0))
+    >>> augmentation.apply(torch.rand(4, 3, 2, 2), draw).shape
+    torch.Size([4, 3, 2, 2])
+    """
+
+    def __init__(self, families: str | Sequence[str] | None) -> None:
+        if isinstance(families, str):
+            names = [] if families in ("", "none") else families.split("_")
+        else:
+            names = list(families or ())
+        for name in names:
+            if name not in FAMILIES:
+                raise ConfigurationError(
+                    "data.augmentation",
+                    families,
+                    f"no augmentation family {name!r}",
+                    f"join some of {', '.join(FAMILIES)} with underscores, or use none",
+                )
+            if names.count(name) > 1:
+                raise ConfigurationError(
+                    "data.augmentation", families, f"{name} is named more than once", "name each family once"
+                )
+        self.families: tuple[str, ...] = tuple(name for name in FAMILIES if name in names)
+
+    def draw(self, count: int, image_size: tuple[int, int], generator: torch.Generator) -> AugmentationDraw:
+        """Pick one family uniformly and draw its parameters.
+
+        Args:
+            count: N, the number of images (of the global batch).
+            image_size: (H, W).
+            generator: a CPU generator; everything drawn comes from it.
+        """
+        if not self.families:
+            return AugmentationDraw(None, {})
+        family = self.families[int(torch.randint(len(self.families), (), generator=generator))]
+        return AugmentationDraw(family, _DRAW[family](count, image_size, generator))
+
+    def apply(self, images: Tensor, draw: AugmentationDraw) -> Tensor:
+        """Apply a draw.
+
+        Args:
+            images: float32 or float64 [N, C, H, W], in any value range, on any device.
+            draw: of N samples.
+
+        Returns:
+            A tensor like ``images``: an affine function of it, differentiable any number of times. An
+            identity draw returns ``images`` itself.
+        """
+        if draw.family is None:
+            return images
+        values = {name: _moved(value, images) for name, value in draw.values.items()}
+        return _APPLY[draw.family](images, values)
+
+
+def _moved(value: Tensor, images: Tensor) -> Tensor:
+    return value.to(images.device, images.dtype if value.is_floating_point() else value.dtype)
+
+
+def _per_image(value: Tensor) -> Tensor:
+    return value.view(-1, 1, 1, 1)
+
+
+def _draw_color(count: int, image_size: tuple[int, int], generator: torch.Generator) -> Values:
+    uniform = torch.rand(3, count, generator=generator)
+    return {
+        "brightness": (uniform[0] - 0.5) * BRIGHTNESS,
+        "saturation": uniform[1] * SATURATION,
+        "contrast": uniform[2] + CONTRAST,
+    }
+
+
+def _apply_color(images: Tensor, values: Values) -> Tensor:
+    images = images + _per_image(values["brightness"])
+    # lerp(mean, x, factor) = mean + factor · (x − mean)
+    images = torch.lerp(images.mean(1, keepdim=True), images, _per_image(values["saturation"]))
+    return torch.lerp(images.mean((1, 2, 3), keepdim=True), images, _per_image(values["contrast"]))
+
+
+def _largest_shift(side: int) -> int:
+    return int(side * CROP_RATIO + 0.5)
+
+
+def _draw_crop(count: int, image_size: tuple[int, int], generator: torch.Generator) -> Values:
+    vertical, horizontal = (_largest_shift(side) for side in image_size)
+    return {
+        "shift_y": torch.randint(-vertical, vertical + 1, (count,), generator=generator),
+        "shift_x": torch.randint(-horizontal, horizontal + 1, (count,), generator=generator),
+    }
+
+
+def _apply_crop(images: Tensor, values: Values) -> Tensor:
+    """out[y, x] = in[y + shift_y, x + shift_x], zero outside: one gather from the padded, flattened image."""
+    count, channels, height, width = images.shape
+    vertical, horizontal = _largest_shift(height), _largest_shift(width)
+    padded = F.pad(images, (horizontal, horizontal, vertical, vertical)).flatten(2)
+    rows = _places(height, images) + (values["shift_y"] + vertical)[:, None]
+    columns = _places(width, images) + (values["shift_x"] + horizontal)[:, None]
+    places = rows[:, :, None] * (width + 2 * horizontal) + columns[:, None, :]
+    return padded.gather(2, places.view(count, 1, -1).expand(-1, channels, -1)).view(images.shape)
+
+
+def _places(length: int, images: Tensor) -> Tensor:
+    return torch.arange(length, device=images.device)
+
+
+def _hole(side: int) -> int:
+    return int(side * CUTOUT_RATIO + 0.5)
+
+
+def _draw_cutout(count: int, image_size: tuple[int, int], generator: torch.Generator) -> Values:
+    # A hole of even size has its centre between pixels: one more place than there are pixels.
+    places = [side + 1 - _hole(side) % 2 for side in image_size]
+    return {
+        "centre_y": torch.randint(places[0], (count,), generator=generator),
+        "centre_x": torch.randint(places[1], (count,), generator=generator),
+    }
+
+
+def _apply_cutout(images: Tensor, values: Values) -> Tensor:
+    rows = _inside(values["centre_y"], images.shape[2], images)
+    columns = _inside(values["centre_x"], images.shape[3], images)
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+
+
+def _inside(centre: Tensor, side: int, images: Tensor) -> Tensor:
+    """Which of ``side`` pixels lie in the hole about ``centre``: bool [N, side]."""
+    size = _hole(side)
+    distance = _places(side, images) - (centre - size // 2)[:, None]
+    return (distance >= 0) & (distance < size)
+
+
+def _draw_flip(count: int, image_size: tuple[int, int], generator: torch.Generator) -> Values:
+    return {"flip": torch.rand(count, generator=generator) < 0.5}
+
+
+def _apply_flip(images: Tensor, values: Values) -> Tensor:
+    return torch.where(_per_image(values["flip"]), images.flip(3), images)
+
+
+def _draw_scale(count: int, image_size: tuple[int, int], generator: torch.Generator) -> Values:
+    low = 1 / SCALE_RATIO
+    uniform = torch.rand(2, count, generator=generator) * (SCALE_RATIO - low) + low
+    return {"scale_x": uniform[0], "scale_y": uniform[1]}
+
+
+def _apply_scale(images: Tensor, values: Values) -> Tensor:
+    """Sample at (scale_x · x, scale_y · y) about the centre: factors above 1 shrink the picture."""
+    zero = torch.zeros_like(values["scale_x"])
+    return _sample(images, (values["scale_x"], zero), (zero, values["scale_y"]))
+
+
+def _draw_rotate(count: int, image_size: tuple[int, int], generator: torch.Generator) -> Values:
+    return {"angle": (torch.rand(count, generator=generator) * 2 - 1) * math.radians(ROTATION)}
+
+
+def _apply_rotate(images: Tensor, values: Values) -> Tensor:
+    """Sample at the coordinates, −1 … 1 on each axis, turned by ``angle`` (radians)."""
+    cosine, sine = values["angle"].cos(), values["angle"].sin()
+    return _sample(images, (cosine, -sine), (sine, cosine))
+
+
+def _sample(images: Tensor, x_row: tuple[Tensor, Tensor], y_row: tuple[Tensor, Tensor]) -> Tensor:
+    """Sample bilinearly on the pixel grid as transformed by a 2×2 matrix per image, given by its rows."""
+    zero = torch.zeros_like(x_row[0])
+    matrix = torch.stack((*x_row, zero, *y_row, zero), dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=True)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+_DRAW: dict[str, Callable[[int, tuple[int, int], torch.Generator], Values]] = {
+    "color": _draw_color,
+    "crop": _draw_crop,
+    "cutout": _draw_cutout,
+    "flip": _draw_flip,
+    "scale": _draw_scale,
+    "rotate": _draw_rotate,
+}
+_APPLY: dict[str, Callable[[Tensor, Values], Tensor]] = {
+    "color": _apply_color,
+    "crop": _apply_crop,
+    "cutout": _apply_cutout,
+    "flip": _apply_flip,
+    "scale": _apply_scale,
+    "rotate": _apply_rotate,
+}

@@ -1,0 +1,309 @@
+"""The one LightningDataModule: a source, the choice of images, preprocessing, augmentation and batches.
+
+``setup()`` does everything once, and every attribute below calls it when needed, so that a script can ask for
+``network_arguments`` before there is a Trainer. Afterwards the splits are plain tensors that anything may
+index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ast_lightning.data import splits
+from ast_lightning.data.augmentation import SiameseAugmentation
+from ast_lightning.data.folder import image_folder
+from ast_lightning.data.loading import (
+    OrderedBatches,
+    ShuffledBatches,
+    TrainingBatch,
+    evaluation_loader,
+    training_loader,
+)
+from ast_lightning.data.preprocessing import Preprocessing, check_kind, fit_preprocessing, preprocess
+from ast_lightning.data.sources import BUILT_IN, LabelledImages, RawDataset
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.randomness import Key, keyed_generator
+
+SOURCES = (*BUILT_IN, "image_folder")
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """What ``setup()`` arrives at."""
+
+    name: str
+    class_names: tuple[str, ...]
+    train: LabelledImages
+    validation: LabelledImages | None
+    test: LabelledImages
+    preprocessing: Preprocessing
+    fingerprint: str
+
+
+class ImageDataModule(LightningDataModule):
+    """Real images, preprocessed and held as tensors, and loaders that batch them by index.
+
+    Args:
+        source: a function of no arguments that returns a :class:`RawDataset`, or the name of a built-in
+            dataset (``SOURCES``).
+        name: what to call the dataset in names of folders; the source's own name by default.
+        root: folder of the files, for built-in datasets that have files.
+        image_size: side in pixels to bring the images to; None keeps their size (``image_folder`` needs one).
+        preprocessing: ``"standardize"``, ``"zca"`` or ``"none"``, fitted on the training split.
+        mean, std: per-channel constants in [0, 1] for ``"standardize"``, instead of fitted ones.
+        zca_eps, zca_max_features: see :func:`fit_preprocessing`.
+        per_class: use this many random training images of each class; None uses all.
+        validation_fraction: share of each class, in [0, 1), held out of the training data before anything
+            else.
+        augmentation: families of :class:`SiameseAugmentation`.
+        batch_size: images in a global training batch, over all ranks.
+        eval_batch_size: images in an evaluation batch of one rank.
+        seed: of the subset, the held-out split and, unless ``shuffle_key`` is set, the order of training.
+        download: let torchvision download files that ``root`` does not hold.
+
+    Attributes:
+        shuffle_key: with the epoch, names the order of the training images; ``(seed,)`` unless set.
+
+    Raises:
+        ConfigurationError: at construction for a setting that can never work, in ``setup()`` for one that
+            does not suit the data.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[], RawDataset] | str = "digits",
+        *,
+        name: str | None = None,
+        root: str | None = None,
+        image_size: int | None = None,
+        preprocessing: str = "standardize",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        zca_eps: float = 0.1,
+        zca_max_features: int = 12288,
+        per_class: int | None = None,
+        validation_fraction: float = 0.0,
+        augmentation: str | None = None,
+        batch_size: int = 256,
+        eval_batch_size: int = 512,
+        seed: int = 0,
+        download: bool = False,
+    ) -> None:
+        super().__init__()
+        if isinstance(source, str) and source not in SOURCES:
+            raise ConfigurationError(
+                "data.source", source, "no built-in dataset has that name", f"use one of {', '.join(SOURCES)}"
+            )
+        check_kind(preprocessing)
+        if not 0 <= validation_fraction < 1:
+            raise ConfigurationError(
+                "data.validation_fraction",
+                validation_fraction,
+                "it has to lie in [0, 1)",
+                "use e.g. 0.1, or 0",
+            )
+        for option, value in (
+            ("image_size", image_size),
+            ("per_class", per_class),
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+        ):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"data.{option}", value, "it has to be at least 1", "raise it")
+        self.augmentation = SiameseAugmentation(augmentation)
+        self.shuffle_key: tuple[Key, ...] = (seed,)
+        self._source, self._given_name, self._root, self._download = source, name, root, download
+        self._image_size, self._per_class, self._validation_fraction = (
+            image_size,
+            per_class,
+            validation_fraction,
+        )
+        self._preprocessing_settings: dict[str, Any] = {
+            "kind": preprocessing,
+            "mean": None if mean is None else [float(value) for value in mean],
+            "std": None if std is None else [float(value) for value in std],
+            "zca_eps": zca_eps,
+            "zca_max_features": zca_max_features,
+        }
+        self._batch_size, self._eval_batch_size, self._seed = batch_size, eval_batch_size, seed
+        self._given_preprocessing: Preprocessing | None = None
+        self._ready: _Prepared | None = None
+
+    def use_preprocessing(self, preprocessing: Preprocessing) -> None:
+        """Apply these statistics instead of fitting some; call it before ``setup()``."""
+        if self._ready is not None:
+            raise RuntimeError("the images are preprocessed already: call use_preprocessing before setup")
+        self._given_preprocessing = preprocessing
+
+    def prepare_data(self) -> None:
+        """Set up in the one process that may download, before the others look at the files."""
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read, choose, fit and preprocess; a second call does nothing, whatever the stage."""
+        if self._ready is None:
+            self._ready = self._prepare()
+
+    def _prepare(self) -> _Prepared:
+        raw = self._read()
+        splits.check_raw(raw, self._source)
+        train, validation = splits.hold_out(
+            raw.train, self._validation_fraction, raw.class_names, keyed_generator(self._seed, "validation")
+        )
+        train = splits.subset_per_class(train, self._per_class, raw.class_names, keyed_generator(self._seed, "subset"))
+        train, test = splits.resize(train, self._image_size), splits.resize(raw.test, self._image_size)
+        fitted = self._given_preprocessing or fit_preprocessing(
+            images_uint8=train.images, **self._preprocessing_settings
+        )
+        if validation is not None:
+            validation = _preprocessed(splits.resize(validation, self._image_size), fitted)
+        return _Prepared(
+            name=self._given_name or raw.name,
+            class_names=raw.class_names,
+            train=_preprocessed(train, fitted),
+            validation=validation,
+            test=_preprocessed(test, fitted),
+            preprocessing=fitted,
+            fingerprint=splits.fingerprint(train, test),
+        )
+
+    def _read(self) -> RawDataset:
+        if callable(self._source):
+            return self._source()
+        if self._source == "image_folder":
+            return image_folder(self._root, self._image_size)
+        return BUILT_IN[self._source](self._root, self._download)
+
+    @property
+    def _prepared(self) -> _Prepared:
+        self.setup()
+        assert self._ready is not None
+        return self._ready
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # Lightning declares it as a plain attribute
+        """The name given, or the source's own."""
+        return self._prepared.name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, by label."""
+        return self._prepared.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self._prepared.class_names)
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return int(self._prepared.train.images.shape[1])
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of an image."""
+        height, width = self._prepared.train.images.shape[2:]
+        return int(height), int(width)
+
+    @property
+    def train(self) -> LabelledImages:
+        """The training split, preprocessed float32."""
+        return self._prepared.train
+
+    @property
+    def validation(self) -> LabelledImages | None:
+        """The split held out of the training data, preprocessed float32; None if there is none."""
+        return self._prepared.validation
+
+    @property
+    def test(self) -> LabelledImages:
+        """The test split, preprocessed float32."""
+        return self._prepared.test
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What was fitted on the training split."""
+        return self._prepared.preprocessing
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the sha256 of the uint8 training and test images and labels in use."""
+        return self._prepared.fingerprint
+
+    @property
+    def network_arguments(self) -> dict[str, Any]:
+        """What a network has to know about the data: ``channels``, ``num_classes``, ``image_size`` (H, W)."""
+        return {"channels": self.channels, "num_classes": self.num_classes, "image_size": self.image_size}
+
+    def describe(self) -> dict[str, Any]:
+        """Everything that identifies the data in use, as plain JSON values."""
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "class_names": list(self.class_names),
+            "channels": self.channels,
+            "image_size": list(self.image_size),
+            "counts": {
+                "train": len(self.train),
+                "validation": 0 if self.validation is None else len(self.validation),
+                "test": len(self.test),
+            },
+            "preprocessing": self.preprocessing.describe(),
+            "preprocessing_fingerprint": self.preprocessing.fingerprint(),
+            "augmentation": list(self.augmentation.families),
+        }
+
+    def pictures(self, images: Tensor) -> Tensor:
+        """Preprocessed images [N, C, H, W] as pictures to look at, clamped to [0, 1]."""
+        return self.preprocessing.invert(images).clamp(0, 1)
+
+    def train_dataloader(self) -> DataLoader[TrainingBatch]:
+        """This rank's :class:`TrainingBatch` es, in the order that ``shuffle_key`` and the epoch name."""
+        rank, world_size = self._rank_and_world_size()
+        sampler = ShuffledBatches(len(self.train), self._batch_size, self._order_key, rank, world_size)
+        return training_loader(self.train, sampler)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """The test split, as (images, labels), to watch while experts train. It must select nothing."""
+        return self.test_dataloader()
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+        """This rank's share of the test split, as (images, labels)."""
+        sampler = OrderedBatches(len(self.test), self._eval_batch_size, *self._rank_and_world_size())
+        return evaluation_loader(self.test, sampler)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leaves ``rows`` on the CPU, where the draws they index are."""
+        if not isinstance(batch, TrainingBatch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.labels))
+        return batch._replace(images=images, labels=labels)
+
+    def _order_key(self) -> tuple[Key, ...]:
+        return self.shuffle_key
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        trainer = self.trainer
+        if trainer is None:
+            return 0, 1
+        connector = getattr(trainer, "_accelerator_connector", None)
+        if trainer.world_size > 1 and getattr(connector, "use_distributed_sampler", False):
+            raise ConfigurationError(
+                "trainer.use_distributed_sampler",
+                True,
+                "batches are shared out among the devices already, and Lightning would do it again",
+                "set trainer.use_distributed_sampler=false",
+            )
+        return trainer.global_rank, trainer.world_size
+
+
+def _preprocessed(split: LabelledImages, fitted: Preprocessing) -> LabelledImages:
+    return LabelledImages(preprocess(fitted, split.images), split.labels)

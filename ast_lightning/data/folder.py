@@ -1,0 +1,159 @@
+"""Your own images: ``<folder>/train/<class>/…`` and ``<folder>/test/<class>/…``, files of any size.
+
+torchvision's ``ImageFolder`` finds the files and Pillow decodes them, in threads, because Pillow releases the
+interpreter lock while it decodes and resizes. Every image ends at the same square size as uint8, so that a
+dataset is one tensor.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.v2 import functional as transforms
+
+from ast_lightning.data.sources import LabelledImages, RawDataset
+from ast_lightning.errors import ConfigurationError
+
+
+def _crop(image: Image.Image, size: int) -> Image.Image:
+    return transforms.center_crop(transforms.resize(image, [size], antialias=True), [size, size])
+
+
+def _squash(image: Image.Image, size: int) -> Image.Image:
+    return transforms.resize(image, [size, size], antialias=True)
+
+
+RESIZES: dict[str, Callable[[Image.Image, int], Image.Image]] = {"crop": _crop, "squash": _squash}
+_MODES = {1: "L", 3: "RGB"}
+
+
+def image_folder(
+    folder: str | Path | None, image_size: int | None, resize: str = "crop", channels: int = 3
+) -> RawDataset:
+    """Images in class folders, brought to ``image_size`` × ``image_size``.
+
+    Args:
+        folder: holds ``train`` and ``test``, each with one folder per class (the same classes in both).
+        image_size: side of the square images, in pixels.
+        resize: ``"crop"`` resizes the short side, antialiased, and takes the centre; ``"squash"`` ignores the
+            aspect.
+        channels: 3 (RGB) or 1 (grey).
+
+    Raises:
+        ConfigurationError: a folder or class that is missing or empty, classes that differ between the
+            splits, or an image that cannot be decoded; the message names it.
+    """
+    folder = _checked_folder(folder, image_size, resize, channels)
+    assert image_size is not None
+    splits = {split: _open_split(folder, split) for split in ("train", "test")}
+    _refuse_other_classes(folder, splits["train"].classes, splits["test"].classes)
+    decode = partial(_decode, size=image_size, fit=RESIZES[resize], mode=_MODES[channels])
+    return RawDataset(
+        name=folder.resolve().name,
+        train=_decode_split(splits["train"], decode, image_size, channels),
+        test=_decode_split(splits["test"], decode, image_size, channels),
+        class_names=tuple(splits["train"].classes),
+    )
+
+
+def _checked_folder(folder: str | Path | None, image_size: int | None, resize: str, channels: int) -> Path:
+    if folder is None:
+        raise ConfigurationError("data.root", folder, "no folder of images is named", "set data.root=<folder>")
+    if image_size is None or image_size < 1:
+        raise ConfigurationError(
+            "data.image_size",
+            image_size,
+            "images in a folder need one size in pixels",
+            "set data.image_size=32",
+        )
+    if resize not in RESIZES:
+        raise ConfigurationError(
+            "data.source.resize", resize, "no such way of resizing", f"use one of {', '.join(RESIZES)}"
+        )
+    if channels not in _MODES:
+        raise ConfigurationError(
+            "data.source.channels", channels, "images have 1 channel (grey) or 3 (RGB)", "use 1 or 3"
+        )
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise ConfigurationError("data.root", folder, "there is no such folder", "name a folder with train/ and test/")
+    return path
+
+
+def _open_split(folder: Path, split: str) -> ImageFolder:
+    """The list of files of one split, every class with at least one."""
+    path = folder / split
+    if not path.is_dir():
+        raise ConfigurationError(
+            "data.root",
+            folder,
+            f"there is no folder {split}/ in it",
+            "lay the images out as train/<class>/… and test/<class>/… (rename val/ to test/ if need be)",
+        )
+    if not any(entry.is_dir() for entry in path.iterdir()):
+        raise ConfigurationError(
+            "data.root", folder, f"{split}/ holds no class folders", f"make one folder per class in {split}/"
+        )
+    dataset = ImageFolder(str(path), allow_empty=True)
+    counts = torch.bincount(torch.tensor(dataset.targets, dtype=torch.int64), minlength=len(dataset.classes))
+    empty = [name for name, count in zip(dataset.classes, counts.tolist(), strict=True) if count == 0]
+    if empty:
+        raise ConfigurationError(
+            "data.root",
+            folder,
+            f"no images in {', '.join(f'{split}/{name}' for name in empty)}",
+            f"put images there ({', '.join(IMG_EXTENSIONS)}) or remove the class",
+        )
+    return dataset
+
+
+def _refuse_other_classes(folder: Path, train: list[str], test: list[str]) -> None:
+    if train == test:
+        return
+    found = [
+        f"only in {split}/: {', '.join(sorted(names))}"
+        for split, names in (("train", set(train) - set(test)), ("test", set(test) - set(train)))
+        if names
+    ]
+    raise ConfigurationError(
+        "data.root",
+        folder,
+        f"train/ and test/ hold different classes ({'; '.join(found)})",
+        "make them the same",
+    )
+
+
+def _decode(path: str, size: int, fit: Callable[[Image.Image, int], Image.Image], mode: str) -> Tensor:
+    """One file as uint8 [C, size, size]."""
+    try:
+        with Image.open(path) as image:
+            if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip these to white without a word
+                raise ValueError(f"its pixels are of more than 8 bits (mode {image.mode}); convert it first")
+            return transforms.pil_to_tensor(fit(image.convert(mode), size))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ConfigurationError(
+            "data.root", path, f"this image cannot be read: {error}", "repair or remove the file"
+        ) from error
+
+
+def _decode_split(
+    dataset: ImageFolder, decode: Callable[[str], Tensor], image_size: int, channels: int
+) -> LabelledImages:
+    """All files of a split; the tensor is allocated once, so that memory peaks at the size of the result."""
+    images = torch.empty((len(dataset.samples), channels, image_size, image_size), dtype=torch.uint8)
+    executor = ThreadPoolExecutor(max_workers=os.cpu_count())
+    try:
+        for position, image in enumerate(executor.map(decode, (path for path, _ in dataset.samples))):
+            images[position] = image
+    finally:
+        executor.shutdown(cancel_futures=True)  # after a bad file, the rest need not be decoded
+    return LabelledImages(images, torch.tensor(dataset.targets, dtype=torch.int64))

@@ -1,0 +1,298 @@
+"""What stands between a picture and a network: ZCA whitening or standardisation, and the way back.
+
+Both are fitted once, on the training split, and travel with everything made from them: trajectories name the
+fingerprint, and a distilled dataset carries the tensors, so that a stranger can normalise test images the
+same way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from kornia.enhance import zca_mean
+from safetensors import safe_open
+from torch import Tensor
+
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.files import write_tensors
+
+KINDS = ("standardize", "zca", "none")
+_CHUNK_BYTES = 256 * 2**20  # pixels handled at once by a matrix product or a conversion from uint8
+_GIB = 2**30
+
+
+class Preprocessing(ABC):
+    """An invertible affine map of images, the same for every image.
+
+    Images are floating point [N, C, H, W] on any device; the statistics follow their device and dtype.
+    """
+
+    kind: str
+
+    def __init__(self) -> None:
+        self._moved: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
+
+    @abstractmethod
+    def apply(self, images: Tensor) -> Tensor:
+        """Pictures in [0, 1] to what networks see. Differentiable."""
+
+    @abstractmethod
+    def invert(self, images: Tensor) -> Tensor:
+        """Back to the space of pictures in [0, 1], without clamping. Differentiable."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The statistics, float32 on the CPU."""
+
+    def describe(self) -> dict[str, Any]:
+        """The kind and its settings, as plain JSON values."""
+        return {"kind": self.kind}
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change when the kind or any statistic does."""
+        digest = hashlib.sha256(self.kind.encode())
+        for name, tensor in sorted(self.tensors().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def _tensors_for(self, images: Tensor) -> dict[str, Tensor]:
+        """The statistics on the device and in the dtype of ``images``, moved there once."""
+        place = (images.device, images.dtype)
+        if place not in self._moved:
+            with torch.inference_mode(False):  # the copies outlive a validation loop and must serve autograd after it
+                self._moved[place] = {name: tensor.to(*place) for name, tensor in self.tensors().items()}
+        return self._moved[place]
+
+
+class NoPreprocessing(Preprocessing):
+    """Networks see the pictures in [0, 1] as they are."""
+
+    kind = "none"
+
+    def apply(self, images: Tensor) -> Tensor:
+        return images
+
+    def invert(self, images: Tensor) -> Tensor:
+        return images
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+
+class Standardization(Preprocessing):
+    """(x − mean) / std, per channel.
+
+    Args:
+        mean: float32 [C], in [0, 1].
+        std: float32 [C], positive.
+    """
+
+    kind = "standardize"
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.mean, self.std = _stored(mean), _stored(std)
+
+    def apply(self, images: Tensor) -> Tensor:
+        moved = self._tensors_for(images)
+        return (images - moved["mean"].view(-1, 1, 1)) / moved["std"].view(-1, 1, 1)
+
+    def invert(self, images: Tensor) -> Tensor:
+        moved = self._tensors_for(images)
+        return images * moved["std"].view(-1, 1, 1) + moved["mean"].view(-1, 1, 1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"mean": self.mean, "std": self.std}
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": self.kind, "mean": self.mean.tolist(), "std": self.std.tolist()}
+
+
+class ZcaWhitening(Preprocessing):
+    """(x − mean) W over flattened images, with W = U (S + eps)^(−1/2) Uᵀ (method section 6).
+
+    Args:
+        mean: float32 [D], D = C·H·W.
+        transform: W, float32 [D, D].
+        inverse: U (S + eps)^(1/2) Uᵀ, float32 [D, D].
+        eps: what was added to the covariance's eigenvalues.
+    """
+
+    kind = "zca"
+
+    def __init__(self, mean: Tensor, transform: Tensor, inverse: Tensor, eps: float) -> None:
+        super().__init__()
+        self.mean, self.transform, self.inverse = _stored(mean), _stored(transform), _stored(inverse)
+        self.eps = float(eps)
+
+    def apply(self, images: Tensor) -> Tensor:
+        moved = self._tensors_for(images)
+        return _in_chunks(images, lambda flat: (flat - moved["mean"]) @ moved["transform"])
+
+    def invert(self, images: Tensor) -> Tensor:
+        moved = self._tensors_for(images)
+        return _in_chunks(images, lambda flat: flat @ moved["inverse"] + moved["mean"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"mean": self.mean, "transform": self.transform, "inverse": self.inverse}
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": self.kind, "eps": self.eps, "features": len(self.mean)}
+
+
+def fit_preprocessing(
+    kind: str,
+    images_uint8: Tensor,
+    *,
+    zca_eps: float = 0.1,
+    zca_max_features: int = 12288,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Preprocessing:
+    """Fit on the training images.
+
+    Args:
+        kind: one of ``KINDS``.
+        images_uint8: uint8 [N, C, H, W].
+        zca_eps: added to the covariance's eigenvalues, in units of squared pixel values in [0, 1].
+        zca_max_features: ZCA is refused for images of more values than this, for its memory.
+        mean, std: published per-channel constants that ``"standardize"`` takes instead of fitting its own.
+
+    Raises:
+        ConfigurationError: unknown kind, ZCA that is too large, constants that do not fit the images.
+    """
+    if kind == "standardize":
+        return _standardization(images_uint8, mean, std)
+    if kind == "zca":
+        return _zca(images_uint8, zca_eps, zca_max_features)
+    check_kind(kind)
+    return NoPreprocessing()
+
+
+def check_kind(kind: str) -> None:
+    """Raise ``ConfigurationError`` unless ``kind`` is one of ``KINDS``."""
+    if kind not in KINDS:
+        raise ConfigurationError("data.preprocessing", kind, "no such preprocessing", f"use one of {', '.join(KINDS)}")
+
+
+def to_unit(images_uint8: Tensor) -> Tensor:
+    """uint8 images to float32 in [0, 1]."""
+    return images_uint8.to(torch.float32).div_(255)
+
+
+def preprocess(preprocessing: Preprocessing, images_uint8: Tensor) -> Tensor:
+    """uint8 [N, C, H, W] to preprocessed float32 of that shape, with no second float copy of all images."""
+    result = torch.empty(images_uint8.shape, dtype=torch.float32)
+    size = _chunk_length(images_uint8)
+    for part, out in zip(images_uint8.split(size), result.split(size), strict=True):
+        out.copy_(preprocessing.apply(to_unit(part)))
+    return result
+
+
+def save_preprocessing(path: str | Path, preprocessing: Preprocessing) -> None:
+    """Write the statistics to one .safetensors file, with :meth:`Preprocessing.describe` as metadata."""
+    write_tensors(Path(path), preprocessing.tensors(), {"preprocessing": json.dumps(preprocessing.describe())})
+
+
+def load_preprocessing(path: str | Path) -> Preprocessing:
+    """Read back what :func:`save_preprocessing` wrote.
+
+    Raises:
+        ValueError: the file is not such a file.
+    """
+    with safe_open(str(path), framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    description = json.loads(metadata.get("preprocessing", "{}"))
+    kind = description.get("kind")
+    if kind == "zca":
+        return ZcaWhitening(**tensors, eps=description["eps"])
+    if kind == "standardize":
+        return Standardization(**tensors)
+    if kind == "none":
+        return NoPreprocessing()
+    raise ValueError(f"{path} holds no preprocessing (kind {kind!r}; known: {', '.join(KINDS)})")
+
+
+def _standardization(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Standardization:
+    if mean is None and std is None:
+        return Standardization(*_channel_statistics(images))
+    if mean is None or std is None:
+        raise ConfigurationError(
+            "data.mean",
+            mean,
+            f"mean and std are given together or not at all (data.std={std})",
+            "give both or null",
+        )
+    for option, values in (("data.mean", mean), ("data.std", std)):
+        if len(values) != images.shape[1]:
+            raise ConfigurationError(
+                option,
+                list(values),
+                f"{len(values)} values for images of {images.shape[1]} channels",
+                "give one value per channel, or null to take them from the training images",
+            )
+    if min(std) <= 0:
+        raise ConfigurationError("data.std", list(std), "a standard deviation is positive", "correct it or use null")
+    return Standardization(torch.tensor(list(mean)), torch.tensor(list(std)))
+
+
+def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (over N) of each channel of uint8 images, as values in [0, 1].
+
+    They come from a histogram: exact, so that every machine and thread count finds the same bits.
+    """
+    counts = torch.stack([torch.bincount(channel.reshape(-1), minlength=256) for channel in images.unbind(1)])
+    weights = counts.to(torch.float64) / counts.sum(1, keepdim=True)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean = (weights * values).sum(1)
+    std = (weights * (values - mean[:, None]) ** 2).sum(1).sqrt()
+    # A channel without contrast has nothing to scale; far below one grey level's step, it is rounding.
+    return mean, torch.where(std < 1e-9, torch.ones_like(std), std)
+
+
+def _zca(images: Tensor, eps: float, max_features: int) -> ZcaWhitening:
+    count, features = len(images), images[0].numel()
+    if features > max_features:
+        stored = 2 * 4 * features**2  # transform and inverse in float32
+        needed = stored + 4 * 8 * features**2 + 2 * 4 * count * features  # decomposition in float64, images twice
+        raise ConfigurationError(
+            "data.preprocessing",
+            "zca",
+            f"images of {features} values, more than data.zca_max_features={max_features}: whitening takes "
+            f"about {needed / _GIB:.1f} GiB of memory and {stored / _GIB:.1f} GiB in every saved copy",
+            "use data.preprocessing=standardize or a smaller data.image_size, or raise data.zca_max_features",
+        )
+    if not eps > 0:
+        raise ConfigurationError("data.zca_eps", eps, "it has to be positive", "use 0.1, as published")
+    if count < 2:
+        raise ConfigurationError(
+            "data.preprocessing",
+            "zca",
+            f"a covariance needs two images, not {count}",
+            "use more training images",
+        )
+    transform, mean, inverse = zca_mean(to_unit(images), eps=float(eps), return_inverse=True)
+    assert inverse is not None
+    return ZcaWhitening(mean.reshape(-1), transform, inverse, eps)
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32).contiguous()
+
+
+def _chunk_length(images: Tensor) -> int:
+    return max(1, _CHUNK_BYTES // max(1, 4 * images[0:1].numel()))
+
+
+def _in_chunks(images: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """A function of flattened images, applied to as many at a time as ``_CHUNK_BYTES`` allow."""
+    parts = [function(part.flatten(1)) for part in images.split(_chunk_length(images))]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(images.shape)

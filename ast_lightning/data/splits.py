@@ -1,0 +1,122 @@
+"""Choosing the images to use: a held-out split, a subset per class, a size, and the outcome's fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from ast_lightning.data.sources import LabelledImages, RawDataset
+from ast_lightning.errors import ConfigurationError
+
+_RESIZE_CHUNK = 4096
+
+
+def check_raw(raw: RawDataset, source: object) -> None:
+    """Raise ``ConfigurationError`` if a source broke its promises, or a class has no training images."""
+    for split, images in (("training", raw.train), ("test", raw.test)):
+        problem = _problem(images, len(raw.class_names))
+        if problem:
+            raise ConfigurationError(
+                "data.source", source, f"its {split} images: {problem}", "correct the source, see RawDataset"
+            )
+    if raw.train.images.shape[1:] != raw.test.images.shape[1:]:
+        sizes = f"{list(raw.train.images.shape[1:])} and {list(raw.test.images.shape[1:])}"
+        raise ConfigurationError(
+            "data.source",
+            source,
+            f"training and test images differ in shape ({sizes})",
+            "give them one shape",
+        )
+    name, count = smallest_class(raw.train.labels, raw.class_names)
+    if count == 0:
+        raise ConfigurationError(
+            "data.source", source, f"class {name!r} has no training images", "add some or remove the class"
+        )
+
+
+def _problem(split: LabelledImages, num_classes: int) -> str | None:
+    images, labels = split.images, split.labels
+    if images.dtype != torch.uint8 or images.ndim != 4:
+        return f"expected uint8 [N, C, H, W], not {images.dtype} {list(images.shape)}"
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        return f"expected int64 labels [{len(images)}], not {labels.dtype} {list(labels.shape)}"
+    if len(images) == 0:
+        return "there are none"
+    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+        return f"labels from {int(labels.min())} to {int(labels.max())} for {num_classes} class names"
+    return None
+
+
+def smallest_class(labels: Tensor, class_names: tuple[str, ...]) -> tuple[str, int]:
+    """Name and size of the class with the fewest samples."""
+    counts = torch.bincount(labels, minlength=len(class_names))
+    smallest = int(counts.argmin())
+    return class_names[smallest], int(counts[smallest])
+
+
+def hold_out(
+    train: LabelledImages, fraction: float, class_names: tuple[str, ...], generator: torch.Generator
+) -> tuple[LabelledImages, LabelledImages | None]:
+    """Split off ``fraction`` of every class (rounded, at least one image), drawn at random; order is kept.
+
+    Returns:
+        What remains for training, and the held-out images (None for a fraction of 0).
+    """
+    if fraction == 0:
+        return train, None
+    chosen = torch.zeros(len(train), dtype=torch.bool)
+    for label, name in enumerate(class_names):
+        members = (train.labels == label).nonzero().squeeze(1)
+        held = max(1, round(fraction * len(members)))
+        if held >= len(members):
+            raise ConfigurationError(
+                "data.validation_fraction",
+                fraction,
+                f"it leaves no training images of class {name!r}, which has {len(members)}",
+                "lower it, or set it to 0",
+            )
+        chosen[members[torch.randperm(len(members), generator=generator)[:held]]] = True
+    return train.take((~chosen).nonzero().squeeze(1)), train.take(chosen.nonzero().squeeze(1))
+
+
+def subset_per_class(
+    train: LabelledImages, per_class: int | None, class_names: tuple[str, ...], generator: torch.Generator
+) -> LabelledImages:
+    """``per_class`` random images of every class, in order; a smaller subset lies within a larger."""
+    if per_class is None:
+        return train
+    name, count = smallest_class(train.labels, class_names)
+    if per_class > count:
+        raise ConfigurationError(
+            "data.per_class",
+            per_class,
+            f"class {name!r} has {count} training images",
+            f"use at most {count} or null",
+        )
+    chosen = []
+    for label in range(len(class_names)):
+        members = (train.labels == label).nonzero().squeeze(1)
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class]])
+    return train.take(torch.cat(chosen).sort().values)
+
+
+def resize(split: LabelledImages, image_size: int | None) -> LabelledImages:
+    """uint8 images at ``image_size`` × ``image_size``: bilinear, antialiased, the aspect not kept."""
+    if image_size is None or tuple(split.images.shape[2:]) == (image_size, image_size):
+        return split
+    size = [image_size, image_size]
+    parts = [transforms.resize(part, size, antialias=True) for part in split.images.split(_RESIZE_CHUNK)]
+    return LabelledImages(torch.cat(parts), split.labels)
+
+
+def fingerprint(*splits: LabelledImages) -> str:
+    """16 hexadecimal digits of the sha256 of the uint8 images and labels, in order."""
+    digest = hashlib.sha256()
+    for split in splits:
+        for tensor in (split.images, split.labels):
+            digest.update(str(tuple(tensor.shape)).encode())
+            digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()[:16]

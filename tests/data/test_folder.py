@@ -1,0 +1,129 @@
+"""Images in class folders: their sizes, and every way in which a folder can be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ast_lightning.data import ImageDataModule, image_folder
+from ast_lightning.errors import ConfigurationError
+
+CLASSES = {"cat": (200, 30, 30), "dog": (30, 200, 30)}
+
+
+def write_image(path: Path, width: int, height: int, colour: tuple[int, int, int] = (9, 9, 9)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height), colour).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split, count in (("train", 5), ("test", 2)):
+        for name, colour in CLASSES.items():
+            for index in range(count):
+                write_image(tmp_path / split / name / f"{index}.png", 20 + index, 30 - index, colour)
+    return tmp_path
+
+
+def test_images_of_any_size_become_one_tensor(folder: Path) -> None:
+    raw = image_folder(folder, 16)
+    assert raw.train.images.shape == (10, 3, 16, 16)
+    assert raw.train.images.dtype == torch.uint8
+    assert raw.train.labels.tolist() == [0] * 5 + [1] * 5
+    assert raw.class_names == ("cat", "dog")
+    assert raw.name == folder.name
+    for label, colour in enumerate(CLASSES.values()):
+        assert torch.equal(raw.test.images[raw.test.labels == label][0, :, 3, 3], torch.tensor(colour).byte())
+
+
+def test_crop_keeps_the_centre_and_squash_keeps_everything(folder: Path) -> None:
+    # Three vertical stripes of 20×20: cropping leaves the middle one, squashing all three.
+    stripes = np.repeat(np.array([0, 120, 240], dtype=np.uint8), 20)[None].repeat(20, 0)
+    Image.fromarray(stripes).convert("RGB").save(folder / "test" / "cat" / "0.png")
+    cropped = image_folder(folder, 10, "crop").test.images[0, 0]
+    assert cropped[:, 1:-1].unique().tolist() == [120]
+    squashed = image_folder(folder, 10, "squash").test.images[0, 0]
+    assert squashed[:, [0, 5, 9]].tolist() == [[0, 120, 240]] * 10
+
+
+def test_shrinking_is_antialiased(folder: Path) -> None:
+    checks = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(checks).convert("RGB").save(folder / "test" / "cat" / "0.png")
+    assert (image_folder(folder, 8).test.images[0].float() - 127.5).abs().max() < 12
+
+
+def test_grey_palette_and_transparent_files(folder: Path) -> None:
+    Image.new("L", (20, 20), 50).save(folder / "train" / "cat" / "grey.png")
+    Image.new("RGBA", (20, 20), (50, 50, 50, 255)).save(folder / "train" / "cat" / "rgba.png")
+    Image.new("RGB", (20, 20), (50, 50, 50)).convert("P").save(folder / "train" / "cat" / "palette.gif")
+    assert image_folder(folder, 8).train.images[5:7].unique().tolist() == [50]
+    grey = image_folder(folder, 8, channels=1)
+    assert grey.train.images.shape == (12, 1, 8, 8)
+
+
+def test_through_the_datamodule(folder: Path) -> None:
+    data = ImageDataModule("image_folder", root=str(folder), image_size=12, per_class=4)
+    assert data.network_arguments == {"channels": 3, "num_classes": 2, "image_size": (12, 12)}
+    assert len(data.train) == 8
+    with pytest.raises(ConfigurationError, match=r"data\.image_size=None: images in a folder need one size"):
+        ImageDataModule("image_folder", root=str(folder)).setup()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"resize": "stretch"}, r"data\.source\.resize=stretch: .*crop, squash"),
+        ({"channels": 4}, r"data\.source\.channels=4: .*1 or 3"),
+        ({"image_size": 0}, r"data\.image_size=0"),
+        ({"folder": None}, r"data\.root=None"),
+        ({"folder": "/nowhere/at/all"}, r"data\.root=/nowhere/at/all: there is no such folder"),
+    ],
+)
+def test_wrong_arguments(arguments: dict, message: str, folder: Path) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        image_folder(**{"folder": folder, "image_size": 8, **arguments})
+
+
+def test_missing_split(folder: Path) -> None:
+    (folder / "test").rename(folder / "val")
+    with pytest.raises(ConfigurationError, match=r"there is no folder test/ in it.*rename val/ to test/"):
+        image_folder(folder, 8)
+
+
+def test_split_without_classes(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "test").mkdir()
+    with pytest.raises(ConfigurationError, match="train/ holds no class folders"):
+        image_folder(tmp_path, 8)
+
+
+def test_class_without_images(folder: Path) -> None:
+    (folder / "train" / "emu").mkdir()
+    (folder / "train" / "emu" / "notes.txt").write_text("no image")
+    with pytest.raises(ConfigurationError, match=r"no images in train/emu.*\.jpg"):
+        image_folder(folder, 8)
+
+
+def test_other_classes_in_test(folder: Path) -> None:
+    (folder / "test" / "dog").rename(folder / "test" / "Dog")
+    with pytest.raises(ConfigurationError, match="only in train/: dog; only in test/: Dog"):
+        image_folder(folder, 8)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image at all", None])
+def test_unreadable_image_is_named(content: bytes | None, folder: Path) -> None:
+    path = folder / "train" / "dog" / "3.png"
+    path.write_bytes(path.read_bytes()[:60] if content is None else content)
+    with pytest.raises(ConfigurationError, match=r"train/dog/3\.png: this image cannot be read"):
+        image_folder(folder, 8)
+
+
+def test_sixteen_bit_images_are_not_clipped_in_silence(folder: Path) -> None:
+    deep = np.full((20, 20), 40_000, dtype=np.uint16)
+    Image.fromarray(deep).save(folder / "train" / "cat" / "deep.png")
+    with pytest.raises(ConfigurationError, match=r"deep\.png: .*more than 8 bits"):
+        image_folder(folder, 8)
