@@ -77,7 +77,9 @@ def script() -> Script:
     """Run a script of the small setting in a process of its own: ``script("distill", folder, "distill.ipc=2")``."""
 
     def call(name: str, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-        words = [sys.executable, f"{name}.py", *SMALL, f"output_dir={folder}", *overrides]
+        flags = [word for word in overrides if word.startswith("-")]
+        words = [sys.executable, f"{name}.py", *flags, *SMALL, f"output_dir={folder}"]
+        words += [word for word in overrides if word not in flags]
         return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
 
     return call
