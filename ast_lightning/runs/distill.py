@@ -75,6 +75,7 @@ def distill(run: Run) -> dict[str, float]:
         say("fast_dev_run: nothing was written")
         return {}
     if module.evaluated_at != trainer.global_step:
+        trainer.save_checkpoint(state)
         trainer.validate(module, verbose=False)
     metrics = {
         name.replace("/", "_"): float(value) for name, value in trainer.callback_metrics.items() if "accuracy" in name
@@ -212,7 +213,6 @@ def _check_warm_start(earlier: DistilledDataset, data: ImageDataModule, settings
 def _callbacks(run: Run, store: TrajectoryStore, folder: Path) -> list[Callback]:
     ancestry = {
         "network": describe_network(run.network()),
-        "data": run.data.describe(),
         "evaluation": asdict(run.evaluation),
         "trajectories": {"folder": str(store.folder), "expert": store.metadata["expert"]},
         "versions": versions(),
@@ -220,16 +220,7 @@ def _callbacks(run: Run, store: TrajectoryStore, folder: Path) -> list[Callback]
     }
 
     def make(module: DistillModule, found: dict[str, Any]) -> DistilledDataset:
-        current = module.training_set()
-        return DistilledDataset(
-            current.images.cpu().clone(),
-            current.labels.cpu().clone(),
-            current.learning_rate,
-            run.data.preprocessing,
-            run.data.class_names,
-            "_".join(run.data.augmentation.families) or None,
-            {**found, **ancestry},
-        )
+        return DistilledDataset.from_training(module.training_set(), run.data, {**found, **ancestry})
 
     callbacks: list[Callback] = [SyntheticImageLogger(make)]
     if not run.fast_dev_run:

@@ -44,17 +44,25 @@ class SweepTable(Callback):
                 **returned,
             }
             write_json(_jobs(config) / f"{int(config.hydra.job.num):04d}.json", row)
+            _write_table(config)  # Hydra skips the end of a multirun in which a job failed
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
-        rows = [read_json(path) for path in sorted(_jobs(config).glob("*.json"))]
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
-        table = Path(config.hydra.sweep.dir) / "results.csv"
-        write_bytes(table, text.getvalue().encode())
-        print(f"settings and results of {len(rows)} jobs: {table}")
+        count = _write_table(config)
+        print(f"settings and results of {count} jobs: {_table(config)}")
+
+
+def _write_table(config: Any) -> int:
+    rows = [read_json(path) for path in sorted(_jobs(config).glob("*.json"))]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(column for row in rows for column in row)), restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(_table(config), text.getvalue().encode())
+    return len(rows)
+
+
+def _table(config: Any) -> Path:
+    return Path(config.hydra.sweep.dir) / "results.csv"
 
 
 def _jobs(config: Any) -> Path:

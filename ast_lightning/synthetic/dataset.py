@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import to_tensor
 
-from ast_lightning.data import Preprocessing, SiameseAugmentation, load_preprocessing, save_preprocessing
+from ast_lightning.data import (
+    ImageDataModule,
+    Preprocessing,
+    SiameseAugmentation,
+    load_preprocessing,
+    save_preprocessing,
+)
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import read_json, write_folder, write_json, write_tensors
 from ast_lightning.randomness import keyed_generator
+from ast_lightning.synthetic.evaluation import TrainingSet
 from ast_lightning.synthetic.pictures import save_picture
 
 FORMAT_VERSION = 1
@@ -54,6 +61,21 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     class_names: tuple[str, ...]
     augmentation: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_training(
+        cls, training_set: TrainingSet, data: ImageDataModule, metadata: Mapping[str, Any] | None = None
+    ) -> DistilledDataset:
+        """The set as it is now (``DistillModule.training_set()``), with what travels along from the real data."""
+        return cls(
+            training_set.images.cpu().clone(),
+            training_set.labels.cpu().clone(),
+            training_set.learning_rate,
+            data.preprocessing,
+            data.class_names,
+            "_".join(data.augmentation.families) or None,
+            {"data": data.describe(), **(metadata or {})},
+        )
 
     def __len__(self) -> int:
         return len(self.images)
