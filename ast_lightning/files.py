@@ -59,9 +59,13 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         hidden.chmod(0o755)
         fill(hidden)
         if path.exists():
-            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+            aside = hidden.with_suffix(".old")
             os.replace(path, aside)
-            os.replace(hidden, path)
+            try:
+                os.replace(hidden, path)
+            except OSError:
+                os.replace(aside, path)
+                raise
             shutil.rmtree(aside)
         else:
             os.replace(hidden, path)

@@ -34,10 +34,14 @@ def keyed_generator(*key: Key) -> torch.Generator:
 
 @contextmanager
 def keyed_global_state(*key: Key) -> Iterator[None]:
-    """Seed torch's global CPU generator inside the block and put its state back afterwards.
+    """Seed torch's global CPU generator, and no other, inside the block; put its state back afterwards.
 
     For code that takes no generator, such as the initialisation of a module's parameters.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(keyed_seed(*key))
+    generator = torch.default_generator
+    state = generator.get_state()
+    try:
+        generator.manual_seed(keyed_seed(*key))
         yield
+    finally:
+        generator.set_state(state)

@@ -16,7 +16,7 @@ from ast_lightning.data import ImageDataModule, SiameseAugmentation, TrainingBat
 from ast_lightning.experts.objective import expert_objective
 from ast_lightning.experts.settings import ExpertSettings
 from ast_lightning.networks import NetworkFactory, build_network
-from ast_lightning.randomness import keyed_generator
+from ast_lightning.randomness import keyed_generator, keyed_global_state
 
 
 class ExpertModule(LightningModule):
@@ -95,16 +95,17 @@ class ExpertModule(LightningModule):
             batch.batch_size, self._data().image_size, keyed_generator(*self.key, "augment", self.global_step)
         )
         clip_factor = self.settings.clip_factor(self.current_epoch)
-        loss = expert_objective(
-            self._logits,
-            dict(self.network.named_parameters()),
-            self.augmentation.apply(batch.images, draw.rows(batch.rows)),
-            batch.images,
-            batch.labels,
-            clip_factor=clip_factor,
-            penalty_weight=self.settings.gradient_penalty,
-            penalty_norm=self.settings.penalty_norm,
-        )
+        with keyed_global_state(*self.key, "dropout", self.global_step, self.global_rank):
+            loss = expert_objective(
+                self._logits,
+                dict(self.network.named_parameters()),
+                self.augmentation.apply(batch.images, draw.rows(batch.rows)),
+                batch.images,
+                batch.labels,
+                clip_factor=clip_factor,
+                penalty_weight=self.settings.gradient_penalty,
+                penalty_norm=self.settings.penalty_norm,
+            )
         self.train_accuracy(loss.logits, batch.labels)
         size = len(batch.labels)
         for name, value in (

@@ -30,6 +30,8 @@ class TrajectoryRecorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         expert = _expert(pl_module)
         self._previous = _flat(expert)
+        if trainer.current_epoch == 0:
+            self.movement, self._history = [], []
         if self.store is not None and trainer.is_global_zero:
             self.store.drop_snapshots_after(expert.expert_index, trainer.current_epoch)
             if trainer.current_epoch == 0:

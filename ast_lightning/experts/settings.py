@@ -52,8 +52,9 @@ class ExpertSettings:
         for name in ("lr", "lr_decay"):
             if not getattr(self, name) > 0:
                 raise _refused(name, getattr(self, name), "it must be positive", "give a number above 0")
-        for name in ("weight_decay", "clip_start", "clip_epochs", "gradient_penalty"):
-            if not getattr(self, name) >= 0:
+        for name in ("weight_decay", "clip_start", "clip_end", "clip_epochs", "gradient_penalty", "lr_decay_epoch"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
                 raise _refused(name, getattr(self, name), "it must not be negative", "give 0 to turn it off")
         if not 0 <= self.momentum < 1:
             raise _refused("momentum", self.momentum, "it must lie in [0, 1)", "give 0 for plain gradient descent")

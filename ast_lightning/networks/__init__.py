@@ -7,6 +7,7 @@ from ast_lightning.networks.functional import (
     ParameterLayout,
     build_network,
     describe_network,
+    is_dropout,
     parameter_layout,
 )
 
@@ -17,5 +18,6 @@ __all__ = [
     "ParameterLayout",
     "build_network",
     "describe_network",
+    "is_dropout",
     "parameter_layout",
 ]

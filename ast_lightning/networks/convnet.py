@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from ast_lightning.errors import ConfigurationError
 _NORMALIZATIONS: dict[str, Callable[[int], nn.Module]] = {
     "instance": lambda width: nn.GroupNorm(width, width),
     "layer": lambda width: nn.GroupNorm(1, width),
-    "group": lambda width: nn.GroupNorm(max(1, width // 32), width),
+    "group": lambda width: nn.GroupNorm(math.gcd(4, width), width),
     "batch": nn.BatchNorm2d,
     "none": lambda width: nn.Identity(),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,8 +34,13 @@ def build_network(factory: NetworkFactory, *key: Key) -> nn.Module:
     Raises:
         ConfigurationError: the factory does not take the arguments it is given, or builds no parameters.
     """
-    with keyed_global_state(*key):
-        network = factory()
+    try:
+        with keyed_global_state(*key):
+            network = factory()
+    except TypeError as error:
+        raise ConfigurationError(
+            "network", _class_name(factory), f"it cannot be built ({error})", "correct the options of the network"
+        ) from error
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigurationError(
             "network",
@@ -52,23 +58,35 @@ def parameter_layout(network: nn.Module) -> ParameterLayout:
 
 def describe_network(factory: NetworkFactory) -> dict[str, Any]:
     """What a stored trajectory records of its network: the class, its arguments, names and shapes of its parameters."""
-    arguments: dict[str, Any] = {}
-    target: Any = factory
-    while isinstance(target, functools.partial):
-        arguments = {**target.keywords, **arguments}
-        target = target.func
-    name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', type(target).__name__)}"
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in sorted(arguments.items())}
     layout = parameter_layout(build_network(factory, 0, "describe"))
-    return {"target": name, "arguments": plain, "parameters": [[name, list(shape)] for name, shape in layout]}
+    arguments: dict[str, Any] = {}
+    if isinstance(factory, functools.partial):  # a partial of a partial is flat already
+        arguments = inspect.signature(factory.func).bind_partial(*factory.args, **factory.keywords).arguments
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in sorted(arguments.items())}
+    return {
+        "target": _class_name(factory),
+        "arguments": plain,
+        "parameters": [[name, list(shape)] for name, shape in layout],
+    }
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """Whether the module is one of torch's dropout layers."""
+    return isinstance(module, nn.modules.dropout._DropoutNd)
+
+
+def _class_name(factory: NetworkFactory) -> str:
+    target: Any = factory.func if isinstance(factory, functools.partial) else factory
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', type(target).__name__)}"
 
 
 class FunctionalNetwork:
     """A stateless view of the networks that ``factory`` builds.
 
-    Batch normalisation uses the statistics of the batch at hand: running statistics are state, which a pure function
-    cannot have. The module inside is a skeleton: its own parameter values are never used, and it is no ``nn.Module``
-    attribute of anything, so that no optimiser or DistributedDataParallel finds it.
+    Batch normalisation uses the statistics of the batch at hand, and dropout is off: running statistics and random
+    numbers are state, which a pure function cannot have. The module inside is a skeleton: its own parameter values are
+    never used, and it is no ``nn.Module`` attribute of anything, so that no optimiser or DistributedDataParallel finds
+    it.
 
     Args:
         factory: builds the network.
@@ -81,6 +99,9 @@ class FunctionalNetwork:
         self.sizes = [math.prod(shape) for _, shape in self.layout]
         self.num_parameters = sum(self.sizes)
         self._skeleton = replace_all_batch_norm_modules_(skeleton).train()
+        for module in self._skeleton.modules():
+            if is_dropout(module):
+                module.eval()
 
     def to(self, device: torch.device | str) -> FunctionalNetwork:
         """Move the skeleton's constant buffers; parameters come with every call."""

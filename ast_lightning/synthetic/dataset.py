@@ -10,17 +10,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.functional import to_tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from ast_lightning.data import (
     ImageDataModule,
@@ -101,7 +102,7 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         Raises:
             ValueError: another number of channels or another size.
         """
-        tensor = image if isinstance(image, Tensor) else to_tensor(image)
+        tensor = pil_to_tensor(image) if isinstance(image, Image.Image) else torch.as_tensor(image)
         if tensor.dtype == torch.uint8:
             tensor = tensor / 255
         if tensor.shape[-3:] != self.images.shape[1:]:
@@ -173,37 +174,50 @@ def load_distilled(folder: Path | str, option: str = "synthetic") -> DistilledDa
     if missing:
         what = f"it lacks {', '.join(missing)}" if folder.exists() else "there is no such folder"
         raise ConfigurationError(option, folder, what, "run distill.py first, or name another distilled dataset")
-    metadata = read_json(folder / "dataset.json")
-    if metadata.pop("format", None) != FORMAT_VERSION:
-        raise ConfigurationError(
-            option,
-            folder,
-            "this version cannot read its format",
-            "install the version of ast_lightning that wrote it",
-        )
     try:
-        tensors = load_file(folder / "images.safetensors")
-        images, labels, learning_rate = (tensors[name] for name in ("images", "labels", "learning_rate"))
-    except (OSError, SafetensorError, KeyError) as error:
+        metadata: dict[str, Any] = _read(folder / "dataset.json", read_json)
+        if metadata["format"] != FORMAT_VERSION:
+            raise ConfigurationError(
+                option,
+                folder,
+                f"its format is {metadata['format']} and this version reads {FORMAT_VERSION}",
+                "install the version of ast_lightning that wrote it",
+            )
+        dataset = _assemble(folder, metadata)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
         raise ConfigurationError(
-            option,
-            folder,
-            f"images.safetensors cannot be read ({error})",
-            "take another copy, or distil again",
+            option, folder, f"it is damaged ({error})", "take another copy, or distil again"
         ) from error
-    if list(images.shape) != metadata.pop("shape") or len(labels) != len(images):
-        raise ConfigurationError(
-            option, folder, "its tensors do not fit its dataset.json", "take another copy, or distil again"
-        )
-    names: Sequence[str] = metadata.pop("class_names")
-    metadata.pop("learning_rate")
-    metadata.pop("preprocessing")
+    return dataset
+
+
+def _assemble(folder: Path, metadata: dict[str, Any]) -> DistilledDataset:
+    """The dataset from its files; whatever does not fit together is an error that names the file."""
+    tensors = _read(folder / "images.safetensors", load_file)
+    images, labels = tensors["images"], tensors["labels"]
+    if list(images.shape) != metadata["shape"] or len(labels) != len(images):
+        raise ValueError("images.safetensors does not fit dataset.json")
+    preprocessing = _read(folder / "preprocessing.safetensors", load_preprocessing)
+    per_channel, per_value = images.shape[1], images[0].numel()
+    for name, tensor in preprocessing.tensors().items():
+        if len(tensor) != (per_value if preprocessing.kind == "zca" else per_channel):
+            raise ValueError(f"{name} in preprocessing.safetensors is not for these images")
+    described = ("format", "shape", "learning_rate", "preprocessing", "class_names", "augmentation")
     return DistilledDataset(
         images,
         labels,
-        float(learning_rate),
-        load_preprocessing(folder / "preprocessing.safetensors"),
-        tuple(names),
-        metadata.pop("augmentation"),
-        metadata,
+        float(tensors["learning_rate"]),
+        preprocessing,
+        tuple(metadata["class_names"]),
+        metadata["augmentation"],
+        {key: value for key, value in metadata.items() if key not in described},
     )
+
+
+def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
+    try:
+        return reader(path)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from error

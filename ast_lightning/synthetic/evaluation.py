@@ -21,8 +21,8 @@ from torch.func import vmap
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from ast_lightning.data import LabelledImages, SiameseAugmentation
-from ast_lightning.networks import FunctionalNetwork, NetworkFactory, build_network
-from ast_lightning.randomness import Key, keyed_generator
+from ast_lightning.networks import FunctionalNetwork, NetworkFactory, build_network, is_dropout
+from ast_lightning.randomness import Key, keyed_generator, keyed_global_state
 from ast_lightning.synthetic.settings import EvaluationSettings
 
 
@@ -92,7 +92,8 @@ class NetworkEvaluator:
         self._factory = network
         self._functional = FunctionalNetwork(network)
         self._augmentation = augmentation if settings.augment and augmentation else SiameseAugmentation(None)
-        self._stateful = any(True for _ in build_network(network, 0, "skeleton").buffers())
+        example = build_network(network, 0, "skeleton")
+        self._stateful = any(map(is_dropout, example.modules())) or any(True for _ in example.buffers())
 
     def groups(self, networks: int | None = None, ranks: int = 1) -> list[list[int]]:
         """The indices of the networks in groups that are trained at once, small enough for every rank to have one."""
@@ -150,7 +151,8 @@ class NetworkEvaluator:
             for epoch, images, labels in self._batches(index, training_set, device):
                 yield epoch, functools.partial(_module_loss, module, images, labels)
 
-        self._fit(list(module.parameters()), steps(), [training_set.learning_rate])
+        with keyed_global_state(*self.key, "dropout", index):
+            self._fit(list(module.parameters()), steps(), [training_set.learning_rate])
         module.eval()
         return lambda images: module(images).unsqueeze(0)
 

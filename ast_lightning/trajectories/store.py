@@ -132,7 +132,7 @@ class TrajectoryStore:
     def experts(self) -> list[int]:
         """The complete experts in ascending order."""
         found = (path.parent.name.removeprefix("expert_") for path in self.folder.glob("expert_*/expert.json"))
-        return sorted(int(name) for name in found)
+        return sorted(int(name) for name in found if name.isdecimal())
 
     def summary(self, expert: int) -> dict[str, Any]:
         """What :meth:`finish` recorded of a complete expert."""
@@ -148,10 +148,16 @@ class TrajectoryStore:
         write_tensors(self.snapshot_path(expert, epoch), tensors)
 
     def drop_snapshots_after(self, expert: int, epoch: int) -> None:
-        """Delete the snapshots beyond ``epoch``: what a killed run wrote after the state it resumes from."""
-        for path in self.expert_folder(expert).glob("epoch_*.safetensors"):
-            if int(path.stem.removeprefix("epoch_")) > epoch:
-                path.unlink()
+        """Delete the snapshots beyond ``epoch``: what a killed run wrote after the state it resumes from.
+
+        An expert that loses a snapshot is complete no more.
+        """
+        snapshots = self.expert_folder(expert).glob("epoch_*.safetensors")
+        beyond = [path for path in snapshots if int(path.stem.removeprefix("epoch_")) > epoch]
+        if beyond:
+            (self.expert_folder(expert) / "expert.json").unlink(missing_ok=True)
+        for path in beyond:
+            path.unlink()
 
     def finish(self, expert: int, summary: Mapping[str, Any]) -> None:
         """Mark an expert complete.

@@ -1,0 +1,160 @@
+"""A store of random but plausible trajectories, a synthetic set, and Trainers as distill.py builds them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from ast_lightning.data import LabelledImages, SiameseAugmentation
+from ast_lightning.distillation import DistillModule, DistillSettings, TrajectoryWindows
+from ast_lightning.networks import ConvNet, build_network, describe_network
+from ast_lightning.synthetic import EvaluationSettings, NetworkEvaluator
+from ast_lightning.trajectories import TrajectoryStore
+
+CLASSES = 3
+FAMILIES = "color_crop_cutout_flip_scale_rotate"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny networks on a busy machine: threads cost more than they give."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def network() -> Callable[[], ConvNet]:
+    return functools.partial(
+        ConvNet, channels=3, num_classes=CLASSES, image_size=(8, 8), width=4, depth=1, normalization="instance"
+    )
+
+
+@pytest.fixture
+def make_store(tmp_path: Path, network: Callable[[], ConvNet]) -> Callable[..., TrajectoryStore]:
+    """Trajectories that walk at random from a true initialisation; ``spoil`` maps (expert, epoch) to a value."""
+
+    def make(
+        experts: int = 3, epochs: int = 5, *, finish: bool = True, spoil: dict[tuple[int, int], float] | None = None
+    ) -> TrajectoryStore:
+        metadata = {"network": describe_network(network), "data": {}, "expert": {}, "epochs": epochs, "seed": 0}
+        store = TrajectoryStore.create(tmp_path / "store", {**metadata, "versions": {}})
+        for expert in range(experts):
+            generator = torch.Generator().manual_seed(100 + expert)
+            weights = {name: each.detach() for name, each in build_network(network, 1, expert).named_parameters()}
+            for epoch in range(epochs + 1):
+                spoiled = dict(weights)
+                if (expert, epoch) in (spoil or {}):
+                    spoiled["classifier.bias"] = torch.full((CLASSES,), spoil[expert, epoch])
+                store.write_snapshot(expert, epoch, spoiled)
+                weights = {n: w + 0.03 * torch.randn(w.shape, generator=generator) for n, w in weights.items()}
+            if finish:
+                store.finish(expert, {})
+        return store
+
+    return make
+
+
+@pytest.fixture
+def synthetic_set() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two images for each of three classes."""
+    images = torch.randn(2 * CLASSES, 3, 8, 8, generator=torch.Generator().manual_seed(7))
+    return images, torch.arange(CLASSES).repeat_interleave(2)
+
+
+@pytest.fixture
+def ast_settings() -> Callable[..., DistillSettings]:
+    """All of AST's components, on a scale where each of them shows in the result."""
+
+    def make(**changes: Any) -> DistillSettings:
+        values: dict[str, Any] = {
+            "ipc": 2, "syn_steps": 5, "expert_epochs": 3, "max_start_epoch": 3, "batch_syn": 4, "momentum": 0.9,
+            "balance": True, "perturbation": 1.0, "intermediate": "aggregate", "augment": True, "lr_teacher": 0.05,
+            "lr_img": 10.0, "lr_lr": 2e-5, "outer_momentum": 0.5, "max_steps": 2, "eval_every": 1,
+        }  # fmt: skip
+        return DistillSettings(**{**values, **changes})
+
+    return make
+
+
+@pytest.fixture
+def real_images() -> LabelledImages:
+    generator = torch.Generator().manual_seed(8)
+    labels = torch.arange(60) % CLASSES
+    return LabelledImages(torch.randn(60, 3, 8, 8, generator=generator), labels)
+
+
+@pytest.fixture
+def make_evaluator(network: Callable[[], ConvNet], real_images: LabelledImages) -> Callable[..., NetworkEvaluator]:
+    def make(*splits: str, networks: int = 2) -> NetworkEvaluator:
+        named = {name: real_images.take(torch.arange(start, 60, 2)) for start, name in enumerate(splits)}
+        return NetworkEvaluator(network, EvaluationSettings(networks=networks, epochs=2), named, seed=3)
+
+    return make
+
+
+@pytest.fixture
+def make_module(
+    network: Callable[[], ConvNet], synthetic_set: tuple[torch.Tensor, torch.Tensor]
+) -> Callable[..., DistillModule]:
+    def make(
+        store: TrajectoryStore,
+        settings: DistillSettings,
+        *,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 5,
+        evaluator: NetworkEvaluator | None = None,
+    ) -> DistillModule:
+        images, labels = synthetic_set
+        windows = TrajectoryWindows(
+            store, expert_epochs=settings.expert_epochs, max_start_epoch=settings.max_start_epoch, seed=seed
+        )
+        return DistillModule(
+            network,
+            images.to(dtype),
+            labels,
+            windows,
+            settings,
+            augmentation=SiameseAugmentation(FAMILIES),
+            evaluator=evaluator,
+            seed=seed,
+        )
+
+    return make
+
+
+class ValidationSteps(Callback):
+    """Notes the outer iterations after which the set was evaluated."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.steps.append(trainer.global_step)
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
+    def make(settings: DistillSettings, *callbacks: Callback, **options: Any) -> Trainer:
+        fixed: dict[str, Any] = {
+            "accelerator": "cpu", "devices": 1, "max_steps": settings.max_steps, "max_epochs": -1, "logger": False,
+            "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False,
+            "num_sanity_val_steps": 0, "inference_mode": False, "use_distributed_sampler": False,
+            "val_check_interval": settings.eval_every, "check_val_every_n_epoch": None,
+            "default_root_dir": tmp_path,
+        }  # fmt: skip
+        return Trainer(callbacks=list(callbacks), **{**fixed, **options})
+
+    return make
+
+
+@pytest.fixture
+def validation_steps() -> Callable[[], ValidationSteps]:
+    return ValidationSteps

@@ -1,0 +1,158 @@
+"""The unroll against torch.optim.SGD, and its derivatives against finite differences."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ast_lightning.distillation import unroll
+from ast_lightning.networks import ConvNet, FunctionalNetwork
+
+smooth_convnet = functools.partial(
+    ConvNet, channels=2, num_classes=3, image_size=(4, 4), width=3, depth=1, activation="gelu"
+)
+
+
+def smooth_mlp() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("loss_scale", [1.0, 1.7])
+def test_forward_is_sgd_training(momentum: float, loss_scale: float) -> None:
+    images, labels = normal(6, 2, 4, 4, seed=0), torch.tensor([0, 1, 2, 2, 1, 0])
+    rows = [torch.tensor(each) for each in ([0, 1], [2, 3, 4, 5], [5, 1, 3], [0], [4, 2, 1, 0])]
+    network = FunctionalNetwork(smooth_convnet)
+    theta = network.initial_parameters(1).double()
+
+    module = smooth_convnet().double()
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(network.unflatten(theta)[name])
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.3, momentum=momentum)
+    trained = []
+    for chosen in rows:
+        optimizer.zero_grad()
+        (loss_scale * F.cross_entropy(module(images[chosen]), labels[chosen])).backward()
+        optimizer.step()
+        trained.append(torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()]))
+
+    matched = unroll(
+        network,
+        theta,
+        lambda step: (images[rows[step]], labels[rows[step]]),
+        torch.tensor(0.3, dtype=torch.float64),
+        steps=5,
+        momentum=momentum,
+        loss_scale=loss_scale,
+        match_at=[1, 3, 5],
+    )
+
+    assert sorted(matched) == [1, 3, 5]
+    for step, student in matched.items():
+        assert (student - theta).norm() > 0.01
+        torch.testing.assert_close(student, trained[step - 1], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("soft", [False, True])
+def test_gradients_match_finite_differences(momentum: float, soft: bool) -> None:
+    network = FunctionalNetwork(smooth_mlp)
+    theta = network.initial_parameters(2).double()
+    hard = torch.tensor([0, 1, 1, 0])
+    labels = torch.softmax(normal(4, 2, seed=5), dim=1) if soft else hard
+    rows = [torch.tensor(each) for each in ([1], [3, 0, 2], [2, 1], [0, 3])]
+
+    def student(images: Tensor, learning_rate: Tensor, labels: Tensor = labels) -> tuple[Tensor, ...]:
+        matched = unroll(
+            network,
+            theta,
+            lambda step: (images[rows[step]], labels[rows[step]]),
+            learning_rate,
+            steps=4,
+            momentum=momentum,
+            loss_scale=1.3,
+            match_at={2, 3, 4},
+        )
+        return tuple(matched[step] for step in (2, 3, 4))
+
+    images = normal(4, 1, 2, 2, seed=3).requires_grad_()
+    learning_rate = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    inputs = (images, learning_rate, labels.requires_grad_()) if soft else (images, learning_rate)
+    assert torch.autograd.gradcheck(student, inputs)
+    assert all(part.abs().sum() > 0 for part in torch.autograd.grad(student(*inputs)[-1].square().sum(), inputs))
+
+
+def test_no_gradient_reaches_the_start() -> None:
+    network = FunctionalNetwork(smooth_mlp)
+    leaf = network.initial_parameters(2).requires_grad_()
+    before = leaf.detach().clone()
+    images = normal(2, 1, 2, 2, seed=1).float().requires_grad_()
+    # even where the start has a history of its own, as a perturbed one would
+    matched = unroll(
+        network, 2 * leaf, lambda step: (images, torch.tensor([0, 1])), torch.tensor(0.1), steps=3, match_at=[3]
+    )
+    matched[3].square().sum().backward()
+    assert leaf.grad is None
+    assert torch.equal(leaf.detach(), before)
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
+
+
+def test_one_step_by_hand() -> None:
+    """Logits θ·x of a single pixel x: at θ = 0 the gradient for class 0 is c · x · (softmax − onehot) = c·x·(−½, ½)."""
+
+    def linear(theta: Tensor, images: Tensor) -> Tensor:
+        return images.flatten(1) * theta
+
+    image = torch.full((1, 1, 1, 1), 3.0, requires_grad=True)
+    rate = torch.tensor(0.25, requires_grad=True)
+    matched = unroll(
+        linear,
+        torch.zeros(2),
+        lambda k: (image, torch.tensor([0])),
+        rate,
+        steps=1,
+        momentum=0.9,
+        loss_scale=2.0,
+        match_at=[1],
+    )
+    assert matched[1].tolist() == pytest.approx([0.75, -0.75])
+    by_image, by_rate = torch.autograd.grad(matched[1][0], (image, rate))
+    assert float(by_image) == pytest.approx(0.25 * 2 * 0.5)
+    assert float(by_rate) == pytest.approx(3 * 2 * 0.5)
+
+
+def test_batches_are_asked_for_once_each_in_order() -> None:
+    asked = []
+    image, label = torch.ones(1, 1, 2, 2), torch.tensor([0])
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        asked.append(step)
+        return image, label
+
+    network = FunctionalNetwork(smooth_mlp)
+    unroll(network, network.initial_parameters(0), batch, torch.tensor(0.1), steps=4, match_at=[1, 4])
+    assert asked == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("match_at", [[], [0, 2], [4], [-1]])
+def test_match_at_outside_the_steps_is_refused(match_at: list[int]) -> None:
+    network = FunctionalNetwork(smooth_mlp)
+    with pytest.raises(ValueError, match=r"match_at=.*steps=3"):
+        unroll(
+            network,
+            network.initial_parameters(0),
+            lambda step: (torch.ones(1, 1, 2, 2), torch.tensor([0])),
+            torch.tensor(0.1),
+            steps=3,
+            match_at=match_at,
+        )

@@ -1,0 +1,140 @@
+"""The stream of trajectory windows: order, start epochs, division over ranks, resuming, refusals."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from ast_lightning.distillation import TrajectoryWindows, Window, check_window, choose_window
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.trajectories import TrajectoryStore
+
+MakeStore = Callable[..., TrajectoryStore]
+
+
+def taken(windows: TrajectoryWindows, count: int) -> list[tuple[int, int, int]]:
+    return [(each.index, each.expert, each.start_epoch) for each in islice(iter(windows), count)]
+
+
+@given(
+    experts=st.lists(st.integers(0, 99), min_size=1, max_size=9, unique=True),
+    turn=st.integers(0, 10**6),
+    seed=st.integers(0, 10**9),
+)
+@settings(derandomize=True, deadline=None, max_examples=50)
+def test_each_pass_takes_every_expert_once(experts: list[int], turn: int, seed: int) -> None:
+    first = turn * len(experts)
+    seen = [choose_window(index, experts, 5, seed)[0] for index in range(first, first + len(experts))]
+    assert sorted(seen) == sorted(experts)
+
+
+def test_the_order_is_fresh_each_pass() -> None:
+    orders = {tuple(choose_window(8 * turn + each, range(8), 5, 0)[0] for each in range(8)) for turn in range(20)}
+    assert len(orders) == 20
+
+
+@pytest.mark.parametrize("bound", [1, 3, 7])
+def test_start_epochs_are_uniform_below_the_bound(bound: int) -> None:
+    counts = Counter(choose_window(index, range(4), bound, 1)[1] for index in range(700))
+    assert sorted(counts) == list(range(bound))
+    assert min(counts.values()) > 0.7 * 700 / bound
+
+
+def test_start_epochs_do_not_follow_from_the_expert() -> None:
+    pairs = {choose_window(index, range(3), 3, 2) for index in range(120)}
+    assert len(pairs) == 9
+
+
+@given(world=st.integers(1, 5), steps=st.integers(1, 6), seed=st.integers(0, 1000))
+@settings(derandomize=True, deadline=None, max_examples=15)
+def test_ranks_partition_the_stream(world: int, steps: int, seed: int, store: TrajectoryStore) -> None:
+    def stream(rank: int, world_size: int, count: int) -> list[tuple[int, int, int]]:
+        windows = TrajectoryWindows(store, expert_epochs=2, max_start_epoch=3, seed=seed)
+        windows.start_at(0, rank, world_size)
+        return taken(windows, count)
+
+    alone = stream(0, 1, world * steps)
+    assert [index for index, _, _ in alone] == list(range(world * steps))
+    shared = [stream(rank, world, steps) for rank in range(world)]
+    assert [each for turn in zip(*shared, strict=True) for each in turn] == alone
+
+
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (2, 3)])
+def test_start_at_goes_on_where_a_run_stopped(store: TrajectoryStore, rank: int, world: int) -> None:
+    windows = TrajectoryWindows(store, expert_epochs=2, max_start_epoch=3)
+    windows.start_at(0, rank, world)
+    whole = taken(windows, 9)
+    windows.start_at(4, rank, world)
+    assert taken(windows, 5) == whole[4:]
+
+
+def test_a_window_is_the_stored_snapshots(store: TrajectoryStore) -> None:
+    windows = TrajectoryWindows(store, expert_epochs=3, max_start_epoch=3, seed=4)
+    for window in islice(iter(windows), 6):
+        assert isinstance(window, Window)
+        assert (window.expert, window.start_epoch) == choose_window(window.index, [0, 1, 2], 3, 4)
+        stored = []
+        for epoch in range(window.start_epoch, window.start_epoch + 4):
+            file = store.folder / f"expert_{window.expert:04d}" / f"epoch_{epoch:04d}.safetensors"
+            tensors = load_file(file)
+            stored.append(torch.cat([tensors[name].flatten() for name, _ in store.layout]))
+        assert torch.equal(window.start, stored[0])
+        assert torch.equal(window.targets, torch.stack(stored[1:]))
+        assert window.targets.dtype == torch.float32
+
+
+def test_only_the_named_and_complete_experts_are_used(make_store: MakeStore) -> None:
+    store = make_store(experts=4)
+    (store.expert_folder(2) / "expert.json").unlink()
+    options: dict[str, Any] = {"expert_epochs": 2, "max_start_epoch": 3}
+    assert {expert for _, expert, _ in taken(TrajectoryWindows(store, **options), 30)} == {0, 1, 3}
+    chosen = TrajectoryWindows(store, experts=[3, 1], **options)
+    assert {expert for _, expert, _ in taken(chosen, 30)} == {1, 3}
+
+
+@pytest.mark.parametrize(("epochs", "bound", "total"), [(1, 5, 5), (2, 4, 5), (3, 3, 5), (5, 1, 5), (2, 49, 50)])
+def test_windows_may_reach_the_last_epoch_and_no_further(epochs: int, bound: int, total: int) -> None:
+    check_window(epochs, bound, total)
+    with pytest.raises(ConfigurationError, match=rf"max_start_epoch={bound + 1}.*reach epoch {total + 1}") as caught:
+        check_window(epochs, bound + 1, total)
+    assert f"set distill.max_start_epoch={bound} " in str(caught.value)
+
+
+def test_a_window_longer_than_any_trajectory() -> None:
+    with pytest.raises(ConfigurationError, match=r"lower distill\.expert_epochs"):
+        check_window(6, 1, 5)
+
+
+def test_the_largest_window_can_be_read(store: TrajectoryStore) -> None:
+    windows = TrajectoryWindows(store, expert_epochs=3, max_start_epoch=3)
+    assert {window.start_epoch for window in islice(iter(windows), 40)} == {0, 1, 2}
+    with pytest.raises(ConfigurationError, match="max_start_epoch"):
+        TrajectoryWindows(store, expert_epochs=3, max_start_epoch=4)
+
+
+def test_a_store_without_complete_experts_is_refused(make_store: MakeStore) -> None:
+    store = make_store(experts=1, finish=False)
+    with pytest.raises(ConfigurationError, match=r"experts_dir=.*no complete expert"):
+        TrajectoryWindows(store, expert_epochs=2, max_start_epoch=3)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TrajectoryStore:
+    """Three experts of five epochs with four parameters each: only files and order matter here."""
+    network = {"target": "none", "arguments": {}, "parameters": [["weight", [1, 3]], ["bias", [1]]]}
+    metadata = {"network": network, "data": {}, "expert": {}, "epochs": 5, "seed": 0, "versions": {}}
+    made = TrajectoryStore.create(tmp_path_factory.mktemp("windows") / "store", metadata)
+    for expert in range(3):
+        for epoch in range(6):
+            value = float(10 * expert + epoch)
+            made.write_snapshot(expert, epoch, {"weight": torch.full((1, 3), value), "bias": torch.tensor([-value])})
+        made.finish(expert, {})
+    return made

@@ -1,0 +1,234 @@
+"""A distilled dataset written, read back, damaged, and used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ast_lightning.data import SiameseAugmentation, save_preprocessing
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.synthetic import DistilledDataset, load_distilled, save_distilled
+
+Make = Callable[..., DistilledDataset]
+FILES = ["dataset.json", "images.safetensors", "preprocessing.safetensors"]
+
+
+def by_definition(dataset: DistilledDataset, unit: Tensor) -> Tensor:
+    """Preprocessing as method.md section 6 states it, of float64 images ``[N, C, H, W]`` in [0, 1]."""
+    tensors = {name: tensor.double() for name, tensor in dataset.preprocessing.tensors().items()}
+    if dataset.preprocessing.kind == "none":
+        return unit
+    if dataset.preprocessing.kind == "standardize":
+        return (unit - tensors["mean"][:, None, None]) / tensors["std"][:, None, None]
+    flat = torch.einsum("nd,de->ne", unit.flatten(1) - tensors["mean"], tensors["transform"])
+    return flat.reshape(unit.shape)
+
+
+def pixels(count: int, channels: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(9)
+    return torch.randint(0, 256, (count, channels, 6, 5), generator=generator, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("kind", ["standardize", "zca", "none"])
+def test_round_trip_is_exact(make_distilled: Make, tmp_path: Path, kind: str) -> None:
+    dataset = make_distilled(kind)
+    folder = save_distilled(tmp_path / "set", dataset)
+    read = load_distilled(folder)
+    assert torch.equal(read.images, dataset.images)
+    assert torch.equal(read.labels, dataset.labels)
+    assert read.labels.dtype == torch.int64
+    assert read.learning_rate == dataset.learning_rate
+    assert read.class_names == dataset.class_names
+    assert read.augmentation == "color_flip"
+    assert read.metadata == dataset.metadata
+    assert read.ipc == 3
+    assert read.preprocessing.kind == kind
+    assert read.preprocessing.describe() == dataset.preprocessing.describe()
+    before, after = dataset.preprocessing.tensors(), read.preprocessing.tensors()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(read.transform(pixels(4)), dataset.transform(pixels(4)))
+
+
+def test_folder_holds_what_its_description_says(make_distilled: Make, tmp_path: Path) -> None:
+    folder = save_distilled(tmp_path / "runs" / "set", make_distilled())
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "images.png", "images_raw.png"])
+    assert [path.name for path in folder.parent.iterdir()] == ["set"]
+    tensors = load_file(folder / "images.safetensors")
+    assert {name: (list(each.shape), each.dtype) for name, each in tensors.items()} == {
+        "images": ([12, 3, 6, 5], torch.float32),
+        "labels": ([12], torch.int64),
+        "learning_rate": ([], torch.float64),
+    }
+    described = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    assert described["class_names"] == ["ant", "bee", "Käfer", "dog/cat"]
+    assert described["shape"] == [12, 3, 6, 5]
+    assert described["preprocessing"]["kind"] == "standardize"
+    assert described["iteration"] == 7
+
+
+def test_saving_again_replaces_the_whole_folder(make_distilled: Make, tmp_path: Path) -> None:
+    save_distilled(tmp_path / "set", make_distilled("zca", ipc=1))
+    (tmp_path / "set" / "stray").touch()
+    save_distilled(tmp_path / "set", make_distilled("standardize", ipc=2))
+    assert load_distilled(tmp_path / "set").ipc == 2
+    assert load_distilled(tmp_path / "set").preprocessing.kind == "standardize"
+    assert not (tmp_path / "set" / "stray").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_it_is_a_torch_dataset(make_distilled: Make) -> None:
+    dataset = make_distilled()
+    assert len(dataset) == 12
+    image, label = dataset[4]
+    assert torch.equal(image, dataset.images[4])
+    assert int(label) == 1
+    batches = list(DataLoader(dataset, batch_size=5))
+    assert torch.equal(torch.cat([images for images, _ in batches]), dataset.images)
+    assert torch.equal(torch.cat([labels for _, labels in batches]), dataset.labels)
+
+
+@pytest.mark.parametrize("kind", ["standardize", "zca", "none"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transform_is_the_preprocessing_of_any_form_of_image(make_distilled: Make, kind: str, channels: int) -> None:
+    dataset = make_distilled(kind, channels=channels)
+    raw = pixels(7, channels)
+    expected = by_definition(dataset, raw.double() / 255).float()
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    torch.testing.assert_close(dataset.transform(raw), expected, **close)
+    torch.testing.assert_close(dataset.transform(raw.float() / 255), expected, **close)
+    torch.testing.assert_close(dataset.transform(raw.double() / 255), expected, **close)
+    torch.testing.assert_close(dataset.transform(raw[3]), expected[3], **close)
+    torch.testing.assert_close(dataset.transform(raw[3].float() / 255), expected[3], **close)
+    array = raw[3].permute(1, 2, 0).numpy()
+    picture = Image.fromarray(array if channels == 3 else array[..., 0])
+    torch.testing.assert_close(dataset.transform(picture), expected[3], **close)
+    assert raw.dtype == torch.uint8
+    assert dataset.transform(raw).dtype == torch.float32
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_transform_takes_arrays_as_its_docstring_says(make_distilled: Make, batched: bool) -> None:
+    """ "a tensor or array-like of uint8 …, ``[C, H, W]`` or ``[N, C, H, W]``"."""
+    dataset, raw = make_distilled(), pixels(3)
+    chosen = raw if batched else raw[0]
+    torch.testing.assert_close(dataset.transform(np.array(chosen)), dataset.transform(chosen))
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 6), (1, 6, 5), (3, 6, 6), (2, 3, 8, 5), (6, 5)])
+def test_transform_refuses_another_size(make_distilled: Make, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"these images are .*; the distilled dataset is for \(3, 6, 5\)"):
+        make_distilled().transform(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"\(1, 6, 5\).*\(3, 6, 5\)"):
+        make_distilled().transform(Image.new("L", (5, 6)))
+
+
+def test_pictures_invert_the_preprocessing(make_distilled: Make) -> None:
+    for kind in ("standardize", "zca"):
+        dataset = make_distilled(kind)
+        unit = pixels(12).float() / 255
+        dataset.images = dataset.transform(unit)
+        torch.testing.assert_close(dataset.pictures(), unit, rtol=0, atol=2e-3)
+        dataset.images = dataset.images * 100
+        assert (dataset.pictures().min(), dataset.pictures().max()) == (0, 1)
+
+
+def test_augment_draws_by_key(make_distilled: Make) -> None:
+    dataset = make_distilled()
+    draws = [dataset.augment(dataset.images, 1, step) for step in range(6)]
+    assert torch.equal(dataset.augment(dataset.images, 1, 4), draws[4])
+    assert len({tuple(each.flatten().tolist()) for each in draws}) == 6
+    assert all(each.shape == dataset.images.shape for each in draws)
+    dataset.augmentation = None
+    assert torch.equal(dataset.augment(dataset.images, 1, 0), dataset.images)
+    assert SiameseAugmentation("color_flip").families == ("color", "flip")
+
+
+def damage(folder: Path, how: str) -> None:
+    images, preprocessing, description = (folder / name for name in (FILES[1], FILES[2], FILES[0]))
+    tensors = load_file(images)
+    content = json.loads(description.read_text(encoding="utf-8"))
+    if how.startswith("truncated "):
+        path = folder / how.removeprefix("truncated ")
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "empty images":
+        images.write_bytes(b"")
+    elif how == "other images":
+        save_file({**tensors, "images": tensors["images"][:, :, :5].contiguous()}, images)
+    elif how == "fewer labels":
+        save_file({**tensors, "labels": tensors["labels"][:-1].contiguous()}, images)
+    elif how == "no learning rate":
+        save_file({name: tensors[name] for name in ("images", "labels")}, images)
+    elif how == "other format":
+        description.write_text(json.dumps({**content, "format": 2}), encoding="utf-8")
+    elif how == "no format":
+        description.write_text(json.dumps({k: v for k, v in content.items() if k != "format"}), encoding="utf-8")
+    elif how == "statistics without a kind":
+        save_file(load_file(preprocessing), preprocessing)
+    else:
+        raise AssertionError(how)
+
+
+@pytest.mark.parametrize(
+    ("how", "named"),
+    [
+        ("truncated images.safetensors", "images.safetensors"),
+        ("truncated preprocessing.safetensors", "preprocessing.safetensors"),
+        ("truncated dataset.json", "dataset.json"),
+        ("empty images", "images.safetensors"),
+        ("other images", "does not fit dataset.json"),
+        ("fewer labels", "does not fit dataset.json"),
+        ("no learning rate", "learning_rate"),
+        ("other format", "format"),
+        ("no format", "format"),
+        ("statistics without a kind", "preprocessing.safetensors"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["standardize", "zca"])
+def test_damage_is_named(make_distilled: Make, tmp_path: Path, how: str, named: str, kind: str) -> None:
+    folder = save_distilled(tmp_path / "set", make_distilled(kind))
+    damage(folder, how)
+    with pytest.raises(ConfigurationError) as caught:
+        load_distilled(folder, "distill.warm_start")
+    assert caught.value.option == "distill.warm_start"
+    assert caught.value.value == folder
+    assert named in caught.value.problem
+
+
+@pytest.mark.parametrize("kind", ["standardize", "zca"])
+def test_statistics_of_other_images_are_named(make_distilled: Make, tmp_path: Path, kind: str) -> None:
+    folder = save_distilled(tmp_path / "set", make_distilled(kind))
+    save_preprocessing(folder / FILES[2], make_distilled(kind, channels=1).preprocessing)
+    with pytest.raises(ConfigurationError, match="preprocessing"):
+        load_distilled(folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_files_are_named(make_distilled: Make, tmp_path: Path, name: str) -> None:
+    folder = save_distilled(tmp_path / "set", make_distilled())
+    (folder / name).unlink()
+    with pytest.raises(ConfigurationError, match=rf"synthetic=.*set: it lacks {name}\."):
+        load_distilled(folder)
+
+
+def test_a_missing_folder_and_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="there is no such folder"):
+        load_distilled(tmp_path / "nowhere")
+    with pytest.raises(ConfigurationError, match=r"it lacks dataset\.json, images\.safetensors, prep"):
+        load_distilled(tmp_path)
+
+
+def test_pictures_are_for_looking_at_only(make_distilled: Make, tmp_path: Path) -> None:
+    folder = save_distilled(tmp_path / "set", make_distilled())
+    for name in ("images.png", "images_raw.png"):
+        (folder / name).unlink()
+    assert len(load_distilled(folder)) == 12
