@@ -51,7 +51,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Make the folder ``path`` in one instant: ``fill`` writes into a hidden folder beside it, which is then renamed.
 
-    ``path`` must not exist, or is replaced when it does (the old folder is moved aside first).
+    Give it a ``path`` that is not there yet: where one is, it is moved aside first, and a kill between the two renames
+    leaves it aside, under a hidden name that ends in ``.old``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))

@@ -65,7 +65,7 @@ class ArtifactWriter(Callback):
             self.best = accuracy
         if not trainer.is_global_zero:
             return
-        step = self.folder / f"step_{trainer.global_step:06d}"
+        step = _fresh(self.folder / f"step_{trainer.global_step:06d}")
         save_distilled(step, self._make(module, {"iteration": trainer.global_step, "accuracy": metrics}))
         point_to(self.folder / "last", step)
         if is_best:
@@ -80,6 +80,12 @@ class ArtifactWriter(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
+
+
+def _fresh(folder: Path) -> Path:
+    """A name that is not taken: a resumed run may evaluate once more at a step whose dataset is pointed to."""
+    taken = sum(1 for _ in folder.parent.glob(f"{folder.name}*"))
+    return folder.with_name(f"{folder.name}_{taken}") if taken else folder
 
 
 def _distillation(module: LightningModule) -> DistillModule:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ast_lightning.distillation.matching import INTERMEDIATE
-from ast_lightning.errors import ConfigurationError
+from ast_lightning.settings import Settings
 
 INITIALIZATIONS = ("representative", "real", "noise")
 
 
 @dataclass(frozen=True)
-class DistillSettings:
+class DistillSettings(Settings):
     """The outer loop, the unrolled student, and AST's components. The defaults are AST's published values.
 
     Args:
@@ -39,6 +40,8 @@ class DistillSettings:
         eval_networks: networks of an evaluation during distillation; None takes ``evaluation.networks``.
     """
 
+    section: ClassVar[str] = "distill"
+
     ipc: int = 1
     init: str = "representative"
     init_clusters: int = 10
@@ -62,38 +65,17 @@ class DistillSettings:
     eval_networks: int | None = None
 
     def __post_init__(self) -> None:
-        counts = (
-            "ipc",
-            "init_clusters",
-            "syn_steps",
-            "expert_epochs",
-            "max_start_epoch",
-            "max_steps",
-            "eval_every",
-        )
-        for name in (*counts, "batch_syn", "eval_networks"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise _refused(name, value, "it must be at least 1", "give a positive whole number")
-        for name in ("lr_teacher", "lr_img"):
-            if not getattr(self, name) > 0:
-                raise _refused(name, getattr(self, name), "it must be positive", "give a number above 0")
-        for name in ("perturbation", "lr_lr"):
-            if not getattr(self, name) >= 0:
-                raise _refused(name, getattr(self, name), "it must not be negative", "give 0 to turn it off")
-        for name in ("momentum", "outer_momentum"):
-            if not 0 <= getattr(self, name) < 1:
-                raise _refused(name, getattr(self, name), "it must lie in [0, 1)", "give 0 for no momentum")
-        for name, choices in (("init", INITIALIZATIONS), ("intermediate", INTERMEDIATE)):
-            if getattr(self, name) not in choices:
-                raise _refused(
-                    name, getattr(self, name), "there is no such choice", f"take one of {', '.join(choices)}"
-                )
+        self.require_at_least_one("ipc", "init_clusters", "syn_steps", "expert_epochs", "max_start_epoch")
+        self.require_at_least_one("batch_syn", "max_steps", "eval_every", "eval_networks")
+        self.require_positive("lr_teacher", "lr_img")
+        self.require_not_negative("perturbation", "lr_lr")
+        self.require_momentum("momentum", "outer_momentum")
+        self.require_choice("init", INITIALIZATIONS)
+        self.require_choice("intermediate", INTERMEDIATE)
         if self.intermediate != "none" and self.syn_steps < self.expert_epochs:
-            raise _refused(
+            raise self.refused(
                 "syn_steps",
-                self.syn_steps,
-                f"intermediate matching needs at least one inner step for each of "
+                "intermediate matching needs at least one inner step for each of "
                 f"distill.expert_epochs={self.expert_epochs}",
                 "raise distill.syn_steps or set distill.intermediate=none",
             )
@@ -105,13 +87,8 @@ class DistillSettings:
             ConfigurationError: with the size of the set.
         """
         if self.batch_syn is not None and self.batch_syn > num_images:
-            raise _refused(
+            raise self.refused(
                 "batch_syn",
-                self.batch_syn,
                 f"the synthetic set has only {num_images} images",
                 f"give at most {num_images}, or null for all of them",
             )
-
-
-def _refused(name: str, value: object, problem: str, remedy: str) -> ConfigurationError:
-    return ConfigurationError(f"distill.{name}", value, problem, remedy)

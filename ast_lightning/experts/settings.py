@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from ast_lightning.errors import ConfigurationError
+from ast_lightning.settings import Settings
 
 PENALTY_NORMS = ("pixel", "sample")
 
 
 @dataclass(frozen=True)
-class ExpertSettings:
+class ExpertSettings(Settings):
     """Optimisation, clipping loss and gradient penalty of an expert. The defaults are AST's published values.
 
     Args:
@@ -30,6 +31,8 @@ class ExpertSettings:
         augment: whether batches are augmented with the data's Siamese families.
     """
 
+    section: ClassVar[str] = "expert"
+
     epochs: int = 50
     batch_size: int = 256
     lr: float = 0.003
@@ -46,20 +49,12 @@ class ExpertSettings:
     augment: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise _refused(name, getattr(self, name), "it must be at least 1", "give a positive whole number")
-        for name in ("lr", "lr_decay"):
-            if not getattr(self, name) > 0:
-                raise _refused(name, getattr(self, name), "it must be positive", "give a number above 0")
-        for name in ("weight_decay", "clip_start", "clip_end", "clip_epochs", "gradient_penalty", "lr_decay_epoch"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise _refused(name, getattr(self, name), "it must not be negative", "give 0 to turn it off")
-        if not 0 <= self.momentum < 1:
-            raise _refused("momentum", self.momentum, "it must lie in [0, 1)", "give 0 for plain gradient descent")
-        if self.penalty_norm not in PENALTY_NORMS:
-            raise _refused("penalty_norm", self.penalty_norm, "there is no such norm", f"take one of {PENALTY_NORMS}")
+        self.require_at_least_one("epochs", "batch_size")
+        self.require_positive("lr", "lr_decay")
+        self.require_not_negative("weight_decay", "clip_start", "clip_end", "clip_epochs")
+        self.require_not_negative("gradient_penalty", "lr_decay_epoch")
+        self.require_momentum("momentum")
+        self.require_choice("penalty_norm", PENALTY_NORMS)
 
     @property
     def decay_after(self) -> int:
@@ -75,7 +70,3 @@ class ExpertSettings:
         if not self.clipping or epoch >= self.clip_epochs:
             return 1.0
         return self.clip_start + (self.clip_end - self.clip_start) * epoch / self.clip_epochs
-
-
-def _refused(name: str, value: object, problem: str, remedy: str) -> ConfigurationError:
-    return ConfigurationError(f"expert.{name}", value, problem, remedy)

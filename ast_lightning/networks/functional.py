@@ -39,7 +39,10 @@ def build_network(factory: NetworkFactory, *key: Key) -> nn.Module:
             network = factory()
     except TypeError as error:
         raise ConfigurationError(
-            "network", _class_name(factory), f"it cannot be built ({error})", "correct the options of the network"
+            "network",
+            _qualified(getattr(factory, "func", factory)),
+            f"it cannot be built ({error})",
+            "correct the options of the network",
         ) from error
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise ConfigurationError(
@@ -62,10 +65,9 @@ def describe_network(factory: NetworkFactory) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     if isinstance(factory, functools.partial):  # a partial of a partial is flat already
         arguments = inspect.signature(factory.func).bind_partial(*factory.args, **factory.keywords).arguments
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in sorted(arguments.items())}
     return {
-        "target": _class_name(factory),
-        "arguments": plain,
+        "target": _qualified(factory.func if isinstance(factory, functools.partial) else factory),
+        "arguments": _plain(arguments, "network"),
         "parameters": [[name, list(shape)] for name, shape in layout],
     }
 
@@ -75,9 +77,23 @@ def is_dropout(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.dropout._DropoutNd)
 
 
-def _class_name(factory: NetworkFactory) -> str:
-    target: Any = factory.func if isinstance(factory, functools.partial) else factory
+def _qualified(target: Any) -> str:
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', type(target).__name__)}"
+
+
+def _plain(value: Any, option: str) -> Any:
+    """An argument of a network as JSON can hold it; classes and functions by their names."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{option}.{key}") for key, item in sorted(value.items())}
+    if isinstance(value, list | tuple):
+        return [_plain(item, option) for item in value]
+    if callable(value) and hasattr(value, "__qualname__"):
+        return _qualified(value)
+    raise ConfigurationError(
+        option, value, "trajectories cannot record this argument", "give numbers, texts, lists, classes or functions"
+    )
 
 
 class FunctionalNetwork:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from ast_lightning.errors import ConfigurationError
+from ast_lightning.settings import Settings
 
 
 @dataclass(frozen=True)
-class EvaluationSettings:
+class EvaluationSettings(Settings):
     """Training of the fresh networks that judge a synthetic set. The defaults are AST's published values.
 
     Args:
@@ -24,6 +25,8 @@ class EvaluationSettings:
         at_once: how many networks are trained together, as one stacked computation.
     """
 
+    section: ClassVar[str] = "evaluation"
+
     networks: int = 5
     epochs: int = 1000
     batch_size: int = 256
@@ -36,24 +39,12 @@ class EvaluationSettings:
     at_once: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("networks", "epochs", "batch_size", "at_once"):
-            if getattr(self, name) < 1:
-                raise _refused(name, getattr(self, name), "it must be at least 1", "give a positive whole number")
-        for name in ("lr", "lr_decay"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise _refused(name, value, "it must be positive", "give a number above 0")
-        for name in ("momentum", "momentum_after_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise _refused(name, getattr(self, name), "it must lie in [0, 1)", "give 0 for no momentum")
-        if not self.weight_decay >= 0:
-            raise _refused("weight_decay", self.weight_decay, "it must not be negative", "give 0 to turn it off")
+        self.require_at_least_one("networks", "epochs", "batch_size", "at_once")
+        self.require_positive("lr", "lr_decay")
+        self.require_not_negative("weight_decay")
+        self.require_momentum("momentum", "momentum_after_decay")
 
     @property
     def decay_after(self) -> int:
         """The last epoch index that is trained at the full learning rate."""
         return self.epochs // 2 + 1
-
-
-def _refused(name: str, value: object, problem: str, remedy: str) -> ConfigurationError:
-    return ConfigurationError(f"evaluation.{name}", value, problem, remedy)

@@ -90,8 +90,8 @@ def test_best_is_remembered_over_a_resume(module: DistillModule, tmp_path: Path)
     after.on_validation_end(evaluated(2, validation_accuracy=60.0), module)
     assert (folder / "best").resolve().name == "step_000001"
     after.on_validation_end(evaluated(2, validation_accuracy=80.0), module)  # the same step once more
-    assert (folder / "best").resolve().name == "step_000002"
-    assert steps_on_disk(folder) == ["step_000002"]
+    assert (folder / "best").resolve().name == "step_000002_1"
+    assert steps_on_disk(folder) == ["step_000002_1"]
 
 
 def test_only_the_first_rank_writes_and_all_know_the_best(module: DistillModule, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from ast_lightning.networks import (
     NetworkFactory,
     build_network,
     describe_network,
-    has_dropout,
+    is_dropout,
     parameter_layout,
 )
 
@@ -192,8 +192,7 @@ def test_dropout_is_off_in_a_pure_function(images: Tensor) -> None:
     theta = perturbed(network)
     pieces = network.unflatten(theta)
     torch.testing.assert_close(network(theta, images), images.flatten(1) @ pieces["2.weight"].T + pieces["2.bias"])
-    assert has_dropout(factory())
-    assert not has_dropout(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)))
+    assert [is_dropout(module) for module in factory()] == [False, True, False]
 
 
 def test_description_of_a_user_network(tied_factory: NetworkFactory) -> None:
@@ -233,3 +232,15 @@ def test_wrong_arguments_are_a_configuration_error() -> None:
     """As the docstring of build_network promises: a misspelt network option is the user's to put right."""
     with pytest.raises(ConfigurationError, match="widht"):
         build_network(functools.partial(ConvNet, 3, 10, (32, 32), widht=4), 0)  # type: ignore[call-arg]
+
+
+def test_description_of_a_network_that_is_given_a_class_can_be_stored() -> None:
+    """`activation=nn.GELU` is how many people's own networks are parametrised."""
+
+    def network(width: int, activation: type[nn.Module]) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, width), activation(), nn.Linear(width, 2))
+
+    described = [describe_network(functools.partial(network, 4, activation)) for activation in (nn.GELU, nn.ReLU)]
+    stored = [json.loads(json.dumps(description)) for description in described]
+    assert stored[0] != stored[1]
+    assert "GELU" in str(stored[0]["arguments"]["activation"])
