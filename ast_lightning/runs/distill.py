@@ -114,9 +114,21 @@ def check_store(store: TrajectoryStore, run: Run) -> None:
 
 
 def build_windows(store: TrajectoryStore, run: Run) -> TrajectoryWindows:
-    """The stream of windows over the experts of this run."""
+    """The stream of windows: over all experts of ``experts_dir``, or over the ``num_experts`` of this run.
+
+    Raises:
+        ConfigurationError: some of them are not complete.
+    """
     complete = store.experts()
-    wanted = complete if run.config["experts_dir"] else [i for i in complete if i < run.config["num_experts"]]
+    wanted = complete if run.config["experts_dir"] else list(range(run.config["num_experts"]))
+    missing = [index for index in wanted if index not in complete]
+    if missing:
+        raise ConfigurationError(
+            "num_experts",
+            run.config["num_experts"],
+            f"{len(missing)} of them are not complete in {store.folder}, the first is expert {missing[0]}",
+            f"let train_experts.py finish, or set num_experts={missing[0]}" if missing[0] else "run train_experts.py",
+        )
     return TrajectoryWindows(
         store,
         expert_epochs=run.distill.expert_epochs,

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ast_lightning.callbacks import RunProgress, say
+from ast_lightning.callbacks import RunProgress, is_rank_zero, say
 from ast_lightning.data import LabelledImages
 from ast_lightning.distillation import check_ipc, initial_images
 from ast_lightning.errors import ConfigurationError
@@ -50,11 +50,12 @@ def evaluate(run: Run) -> dict[str, float]:
     check_dataset(dataset, run)
     scores = {name: _score(run, dataset, name) for name in [*run.config["baselines"], "distilled"]}
     ordered = {name: scores[name] for name in TITLES if name in scores}
-    _print_table(ordered, dataset)
+    if is_rank_zero():
+        _print_table(ordered, dataset)
     metrics = {f"{name}_accuracy": score.mean for name, score in ordered.items()}
     metrics |= {f"{name}_std": score.std for name, score in ordered.items()}
     folder = evaluation_folder(run)
-    if not run.fast_dev_run:
+    if is_rank_zero() and not run.fast_dev_run:
         accuracies = {name: list(score.accuracies) for name, score in ordered.items()}
         record = {"synthetic": str(run.synthetic_folder()), "accuracies": accuracies, "metrics": metrics}
         record |= {"versions": versions(), "config": run.config}

@@ -26,6 +26,7 @@ def contents(folder: Path) -> dict[Path, int]:
     ("overrides", "option", "words"),
     [
         (["seed=7"], "experts_dir", ["no trajectories", "train_experts.py"]),
+        (["num_experts=3"], "num_experts", ["the first is expert 2", "num_experts=2"]),
         (["distill.max_start_epoch=4"], "distill.max_start_epoch", ["expert.epochs=4", "max_start_epoch=3"]),
         (
             ["distill.expert_epochs=5", "distill.syn_steps=8"],
