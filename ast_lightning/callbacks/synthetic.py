@@ -35,7 +35,8 @@ class SyntheticImageLogger(Callback):
                 board, step = logger.experiment, trainer.global_step
                 board.add_image("synthetic/pictures", picture(dataset.pictures(), dataset.ipc), step)
                 board.add_image("synthetic/raw", picture(dataset.images, dataset.ipc, stretch=True), step)
-                board.add_histogram("synthetic/pixels", dataset.images, step)
+                # TensorBoard's bins end at 1e20, and it raises an error where all values lie beyond
+                board.add_histogram("synthetic/pixels", dataset.images.clamp(-1e19, 1e19), step)
 
 
 class ArtifactWriter(Callback):
