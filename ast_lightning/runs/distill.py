@@ -44,7 +44,8 @@ def distill(run: Run) -> dict[str, float]:
             say(f"finished already, {result['iteration']} iterations: {folder}")
             _report(folder, result["metrics"])
             return dict(result["metrics"])
-    check_window(run.distill.expert_epochs, run.distill.max_start_epoch, run.expert.epochs)
+    if not run.config["experts_dir"]:  # a folder that is named says itself how long its trajectories are
+        check_window(run.distill.expert_epochs, run.distill.max_start_epoch, run.expert.epochs)
     store = TrajectoryStore.open(run.experts_folder())
     run.data.setup("fit")
     check_store(store, run)

@@ -21,7 +21,7 @@ from torchvision import datasets
 from ast_lightning.data import digits, torchvision_dataset
 from ast_lightning.errors import ConfigurationError
 
-LAPTOP_FASHION = Path("/usr/share/datasets/fashion-mnist")
+DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 def random_images(*shape: int, seed: int = 0) -> np.ndarray:
@@ -92,13 +92,13 @@ def test_the_layout_of_torchvision(tmp_path: Path) -> None:
     assert np.array_equal(raw.test.images[:, 0].numpy(), arrays["t10k-images-idx3-ubyte"])
 
 
-@pytest.mark.skipif(not LAPTOP_FASHION.is_dir(), reason="Fashion-MNIST is not on this machine")
+@pytest.mark.skipif(not DEBIAN_FASHION.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_the_real_fashion_mnist() -> None:
-    raw = torchvision_dataset("fashion_mnist", LAPTOP_FASHION)
+    raw = torchvision_dataset("fashion_mnist", DEBIAN_FASHION)
     assert (len(raw.train), len(raw.test)) == (60_000, 10_000)
     assert torch.bincount(raw.train.labels).tolist() == [6000] * 10
     with pytest.raises(ConfigurationError, match="these files are fashion_mnist, not mnist"):
-        torchvision_dataset("mnist", LAPTOP_FASHION)
+        torchvision_dataset("mnist", DEBIAN_FASHION)
 
 
 def write_cifar(root: Path, dataset_class: type, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
