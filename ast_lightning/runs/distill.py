@@ -99,7 +99,7 @@ def check_store(store: TrajectoryStore, run: Run) -> None:
     store.require("network", describe_network(run.network()))
     described = run.data.describe()
     for ignored in ("preprocessing_fingerprint", "augmentation"):
-        described.pop(ignored, None)
+        described.pop(ignored)
     stored = {key: value for key, value in store.metadata["data"].items() if key in described}
     TrajectoryStore(store.folder, {**store.metadata, "data": stored}).require("data", described)
     theirs = load_preprocessing(store.folder / "preprocessing.safetensors").tensors()
