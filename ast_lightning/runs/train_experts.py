@@ -21,7 +21,7 @@ def train_experts(run: Run) -> dict[str, float]:
     """Train the experts that are not there yet.
 
     Returns:
-        Means over the experts of this command: ``test_accuracy`` in per cent, ``movement`` of an epoch, ``cross_entropy``.
+        Means over these experts: ``test_accuracy`` in per cent, ``movement`` of an epoch, ``cross_entropy``.
     """
     run.data.setup("fit")
     indices = _wanted(run)
