@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -85,8 +86,8 @@ class ArtifactWriter(Callback):
 
 def _fresh(folder: Path) -> Path:
     """A name that is not taken: a resumed run may evaluate once more at a step whose dataset is pointed to."""
-    taken = sum(1 for _ in folder.parent.glob(f"{folder.name}*"))
-    return folder.with_name(f"{folder.name}_{taken}") if taken else folder
+    again = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(1))
+    return next(name for name in itertools.chain([folder], again) if not name.exists())
 
 
 def _distillation(module: LightningModule) -> DistillModule:

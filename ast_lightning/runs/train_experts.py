@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import asdict
 
@@ -74,7 +75,7 @@ def _announce(run: Run, store: TrajectoryStore | None, indices: list[int], pendi
         if index not in pending:
             say(f"expert {index} is complete already: {store.expert_folder(index)}")
     if pending:
-        parameters = sum(_size(shape) for _, shape in store.layout)
+        parameters = sum(math.prod(shape) for _, shape in store.layout)
         disk = 4 * parameters * (run.expert.epochs + 1) * len(pending)
         say(
             f"training {len(pending)} experts of {parameters:,} parameters for {run.expert.epochs} epochs of "
@@ -124,10 +125,3 @@ def _summarise(store: TrajectoryStore, indices: list[int]) -> dict[str, float]:
     say(f"trajectories: {store.folder}")
     say(f"TensorBoard:  tensorboard --logdir {store.folder}")
     return result
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size
