@@ -1,6 +1,7 @@
 """Distillation: windows, the unrolled student, the matching loss, and the module that trains the images."""
 
 from ast_lightning.distillation.initialization import check_ipc, initial_images, representatives
+from ast_lightning.distillation.inner import InnerProblem
 from ast_lightning.distillation.matching import (
     MatchingLoss,
     balance_factor,
@@ -10,18 +11,20 @@ from ast_lightning.distillation.matching import (
 )
 from ast_lightning.distillation.module import DistillModule
 from ast_lightning.distillation.perturbation import perturb
-from ast_lightning.distillation.settings import DistillSettings
+from ast_lightning.distillation.settings import DistillSettings, check_precision
 from ast_lightning.distillation.unroll import unroll
 from ast_lightning.distillation.windows import TrajectoryWindows, Window, check_window, choose_window
 
 __all__ = [
     "DistillModule",
     "DistillSettings",
+    "InnerProblem",
     "MatchingLoss",
     "TrajectoryWindows",
     "Window",
     "balance_factor",
     "check_ipc",
+    "check_precision",
     "check_window",
     "choose_window",
     "initial_images",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from lightning import LightningModule
@@ -11,10 +10,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ast_lightning.compilation import Compilation
 from ast_lightning.data import SiameseAugmentation
+from ast_lightning.distillation.adjoint import StepBatch
+from ast_lightning.distillation.inner import InnerProblem
 from ast_lightning.distillation.matching import balance_factor, matching_loss, matching_steps
 from ast_lightning.distillation.perturbation import perturb
-from ast_lightning.distillation.settings import DistillSettings
+from ast_lightning.distillation.settings import DistillSettings, check_precision
 from ast_lightning.distillation.unroll import unroll
 from ast_lightning.distillation.windows import TrajectoryWindows, Window
 from ast_lightning.errors import DistillationDiverged
@@ -39,13 +41,14 @@ class DistillModule(LightningModule):
         augmentation: the Siamese augmentation of inner batches; None for none.
         evaluator: trains the networks of each validation; None for no validation.
         seed: of every draw.
+        compilation: whether the student's derivatives are compiled; None for not.
 
     Logged each iteration: ``train/loss``, ``train/match_<i>`` (the weighted term of expert epoch s + i),
     ``train/start_distance`` ‖θ_0 − θ*_{s+M}‖, ``train/student_lr``, ``train/start_epoch``,
     ``train/image_gradient_norm``. At each validation: ``<split>/accuracy`` and ``<split>/accuracy_std`` in per cent.
 
     Raises:
-        ConfigurationError: ``batch_syn`` is larger than the set.
+        ConfigurationError: ``batch_syn`` is larger than the set, or the Trainer's precision has 16 bits.
         DistillationDiverged: during training, see :meth:`on_before_optimizer_step`.
     """
 
@@ -60,6 +63,7 @@ class DistillModule(LightningModule):
         augmentation: SiameseAugmentation | None = None,
         evaluator: NetworkEvaluator | None = None,
         seed: int = 0,
+        compilation: Compilation | None = None,
     ) -> None:
         super().__init__()
         settings.check_batch(len(images))
@@ -74,6 +78,7 @@ class DistillModule(LightningModule):
         self.register_buffer("labels", labels.clone())
         self.labels: Tensor
         self._student = FunctionalNetwork(network)  # a plain object: nothing in it is trained or wrapped by DDP
+        self._problem = InnerProblem(self._student, compilation)
         self._windows = windows
         self._augmentation = augmentation if settings.augment and augmentation else SiameseAugmentation(None)
         self._evaluator = evaluator
@@ -99,6 +104,7 @@ class DistillModule(LightningModule):
         return evaluation_loader(self._evaluator.groups(self.settings.eval_networks, ranks), self.global_rank, ranks)
 
     def on_fit_start(self) -> None:
+        check_precision(str(self.trainer.precision))
         self._student.to(self.device)
 
     def training_step(self, window: Window, batch_index: int) -> Tensor:
@@ -111,14 +117,18 @@ class DistillModule(LightningModule):
         )
         targets = window.targets.to(self.images.dtype)
         matched = unroll(
-            self._student,
+            self._problem,
             start,
+            self.images,
+            self.labels,
             self.inner_batches(window.index),
             self.learning_rate,
             steps=settings.syn_steps,
             momentum=settings.momentum,
             loss_scale=balance_factor(window.start_epoch, settings.max_start_epoch) if settings.balance else 1.0,
             match_at=self._match_at,
+            engine=settings.engine,
+            recompute=settings.recompute,
         )
         loss = matching_loss(matched, self._match_at, start, targets, settings.intermediate)
         self._loss = loss.total.detach()
@@ -130,7 +140,7 @@ class DistillModule(LightningModule):
         self.log("train/student_lr", self.learning_rate.detach())
         return loss.total
 
-    def inner_batches(self, window_index: int) -> Callable[[int], tuple[Tensor, Tensor]]:
+    def inner_batches(self, window_index: int) -> StepBatch:
         """The augmented batch of each inner step of the student that follows window ``window_index``.
 
         Random permutations of the set in chunks of ``batch_syn``; where it does not divide the set, the small chunk
@@ -139,17 +149,17 @@ class DistillModule(LightningModule):
         count, size = len(self.images), self.settings.batch_syn or len(self.images)
         chunks_of_turn: dict[int, list[Tensor]] = {}
 
-        def batch(step: int) -> tuple[Tensor, Tensor]:
+        def batch(step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             turn, position = divmod(step, math.ceil(count / size))
             if turn not in chunks_of_turn:
                 generator = keyed_generator(self.seed, "inner order", window_index, turn)
                 chunks_of_turn.clear()
                 chunks_of_turn[turn] = list(reversed(torch.randperm(count, generator=generator).split(size)))
-            rows = chunks_of_turn[turn][position].to(self.images.device)
-            height, width = self.images.shape[-2:]
+            rows = chunks_of_turn[turn][position].to(images.device)
+            height, width = images.shape[-2:]
             generator = keyed_generator(self.seed, "inner augmentation", window_index, step)
             draw = self._augmentation.draw(len(rows), (height, width), generator)
-            return self._augmentation.apply(self.images[rows], draw), self.labels[rows]
+            return self._augmentation.apply(images[rows], draw), labels[rows]
 
         return batch
 

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ast_lightning.distillation.matching import INTERMEDIATE
+from ast_lightning.distillation.unroll import ENGINES
+from ast_lightning.errors import ConfigurationError
 from ast_lightning.settings import Settings
 
 INITIALIZATIONS = ("representative", "real", "noise")
+PRECISIONS = ("32-true", "64-true")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class DistillSettings(Settings):
         outer_momentum: momentum of both outer optimisers.
         max_steps: outer iterations.
         eval_every: outer iterations between evaluations; the last iteration is always evaluated.
+        engine: of the unroll: ``adjoint``, exact in constant memory, or ``autograd``, the graph of all K steps.
+        recompute: whether the adjoint keeps every ⌈√K⌉-th step only; for networks of ten million parameters and more.
         eval_networks: networks of an evaluation during distillation; None takes ``evaluation.networks``.
     """
 
@@ -60,6 +65,8 @@ class DistillSettings(Settings):
     lr_img: float = 1000.0
     lr_lr: float = 1e-5
     outer_momentum: float = 0.5
+    engine: str = "adjoint"
+    recompute: bool = False
     max_steps: int = 5000
     eval_every: int = 500
     eval_networks: int | None = None
@@ -72,6 +79,9 @@ class DistillSettings(Settings):
         self.require_momentum("momentum", "outer_momentum")
         self.require_choice("init", INITIALIZATIONS)
         self.require_choice("intermediate", INTERMEDIATE)
+        self.require_choice("engine", ENGINES)
+        if self.recompute and self.engine != "adjoint":
+            raise self.refused("recompute", "the autograd engine keeps every step", "set distill.engine=adjoint")
         if self.intermediate != "none" and self.syn_steps < self.expert_epochs:
             raise self.refused(
                 "syn_steps",
@@ -92,3 +102,22 @@ class DistillSettings(Settings):
                 f"the synthetic set has only {num_images} images",
                 f"give at most {num_images}, or null for all of them",
             )
+
+
+def check_precision(precision: str) -> None:
+    """Refuse to distil in 16 bits: the update of X is far below their resolution.
+
+    Args:
+        precision: as a Trainer names it, e.g. ``32-true``.
+
+    Raises:
+        ConfigurationError: it is neither float32 nor float64.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigurationError(
+            "trainer.precision",
+            precision,
+            "distillation is exact to float32 or float64, and 16 bits spoil it",
+            f"distil with trainer.precision={PRECISIONS[0]}; experts that were trained with another precision are "
+            "found with experts_dir=<their folder>",
+        )

@@ -31,7 +31,13 @@ _NOT_VALUES = (
     "download",
     "eval_batch_size",
 )  # where data lie and how they are read, not what they are
-_NOT_RESULT = ("max_steps", "eval_every", "eval_networks")  # a run with more of these is the same run, longer
+_NOT_RESULT = (
+    "max_steps",  # a run with more of these is the same run, longer
+    "eval_every",
+    "eval_networks",
+    "engine",  # how the same gradients are computed
+    "recompute",
+)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,11 @@ def module_of(network: Callable[[], ConvNet], make_store: Callable[..., Trajecto
     return make
 
 
+def batches(module: DistillModule, window: int) -> Callable[[int], tuple[Tensor, Tensor]]:
+    batch = module.inner_batches(window)
+    return lambda step: batch(step, module.images, module.labels)
+
+
 def rows(batch: tuple[Tensor, Tensor]) -> list[int]:
     images, labels = batch
     assert (images[:, 0, 0, 0] - 1).tolist() == labels.tolist()
@@ -52,7 +57,7 @@ def test_a_turn_is_a_permutation_whose_small_chunk_leads(
     module_of: MakeModule, count: int, data: st.DataObject, window: int, seed: int
 ) -> None:
     size = data.draw(st.integers(1, count))
-    batch = module_of(count, size, seed=seed).inner_batches(window)
+    batch = batches(module_of(count, size, seed=seed), window)
     steps = math.ceil(count / size)
     for turn in range(3):
         chunks = [rows(batch(turn * steps + position)) for position in range(steps)]
@@ -61,27 +66,27 @@ def test_a_turn_is_a_permutation_whose_small_chunk_leads(
 
 
 def test_all_images_are_one_batch_by_default(module_of: MakeModule) -> None:
-    batch = module_of(7, None).inner_batches(0)
+    batch = batches(module_of(7, None), 0)
     assert [sorted(rows(batch(step))) for step in range(3)] == [list(range(7))] * 3
 
 
 def test_each_turn_and_window_has_an_order_of_its_own(module_of: MakeModule) -> None:
     module = module_of(12, 12)
-    orders = {tuple(rows(module.inner_batches(window)(turn))) for window in range(5) for turn in range(5)}
+    orders = {tuple(rows(batches(module, window)(turn))) for window in range(5) for turn in range(5)}
     assert len(orders) == 25
 
 
 def test_order_depends_on_seed_and_window_alone(module_of: MakeModule) -> None:
     module = module_of(10, 4, seed=1)
-    first = [rows(module.inner_batches(8)(step)) for step in range(6)]
+    first = [rows(batches(module, 8)(step)) for step in range(6)]
     torch.manual_seed(99)
     for other in (3, 5):
-        module.inner_batches(other)(0)
-    fresh = module_of(10, 4, seed=1).inner_batches(8)
+        batches(module, other)(0)
+    fresh = batches(module_of(10, 4, seed=1), 8)
     assert [rows(fresh(step)) for step in range(6)] == first
     backwards = {step: rows(fresh(step)) for step in reversed(range(6))}
     assert [backwards[step] for step in range(6)] == first
-    reseeded = module_of(10, 4, seed=2).inner_batches(8)
+    reseeded = batches(module_of(10, 4, seed=2), 8)
     assert [rows(reseeded(step)) for step in range(6)] != first
 
 
@@ -91,10 +96,10 @@ def test_augmentation_replays_and_varies_by_step_and_window(module_of: MakeModul
         module.images.copy_(torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0)))
     seen: dict[tuple[int, int], Tensor] = {}
     for window in range(4):
-        batch = module.inner_batches(window)
+        batch = batches(module, window)
         for step in range(4):
             seen[window, step] = batch(step)[0].detach()
-    replayed = module.inner_batches(2)
+    replayed = batches(module, 2)
     for step in (3, 0, 2, 1):
         assert torch.equal(replayed(step)[0], seen[2, step])
     # two draws may coincide by chance (flips, holes beyond the border), but no two steps or windows throughout
@@ -103,13 +108,13 @@ def test_augmentation_replays_and_varies_by_step_and_window(module_of: MakeModul
 
 
 def test_augmentation_can_be_turned_off(module_of: MakeModule) -> None:
-    plain = module_of(6, None, augment=False).inner_batches(0)
+    plain = batches(module_of(6, None, augment=False), 0)
     assert all((image == image[0, 0, 0]).all() for step in range(6) for image in plain(step)[0])
 
 
 def test_gradients_pass_through_batch_and_augmentation(module_of: MakeModule) -> None:
     module = module_of(6, 4, augment=True)
-    batch = module.inner_batches(1)
+    batch = batches(module, 1)
     total = sum(batch(step)[0].square().sum() for step in range(2))
     assert isinstance(total, Tensor)
     (gradient,) = torch.autograd.grad(total, module.images)

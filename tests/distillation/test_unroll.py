@@ -1,4 +1,4 @@
-"""The unroll against torch.optim.SGD, and its derivatives against finite differences."""
+"""Both engines of the unroll against torch.optim.SGD and finite differences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ast_lightning.distillation import unroll
+from ast_lightning.distillation.unroll import ENGINES
 from ast_lightning.networks import ConvNet, FunctionalNetwork
+
+pytestmark = pytest.mark.parametrize("engine", ENGINES)
 
 smooth_convnet = functools.partial(
     ConvNet, channels=2, num_classes=3, image_size=(4, 4), width=3, depth=1, activation="gelu"
@@ -25,9 +28,13 @@ def normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def whole(step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return images, labels
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("loss_scale", [1.0, 1.7])
-def test_forward_is_sgd_training(momentum: float, loss_scale: float) -> None:
+def test_forward_is_sgd_training(engine: str, momentum: float, loss_scale: float) -> None:
     images, labels = normal(6, 2, 4, 4, seed=0), torch.tensor([0, 1, 2, 2, 1, 0])
     rows = [torch.tensor(each) for each in ([0, 1], [2, 3, 4, 5], [5, 1, 3], [0], [4, 2, 1, 0])]
     network = FunctionalNetwork(smooth_convnet)
@@ -48,12 +55,15 @@ def test_forward_is_sgd_training(momentum: float, loss_scale: float) -> None:
     matched = unroll(
         network,
         theta,
-        lambda step: (images[rows[step]], labels[rows[step]]),
+        images,
+        labels,
+        lambda step, x, y: (x[rows[step]], y[rows[step]]),
         torch.tensor(0.3, dtype=torch.float64),
         steps=5,
         momentum=momentum,
         loss_scale=loss_scale,
         match_at=[1, 3, 5],
+        engine=engine,
     )
 
     assert sorted(matched) == [1, 3, 5]
@@ -64,7 +74,7 @@ def test_forward_is_sgd_training(momentum: float, loss_scale: float) -> None:
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("soft", [False, True])
-def test_gradients_match_finite_differences(momentum: float, soft: bool) -> None:
+def test_gradients_match_finite_differences(engine: str, momentum: float, soft: bool) -> None:
     network = FunctionalNetwork(smooth_mlp)
     theta = network.initial_parameters(2).double()
     hard = torch.tensor([0, 1, 1, 0])
@@ -75,12 +85,15 @@ def test_gradients_match_finite_differences(momentum: float, soft: bool) -> None
         matched = unroll(
             network,
             theta,
-            lambda step: (images[rows[step]], labels[rows[step]]),
+            images,
+            labels,
+            lambda step, x, y: (x[rows[step]], y[rows[step]]),
             learning_rate,
             steps=4,
             momentum=momentum,
             loss_scale=1.3,
             match_at={2, 3, 4},
+            engine=engine,
         )
         return tuple(matched[step] for step in (2, 3, 4))
 
@@ -91,15 +104,14 @@ def test_gradients_match_finite_differences(momentum: float, soft: bool) -> None
     assert all(part.abs().sum() > 0 for part in torch.autograd.grad(student(*inputs)[-1].square().sum(), inputs))
 
 
-def test_no_gradient_reaches_the_start() -> None:
+def test_no_gradient_reaches_the_start(engine: str) -> None:
     network = FunctionalNetwork(smooth_mlp)
     leaf = network.initial_parameters(2).requires_grad_()
     before = leaf.detach().clone()
     images = normal(2, 1, 2, 2, seed=1).float().requires_grad_()
     # even where the start has a history of its own, as a perturbed one would
-    matched = unroll(
-        network, 2 * leaf, lambda step: (images, torch.tensor([0, 1])), torch.tensor(0.1), steps=3, match_at=[3]
-    )
+    labels, rate = torch.tensor([0, 1]), torch.tensor(0.1)
+    matched = unroll(network, 2 * leaf, images, labels, whole, rate, steps=3, match_at=[3], engine=engine)
     matched[3].square().sum().backward()
     assert leaf.grad is None
     assert torch.equal(leaf.detach(), before)
@@ -107,7 +119,7 @@ def test_no_gradient_reaches_the_start() -> None:
     assert images.grad.abs().sum() > 0
 
 
-def test_one_step_by_hand() -> None:
+def test_one_step_by_hand(engine: str) -> None:
     """Logits θ·x of a single pixel x: at θ = 0 the gradient for class 0 is c · x · (softmax − onehot) = c·x·(−½, ½)."""
 
     def linear(theta: Tensor, images: Tensor) -> Tensor:
@@ -118,12 +130,15 @@ def test_one_step_by_hand() -> None:
     matched = unroll(
         linear,
         torch.zeros(2),
-        lambda k: (image, torch.tensor([0])),
+        image,
+        torch.tensor([0]),
+        whole,
         rate,
         steps=1,
         momentum=0.9,
         loss_scale=2.0,
         match_at=[1],
+        engine=engine,
     )
     assert matched[1].tolist() == pytest.approx([0.75, -0.75])
     by_image, by_rate = torch.autograd.grad(matched[1][0], (image, rate))
@@ -131,28 +146,52 @@ def test_one_step_by_hand() -> None:
     assert float(by_rate) == pytest.approx(3 * 2 * 0.5)
 
 
-def test_batches_are_asked_for_once_each_in_order() -> None:
+def test_batches_are_asked_for_once_each_in_order(engine: str) -> None:
     asked = []
     image, label = torch.ones(1, 1, 2, 2), torch.tensor([0])
 
-    def batch(step: int) -> tuple[Tensor, Tensor]:
+    def batch(step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         asked.append(step)
-        return image, label
+        return images, labels
 
     network = FunctionalNetwork(smooth_mlp)
-    unroll(network, network.initial_parameters(0), batch, torch.tensor(0.1), steps=4, match_at=[1, 4])
+    theta, rate = network.initial_parameters(0), torch.tensor(0.1)
+    unroll(network, theta, image, label, batch, rate, steps=4, match_at=[1, 4], engine=engine)
     assert asked == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("match_at", [[], [0, 2], [4], [-1]])
-def test_match_at_outside_the_steps_is_refused(match_at: list[int]) -> None:
+def test_match_at_outside_the_steps_is_refused(engine: str, match_at: list[int]) -> None:
     network = FunctionalNetwork(smooth_mlp)
+    image, label, theta = torch.ones(1, 1, 2, 2), torch.tensor([0]), network.initial_parameters(0)
     with pytest.raises(ValueError, match=r"match_at=.*steps=3"):
-        unroll(
-            network,
-            network.initial_parameters(0),
-            lambda step: (torch.ones(1, 1, 2, 2), torch.tensor([0])),
-            torch.tensor(0.1),
-            steps=3,
-            match_at=match_at,
-        )
+        unroll(network, theta, image, label, whole, torch.tensor(0.1), steps=3, match_at=match_at, engine=engine)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bits_are_refused(engine: str, dtype: torch.dtype) -> None:
+    network = FunctionalNetwork(smooth_mlp)
+    image, label, theta = torch.ones(1, 1, 2, 2), torch.tensor([0]), network.initial_parameters(0).to(dtype)
+    with pytest.raises(TypeError, match=r"float32 or float64 parameters, not torch.b?float16"):
+        unroll(network, theta, image, label, whole, torch.tensor(0.1), steps=1, match_at=[1], engine=engine)
+
+
+def test_autocast_does_not_reach_in(engine: str) -> None:
+    network = FunctionalNetwork(functools.partial(smooth_convnet, activation="relu"))
+    theta, labels = network.initial_parameters(0), torch.tensor([0, 1, 2])
+
+    def outcome() -> tuple[Tensor, Tensor]:
+        images = normal(3, 2, 4, 4, seed=2).float().requires_grad_()
+        matched = unroll(
+            network, theta, images, labels, whole, torch.tensor(0.3), steps=3, match_at=[3], engine=engine
+        )[3]
+        (gradient,) = torch.autograd.grad(matched.square().sum(), images)
+        return matched.detach(), gradient
+
+    expected = outcome()
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = outcome()
+    assert torch.equal(seen[0], expected[0])
+    assert seen[0].dtype == torch.float32
+    if engine == "adjoint":  # autograd replays its graph outside the unroll, under whatever autocast is then on
+        assert torch.equal(seen[1], expected[1])
