@@ -1,4 +1,4 @@
-"""The objective of a smooth expert, as one pure function."""
+"""The objective of a smooth expert: pure functions, and the same compiled for a family of experts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call, grad
 
-Apply = Callable[[Mapping[str, Tensor], Tensor], Tensor]
+from ast_lightning.compilation import Compilation, Compiled
+from ast_lightning.experts.settings import ExpertSettings
+from ast_lightning.networks import NetworkFactory, build_network, ease_second_derivatives
+
+Tensors = Mapping[str, Tensor]
+Apply = Callable[[Tensors, Tensor], Tensor]
 """(parameters by name, images ``[N, C, H, W]``) → logits ``[N, classes]``."""
 
 
@@ -29,7 +35,7 @@ class ExpertLoss(NamedTuple):
     logits: Tensor
 
 
-def gradient_penalty(apply: Apply, parameters: Mapping[str, Tensor], images: Tensor, norm: str) -> Tensor:
+def gradient_penalty(apply: Apply, parameters: Tensors, images: Tensor, norm: str) -> Tensor:
     """mean (‖g‖₂ − 1)² with g = ∂(Σ logits)/∂images, differentiable in the parameters.
 
     Args:
@@ -39,16 +45,19 @@ def gradient_penalty(apply: Apply, parameters: Mapping[str, Tensor], images: Ten
         norm: ``pixel``: one norm for each pixel, over C, mean over N·H·W (the published AST code); ``sample``: one
             norm for each image, over C·H·W, mean over N (WGAN-GP, Gulrajani et al. 2017).
     """
-    with torch.enable_grad():
-        images = images.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(apply(parameters, images).sum(), images, create_graph=True)
+    if torch.compiler.is_compiling():  # of the two ways to a gradient, the one that can be a part of a graph
+        gradient = grad(lambda at: apply(parameters, at).sum())(images)
+    else:
+        with torch.enable_grad():
+            images = images.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(apply(parameters, images).sum(), images, create_graph=True)
     norms = (gradient if norm == "pixel" else gradient.flatten(1)).norm(dim=1)
     return (norms - 1).square().mean()
 
 
 def expert_objective(
     apply: Apply,
-    parameters: Mapping[str, Tensor],
+    parameters: Tensors,
     augmented: Tensor,
     raw: Tensor,
     labels: Tensor,
@@ -72,15 +81,59 @@ def expert_objective(
         penalty_weight: λ ≥ 0; with 0 the penalty is not computed.
         penalty_norm: see :func:`gradient_penalty`.
     """
+    terms = _terms(apply, parameters, augmented, raw, labels, penalty_norm if penalty_weight > 0 else None)
+    return _total(terms, clip_factor, penalty_weight)
+
+
+class ExpertObjective:
+    """The objective of every expert of a family, compiled once for all of them.
+
+    Args:
+        network: builds the network of the family.
+        settings: the regularisers.
+        compilation: whether it is compiled; None for not.
+    """
+
+    def __init__(
+        self, network: NetworkFactory, settings: ExpertSettings, compilation: Compilation | None = None
+    ) -> None:
+        self._settings = settings
+        # what experts do not share, parameters and buffers, comes as arguments: their code is the same
+        skeleton = ease_second_derivatives(build_network(network, 0, "skeleton").train())
+        norm = settings.penalty_norm if settings.gradient_penalty > 0 else None
+
+        def objective(
+            parameters: Tensors, buffers: Tensors, augmented: Tensor, raw: Tensor, labels: Tensor
+        ) -> tuple[Tensor, Tensor, Tensor]:
+            def apply(parameters: Tensors, images: Tensor) -> Tensor:
+                logits: Tensor = functional_call(skeleton, {**parameters, **buffers}, (images,))
+                return logits
+
+            return _terms(apply, parameters, augmented, raw, labels, norm)
+
+        self._terms = Compiled(objective, compilation or Compilation())
+
+    def __call__(
+        self, network: nn.Module, augmented: Tensor, raw: Tensor, labels: Tensor, clip_factor: float
+    ) -> ExpertLoss:
+        """The losses of one expert, see :func:`expert_objective`; buffers of ``network`` are updated as it would."""
+        parameters, buffers = dict(network.named_parameters()), dict(network.named_buffers())
+        terms = self._terms(parameters, buffers, augmented, raw, labels)
+        return _total(terms, clip_factor, self._settings.gradient_penalty)
+
+
+def _terms(
+    apply: Apply, parameters: Tensors, augmented: Tensor, raw: Tensor, labels: Tensor, norm: str | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy, penalty (0 where ``norm`` is None) and logits: all that needs the network."""
     logits = apply(parameters, augmented)
     cross_entropy = F.cross_entropy(logits, labels)
-    if penalty_weight > 0:
-        penalty = gradient_penalty(apply, parameters, raw, penalty_norm)
-    else:
-        penalty = torch.zeros_like(cross_entropy)
-    return ExpertLoss(
-        total=clip_factor * cross_entropy + penalty_weight * penalty,
-        cross_entropy=cross_entropy.detach(),
-        penalty=penalty.detach(),
-        logits=logits.detach(),
-    )
+    penalty = torch.zeros_like(cross_entropy) if norm is None else gradient_penalty(apply, parameters, raw, norm)
+    return cross_entropy, penalty, logits.detach()
+
+
+def _total(terms: tuple[Tensor, Tensor, Tensor], clip_factor: float, penalty_weight: float) -> ExpertLoss:
+    """Weights stand outside what is compiled: each epoch has another clip factor."""
+    cross_entropy, penalty, logits = terms
+    total = clip_factor * cross_entropy + penalty_weight * penalty
+    return ExpertLoss(total, cross_entropy.detach(), penalty.detach(), logits)

@@ -1,6 +1,7 @@
 """Student and expert architectures, and the functional view of any of them."""
 
 from ast_lightning.networks.convnet import ConvNet
+from ast_lightning.networks.convolution import ease_second_derivatives
 from ast_lightning.networks.functional import (
     FunctionalNetwork,
     NetworkFactory,
@@ -18,6 +19,7 @@ __all__ = [
     "ParameterLayout",
     "build_network",
     "describe_network",
+    "ease_second_derivatives",
     "is_dropout",
     "parameter_layout",
 ]

@@ -1,0 +1,69 @@
+"""Convolutions whose second derivative costs no more than it must.
+
+torch differentiates the gradient of a convolution with respect to its input by a convolution in which batch and channels
+change places and whole images are the kernel; it runs at a third of the usual rate. Here that gradient is a transposed
+convolution, whose derivatives are ordinary convolutions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Padding = tuple[int, ...]
+
+
+def ease_second_derivatives(network: nn.Module) -> nn.Module:
+    """Change every plain Conv2d of ``network``, in place, so that its gradient is cheap to differentiate.
+
+    Values are the same up to rounding. Convolutions with strides, dilation, groups or another padding than zeros stay.
+    """
+    for module in network.modules():
+        if type(module) is nn.Conv2d and _is_plain(module):
+            module.__class__ = _Conv2d
+    return network
+
+
+def _is_plain(module: nn.Conv2d) -> bool:
+    once = set(module.stride) == set(module.dilation) == {1} and module.groups == 1
+    return once and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+
+class _Conv2d(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        tensors = [input, self.weight, self.bias]
+        if torch.is_autocast_enabled(input.device.type):  # derivatives are taken outside of autocast
+            dtype = torch.get_autocast_dtype(input.device.type)
+            tensors = [None if each is None else each.to(dtype) for each in tensors]
+        convolved: Tensor = _convolve(*tensors, self.padding)
+        return convolved
+
+
+@torch.compiler.allow_in_graph  # traced whole: torch.compile would drop the second derivative of what it looks into
+def _convolve(images: Tensor, weight: Tensor, bias: Tensor | None, padding: Padding) -> Any:
+    return _Convolution.apply(images, weight, bias, padding)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(images: Tensor, weight: Tensor, bias: Tensor | None, padding: Padding) -> Tensor:
+        return F.conv2d(images, weight, bias, padding=padding)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        images, weight, _, ctx.padding = inputs
+        ctx.save_for_backward(images, weight)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        images, weight = ctx.saved_tensors
+        by_images, by_weight, by_bias, _ = ctx.needs_input_grad
+        return (
+            F.conv_transpose2d(cotangent, weight, padding=ctx.padding) if by_images else None,
+            torch.nn.grad.conv2d_weight(images, weight.shape, cotangent, padding=ctx.padding) if by_weight else None,
+            cotangent.sum((0, 2, 3)) if by_bias else None,
+            None,
+        )
