@@ -43,6 +43,16 @@ class Compilation:
         return f"{'on' if self.enabled else 'off'} ({self.reason})"
 
 
+def check_choice(choice: object) -> None:
+    """Refuse a ``compile`` option that is not one.
+
+    Raises:
+        ConfigurationError: it is none of ``auto``, True and False.
+    """
+    if choice != "auto" and not isinstance(choice, bool):
+        raise ConfigurationError("compile", choice, "there is no such choice", "take one of auto, true, false")
+
+
 def choose_compilation(choice: str | bool, device_type: str, operations: float) -> Compilation:
     """Decide from what is configured, never from what remains, so that a resumed run decides alike.
 
@@ -54,8 +64,7 @@ def choose_compilation(choice: str | bool, device_type: str, operations: float) 
     Raises:
         ConfigurationError: ``choice`` is none of these, or True where nothing can compile.
     """
-    if choice not in ("auto", True, False):
-        raise ConfigurationError("compile", choice, "there is no such choice", "take one of auto, true, false")
+    check_choice(choice)
     if choice is False:
         return Compilation()
     missing = _missing_compiler(device_type)
@@ -101,6 +110,9 @@ class Compiled:
         function: pure, of tensors and containers of tensors.
         compilation: the choice.
         otherwise: called in its place where compilation is off or fails; None takes ``function`` itself.
+
+    Attributes:
+        choice: the choice, or off with the reason once compilation has failed.
     """
 
     def __init__(
@@ -109,7 +121,7 @@ class Compiled:
         compilation: Compilation,
         otherwise: Callable[..., Any] | None = None,
     ) -> None:
-        self._required = compilation.required
+        self.choice = compilation
         self._name = getattr(function, "__name__", type(function).__name__)
         self._otherwise = otherwise or function
         self._compiled = torch.compile(function, fullgraph=True, dynamic=False) if compilation.enabled else None
@@ -136,9 +148,10 @@ class Compiled:
 
     def _give_up(self, error: Exception) -> None:
         cause = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        if self._required:
+        if self.choice.required:
             raise ConfigurationError(
                 "compile", True, f"{self._name} cannot be compiled ({cause})", "set compile=auto or compile=false"
             ) from error
         self._compiled = None
+        self.choice = Compilation(reason=f"it failed: {cause}")
         warnings.warn(f"{self._name} runs uncompiled: {cause}", RuntimeWarning, stacklevel=3)

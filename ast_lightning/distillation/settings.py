@@ -104,11 +104,12 @@ class DistillSettings(Settings):
             )
 
 
-def check_precision(precision: str) -> None:
+def check_precision(precision: str, experts: object = "<their folder>") -> None:
     """Refuse to distil in 16 bits: the update of X is far below their resolution.
 
     Args:
         precision: as a Trainer names it, e.g. ``32-true``.
+        experts: the folder of experts that were trained with this precision, for the remedy.
 
     Raises:
         ConfigurationError: it is neither float32 nor float64.
@@ -118,6 +119,6 @@ def check_precision(precision: str) -> None:
             "trainer.precision",
             precision,
             "distillation is exact to float32 or float64, and 16 bits spoil it",
-            f"distil with trainer.precision={PRECISIONS[0]}; experts that were trained with another precision are "
-            "found with experts_dir=<their folder>",
+            f"distil with trainer.precision={PRECISIONS[0]}; the experts of trainer.precision={precision} are "
+            f"found with experts_dir={experts}",
         )

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.func import functional_call
 from torchmetrics.classification import MulticlassAccuracy
 
 from ast_lightning.data import ImageDataModule, SiameseAugmentation, TrainingBatch
-from ast_lightning.experts.objective import expert_objective
+from ast_lightning.experts.objective import ExpertObjective
 from ast_lightning.experts.settings import ExpertSettings
 from ast_lightning.networks import NetworkFactory, build_network
 from ast_lightning.randomness import keyed_generator, keyed_global_state
@@ -31,6 +27,8 @@ class ExpertModule(LightningModule):
         expert_index: which expert of the family this is.
         seed: the seed of the family.
         augmentation: the Siamese augmentation of the training batches; None takes the data module's.
+        objective: of the family, from the same network and settings; give one to all its experts where it is
+            compiled. None makes one that is not.
 
     Logged: ``train/loss``, ``train/cross_entropy``, ``train/penalty``, ``train/accuracy``, ``train/clip_factor``,
     ``train/lr`` and ``test/accuracy``, each by epoch.
@@ -44,6 +42,7 @@ class ExpertModule(LightningModule):
         expert_index: int = 0,
         seed: int = 0,
         augmentation: SiameseAugmentation | None = None,
+        objective: ExpertObjective | None = None,
     ) -> None:
         super().__init__()
         self.settings = settings or ExpertSettings()
@@ -51,6 +50,7 @@ class ExpertModule(LightningModule):
         self.seed = seed
         self.augmentation = augmentation
         self.network = build_network(network, seed, "expert", expert_index)
+        self.objective = objective or ExpertObjective(network, self.settings)
         self.train_accuracy: MulticlassAccuracy | None = None
         self.test_accuracy: MulticlassAccuracy | None = None
 
@@ -96,16 +96,8 @@ class ExpertModule(LightningModule):
         )
         clip_factor = self.settings.clip_factor(self.current_epoch)
         with keyed_global_state(*self.key, "dropout", self.global_step, self.global_rank):
-            loss = expert_objective(
-                self._logits,
-                dict(self.network.named_parameters()),
-                self.augmentation.apply(batch.images, draw.rows(batch.rows)),
-                batch.images,
-                batch.labels,
-                clip_factor=clip_factor,
-                penalty_weight=self.settings.gradient_penalty,
-                penalty_norm=self.settings.penalty_norm,
-            )
+            augmented = self.augmentation.apply(batch.images, draw.rows(batch.rows))
+            loss = self.objective(self.network, augmented, batch.images, batch.labels, clip_factor)
         self.train_accuracy(loss.logits, batch.labels)
         size = len(batch.labels)
         for name, value in (
@@ -126,10 +118,6 @@ class ExpertModule(LightningModule):
         images, labels = batch
         self.test_accuracy(self.network(images), labels)
         self.log("test/accuracy", self.test_accuracy, on_step=False, on_epoch=True)
-
-    def _logits(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        logits: Any = functional_call(self.network, dict(parameters), (images,))
-        return logits
 
     def _data(self) -> ImageDataModule:
         data = self.trainer.datamodule  # type: ignore[attr-defined]

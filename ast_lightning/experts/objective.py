@@ -113,6 +113,11 @@ class ExpertObjective:
 
         self._terms = Compiled(objective, compilation or Compilation())
 
+    @property
+    def compilation(self) -> Compilation:
+        """Whether it is compiled, and why: the choice, or off with the reason once compilation has failed."""
+        return self._terms.choice
+
     def __call__(
         self, network: nn.Module, augmented: Tensor, raw: Tensor, labels: Tensor, clip_factor: float
     ) -> ExpertLoss:

@@ -59,6 +59,7 @@ class TrajectoryRecorder(Callback):
                 {
                     "expert_index": expert.expert_index,
                     "seed": expert.seed,
+                    "compile": str(expert.objective.compilation),
                     "metrics": self._history[-1],
                     "history": self._history,
                 },

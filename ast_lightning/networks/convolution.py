@@ -1,8 +1,8 @@
 """Convolutions whose second derivative costs no more than it must.
 
-torch differentiates the gradient of a convolution with respect to its input by a convolution in which batch and channels
-change places and whole images are the kernel; it runs at a third of the usual rate. Here that gradient is a transposed
-convolution, whose derivatives are ordinary convolutions.
+torch differentiates the gradient of a convolution with respect to its input by a convolution in which batch and
+channels change places and whole images are the kernel; it runs at a third of the usual rate. Here that gradient is a
+transposed convolution, whose derivatives are ordinary convolutions.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 Padding = tuple[int, ...]
 
@@ -63,7 +64,7 @@ class _Convolution(torch.autograd.Function):
         by_images, by_weight, by_bias, _ = ctx.needs_input_grad
         return (
             F.conv_transpose2d(cotangent, weight, padding=ctx.padding) if by_images else None,
-            torch.nn.grad.conv2d_weight(images, weight.shape, cotangent, padding=ctx.padding) if by_weight else None,
+            conv2d_weight(images, weight.shape, cotangent, padding=ctx.padding) if by_weight else None,
             cotangent.sum((0, 2, 3)) if by_bias else None,
             None,
         )

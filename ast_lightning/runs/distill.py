@@ -11,18 +11,21 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
 from ast_lightning.callbacks import ArtifactWriter, RunEstimate, RunProgress, SyntheticImageLogger, is_rank_zero, say
+from ast_lightning.compilation import Compilation
 from ast_lightning.data import ImageDataModule, LabelledImages, load_preprocessing
 from ast_lightning.distillation import (
     DistillModule,
     DistillSettings,
     TrajectoryWindows,
     check_ipc,
+    check_precision,
     check_window,
     initial_images,
 )
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import read_json, write_json
 from ast_lightning.networks import FunctionalNetwork, describe_network
+from ast_lightning.runs.machine import compile_student, prepare
 from ast_lightning.runs.run import Run, versions
 from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.synthetic import DistilledDataset, NetworkEvaluator, load_distilled
@@ -36,6 +39,7 @@ def distill(run: Run) -> dict[str, float]:
         What the last evaluation found: ``test_accuracy``, ``test_accuracy_std`` (and of ``validation`` where data
         hold it out), in per cent, with ``student_lr``.
     """
+    check_precision(str(run.config["trainer"].get("precision", "32-true")), run.experts_folder())
     folder = run.distill_folder()
     finished = folder / "result.json"
     if not run.fast_dev_run and finished.exists():
@@ -46,13 +50,15 @@ def distill(run: Run) -> dict[str, float]:
             return dict(result["metrics"])
     if not run.config["experts_dir"]:  # a folder that is named says itself how long its trajectories are
         check_window(run.distill.expert_epochs, run.distill.max_start_epoch, run.expert.epochs)
+    prepare(run)
     store = TrajectoryStore.open(run.experts_folder())
     run.data.setup("fit")
     check_store(store, run)
     windows = build_windows(store, run)
     images, labels, settings = starting_point(store, run)
     settings.check_batch(len(images))
-    module = build_module(run, images, labels, windows, settings)
+    compilation = compile_student(run, len(images))
+    module = build_module(run, images, labels, windows, settings, compilation)
     writers = _callbacks(run, store, folder)
     trainer = build_trainer(
         run.config["trainer"],
@@ -70,6 +76,7 @@ def distill(run: Run) -> dict[str, float]:
     resume = state if state.exists() and not run.fast_dev_run else None
     if is_rank_zero() and not run.fast_dev_run:
         write_json(folder / "config.json", run.config)
+        write_json(folder / "machine.json", {"compile": str(compilation), **versions()})
     _announce(run, store, windows, len(images), folder, resume)
     trainer.fit(module, ckpt_path=resume, weights_only=True)
     if run.fast_dev_run:
@@ -178,7 +185,12 @@ def real_or_noise(store: TrajectoryStore, run: Run, init: str, seed: int) -> tup
 
 
 def build_module(
-    run: Run, images: Tensor, labels: Tensor, windows: TrajectoryWindows, settings: DistillSettings
+    run: Run,
+    images: Tensor,
+    labels: Tensor,
+    windows: TrajectoryWindows,
+    settings: DistillSettings,
+    compilation: Compilation,
 ) -> DistillModule:
     """The module, with an evaluator over the test split and, where there is one, the validation split."""
     splits: dict[str, LabelledImages] = {"test": run.data.test}
@@ -201,6 +213,7 @@ def build_module(
         augmentation=run.data.augmentation,
         evaluator=evaluator,
         seed=run.seed,
+        compilation=compilation,
     )
 
 

@@ -17,6 +17,7 @@ from ast_lightning.files import write_json
 from ast_lightning.networks import describe_network
 from ast_lightning.randomness import keyed_seed
 from ast_lightning.runs.distill import real_or_noise
+from ast_lightning.runs.machine import prepare
 from ast_lightning.runs.run import Run, short_hash, versions
 from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.synthetic import (
@@ -44,6 +45,7 @@ def evaluate(run: Run) -> dict[str, float]:
     Returns:
         ``<name>_accuracy`` and ``<name>_std`` in per cent for ``distilled`` and every baseline.
     """
+    prepare(run)
     dataset = load_distilled(run.synthetic_folder())
     run.data.use_preprocessing(dataset.preprocessing)
     run.data.setup("test")

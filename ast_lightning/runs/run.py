@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import ast_lightning
+from ast_lightning.compilation import check_choice
 from ast_lightning.data import ImageDataModule
 from ast_lightning.distillation import DistillSettings
 from ast_lightning.errors import ConfigurationError
@@ -188,6 +189,7 @@ def check_run(config: Config) -> None:
     index = config["expert_index"]
     if index is not None and index < 0:
         raise ConfigurationError("expert_index", index, "experts are counted from 0", "give 0 or more, or null for all")
+    check_choice(config["compile"])
     for name in config["baselines"]:
         if name not in _BASELINES:
             raise ConfigurationError("baselines", name, "there is no such baseline", f"take of {', '.join(_BASELINES)}")

@@ -10,9 +10,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from ast_lightning.callbacks import RunEstimate, RunProgress, is_rank_zero, say
 from ast_lightning.data import save_preprocessing
-from ast_lightning.experts import ExpertModule, TrajectoryRecorder
+from ast_lightning.experts import ExpertModule, ExpertObjective, TrajectoryRecorder
 from ast_lightning.files import format_bytes
 from ast_lightning.networks import describe_network
+from ast_lightning.runs.machine import compile_experts, prepare
 from ast_lightning.runs.run import Run, versions
 from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.trajectories import TrajectoryStore
@@ -24,13 +25,16 @@ def train_experts(run: Run) -> dict[str, float]:
     Returns:
         Means over these experts: ``test_accuracy`` in per cent, ``movement`` of an epoch, ``cross_entropy``.
     """
+    prepare(run)
     run.data.setup("fit")
     indices = _wanted(run)
     store = None if run.fast_dev_run else open_store(run)
     pending = indices if store is None else [index for index in indices if not store.is_complete(index)]
     _announce(run, store, indices, pending)
+    if pending:
+        objective = ExpertObjective(run.network(), run.expert, compile_experts(run))
     for position, index in enumerate(pending):
-        _train_one(run, store, index, estimate=RunEstimate(runs=len(pending)) if position == 0 else None)
+        _train_one(run, store, index, objective, RunEstimate(runs=len(pending)) if position == 0 else None)
     if store is None:
         say("fast_dev_run: nothing was written")
         return {}
@@ -83,8 +87,10 @@ def _announce(run: Run, store: TrajectoryStore | None, indices: list[int], pendi
         )
 
 
-def _train_one(run: Run, store: TrajectoryStore | None, index: int, estimate: RunEstimate | None) -> None:
-    expert = ExpertModule(run.network(), run.expert, expert_index=index, seed=run.seed)
+def _train_one(
+    run: Run, store: TrajectoryStore | None, index: int, objective: ExpertObjective, estimate: RunEstimate | None
+) -> None:
+    expert = ExpertModule(run.network(), run.expert, expert_index=index, seed=run.seed, objective=objective)
     folder = run.experts_folder() if store is None else store.expert_folder(index)
     resume = folder / "resume"
     callbacks = [

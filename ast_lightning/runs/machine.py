@@ -1,0 +1,92 @@
+"""What a run asks of the machine before it computes: memory that is kept, compiled code, the precision of products."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ast_lightning.callbacks import say
+from ast_lightning.compilation import Compilation, choose_compilation, keep_compiled_code
+from ast_lightning.networks import FunctionalNetwork
+from ast_lightning.runs.run import Run
+
+PASSES_OF_AN_EXPERT_STEP = 9
+"""Forward passes' worth of operations in an expert's step with gradient penalty."""
+PASSES_OF_AN_INNER_STEP = 11
+"""The same of an inner step of the student, its way back included."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's <malloc.h>
+
+
+def prepare(run: Run) -> None:
+    """Set up this process for a run.
+
+    ``tf32`` is applied as it is configured, so that torch's own default for convolutions does not differ from that
+    for matrix products; earlier compiled code of this process (another job of a sweep) is dropped.
+    """
+    tf32 = bool(run.config["tf32"])
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    keep_compiled_code()
+    torch.compiler.reset()
+    if device_type(run.config["trainer"]) == "cpu":
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that it frees, where the C library is glibc.
+
+    glibc gives tensors of more than 32 MiB back to the system at once. Every step then asks for them again, page by
+    page, and on the CPU this can take as long as the step's arithmetic.
+
+    Returns:
+        Whether it worked.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def device_type(trainer: Mapping[str, Any]) -> str:
+    """The kind of device that a Trainer of these options computes on: ``cpu``, ``cuda`` …."""
+    accelerator = trainer.get("accelerator", "auto")
+    found = torch.accelerator.current_accelerator() if accelerator != "cpu" else None
+    return found.type if found is not None else "cpu"
+
+
+def compile_experts(run: Run) -> Compilation:
+    """The choice for expert training, by all ``num_experts``: one of them alone is compiled as in its family."""
+    data, settings = run.data, run.expert
+    images = len(data.train.labels) * settings.epochs * int(run.config["num_experts"])
+    return _choose(run, images * PASSES_OF_AN_EXPERT_STEP)
+
+
+def compile_student(run: Run, images: int) -> Compilation:
+    """The choice for distillation.
+
+    Args:
+        run: with its data set up.
+        images: N, of the synthetic set.
+    """
+    settings = run.distill
+    trained = settings.max_steps * settings.syn_steps * (settings.batch_syn or images)
+    return _choose(run, trained * PASSES_OF_AN_INNER_STEP)
+
+
+def _choose(run: Run, forward_passes: int) -> Compilation:
+    network = FunctionalNetwork(run.network())
+    image = torch.zeros(1, run.data.channels, *run.data.image_size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(network.initial_parameters(0), image)
+    operations = float(counter.get_total_flops()) * forward_passes
+    compilation = choose_compilation(run.config["compile"], device_type(run.config["trainer"]), operations)
+    if run.fast_dev_run and run.config["compile"] == "auto":
+        compilation = Compilation(reason="auto: fast_dev_run")
+    say(f"compile: {compilation}")
+    return compilation
