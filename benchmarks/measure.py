@@ -1,0 +1,160 @@
+"""Time and memory of variants of one computation, each in a process of its own.
+
+A variant's process prepares it, runs it twice (compiling at the first run) and then waits. One round runs each variant
+once, in turn, and nothing else meanwhile, so that a disturbance of the machine falls on all of them alike. What counts
+are ratios of medians within one run; seconds belong to one machine at one hour.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+Step = Callable[[], object]
+WARM_UPS = 2
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compute something.
+
+    Attributes:
+        name: in the table.
+        prepare: picklable; builds, in the variant's own process, what is measured.
+    """
+
+    name: str
+    prepare: Callable[[], Step]
+
+
+@dataclass
+class Timing:
+    """Seconds of a variant.
+
+    Attributes:
+        name: of the variant.
+        first: of the first run, which compiles.
+        rounds: of each round.
+    """
+
+    name: str
+    first: float
+    rounds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+
+def interleaved(variants: Sequence[Variant], rounds: int) -> list[Timing]:
+    """Run all variants in turn, ``rounds`` times."""
+    with contextlib.ExitStack() as stack:
+        timings, connections = [], []
+        for variant in variants:  # one after the other: warming up uses the whole machine too
+            connection = stack.enter_context(_process(_time, variant))
+            timings.append(Timing(variant.name, _answer(connection, variant)))
+            connections.append(connection)
+        for _ in range(rounds):
+            for variant, timing, connection in zip(variants, timings, connections, strict=True):
+                connection.send(True)
+                timing.rounds.append(_answer(connection, variant))
+    return timings
+
+
+def peak_memory(variant: Variant) -> int:
+    """Bytes that the first run of a fresh process adds at its peak to what the process had before it."""
+    with _process(_weigh, variant) as connection:
+        return int(_answer(connection, variant))
+
+
+def time_table(timings: Sequence[Timing]) -> str:
+    """A Markdown table; each ratio is the first variant's median over this one's."""
+    lines = ["| variant | median s | least s | times as fast as the first | first run s |", "|---|---|---|---|---|"]
+    for each in timings:
+        ratio = timings[0].median / each.median
+        lines.append(f"| {each.name} | {each.median:.3g} | {min(each.rounds):.3g} | {ratio:.2f} | {each.first:.3g} |")
+    return "\n".join(lines)
+
+
+def describe_machine() -> str:
+    """The machine and the versions, on one line."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        fields = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+        name = next((value.strip() for key, _, value in fields if key.startswith("model name")), name)
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    threads = f"{name}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    return ", ".join([threads, *devices, f"torch {torch.__version__}", f"Python {platform.python_version()}"])
+
+
+@contextlib.contextmanager
+def _process(target: Callable[[Variant, Connection], None], variant: Variant) -> Iterator[Connection]:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=target, args=(variant, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        ours.close()
+        process.join(10)
+        process.kill()
+
+
+def _answer(connection: Connection, variant: Variant) -> float:
+    try:
+        return float(connection.recv())
+    except EOFError:
+        raise SystemExit(f"the process of {variant.name!r} failed; its error stands above") from None
+
+
+def _time(variant: Variant, connection: Connection) -> None:
+    run = variant.prepare()
+    first = _seconds(run)
+    for _ in range(WARM_UPS - 1):
+        _seconds(run)
+    connection.send(first)
+    with contextlib.suppress(EOFError):
+        while connection.recv():
+            connection.send(_seconds(run))
+
+
+def _seconds(run: Step) -> float:
+    start = time.perf_counter()
+    run()
+    _synchronize()
+    return time.perf_counter() - start
+
+
+def _weigh(variant: Variant, connection: Connection) -> None:
+    run = variant.prepare()
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        connection.send(torch.cuda.max_memory_allocated() - before)
+        return
+    Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is resident now
+    before = _resident_peak()
+    run()
+    connection.send(_resident_peak() - before)
+
+
+def _resident_peak() -> int:
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["VmHWM"].split()[0]) * 1024
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()

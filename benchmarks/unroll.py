@@ -1,0 +1,186 @@
+"""An iteration of distillation, ConvNet of width 128 and depth 3 at 32×32×3: ``python -m benchmarks.unroll``.
+
+One iteration trains the student for K steps on augmented synthetic images, compares where it ends with a target and
+differentiates that in the images and α. The first variant is what the published codes run: the graph of all K steps,
+uncompiled, with the C library's own way with memory. ``kept memory`` is what distill.py does on the CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ast_lightning.compilation import Compilation, keep_compiled_code
+from ast_lightning.data import SiameseAugmentation
+from ast_lightning.distillation import InnerProblem, unroll
+from ast_lightning.networks import ConvNet, FunctionalNetwork
+from ast_lightning.randomness import keyed_generator
+from ast_lightning.runs.machine import keep_freed_memory
+from benchmarks.arguments import Size, run
+from benchmarks.convolutions import ALONE, convolutions_alone, describe_convolutions
+from benchmarks.measure import Step, Variant, interleaved, peak_memory, time_table
+
+AUGMENTATION = "color_crop_cutout_flip_scale_rotate"
+COMPILED = Compilation(True, True, "benchmark")
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """An iteration to measure.
+
+    Attributes:
+        images: synthetic images, all in each inner step.
+        steps: K.
+        engine: of the unroll.
+        compiled: whether the student's derivatives are compiled.
+        kept_memory: whether the process keeps the memory that it frees.
+        recompute: of the adjoint engine.
+        device: ``cpu`` or ``cuda``.
+        dtype: float32 or float64.
+        width: of the ConvNet.
+    """
+
+    images: int
+    steps: int
+    engine: str = "adjoint"
+    compiled: bool = False
+    kept_memory: bool = True
+    recompute: bool = False
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    width: int = 128
+
+    def __call__(self) -> Step:
+        """Prepare it in this process."""
+        if self.kept_memory:
+            keep_freed_memory()
+        keep_compiled_code()
+        differentiate = self.build()
+        return lambda: differentiate()
+
+    def _placed(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.dtype)
+
+    def build(self) -> Callable[[], tuple[Tensor, Tensor]]:
+        """What computes the gradients in images and α."""
+        network = FunctionalNetwork(functools.partial(ConvNet, 3, 10, (32, 32), width=self.width)).to(self.device)
+        start, target = (self._placed(network.initial_parameters(0, name)) for name in ("start", "target"))
+        images = self._placed(torch.randn(self.images, 3, 32, 32, generator=keyed_generator(0, "images")))
+        labels = (torch.arange(self.images) % 10).to(self.device)
+        learning_rate = self._placed(torch.tensor(0.01))
+        problem = InnerProblem(network, COMPILED if self.compiled else None)
+        augmentation = SiameseAugmentation(AUGMENTATION)
+
+        def batch(step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            draw = augmentation.draw(len(images), (32, 32), keyed_generator(0, "augmentation", step))
+            return augmentation.apply(images, draw), labels
+
+        def differentiate() -> tuple[Tensor, Tensor]:
+            x, alpha = images.detach().requires_grad_(), learning_rate.detach().requires_grad_()
+            (end,) = unroll(
+                problem,
+                start,
+                x,
+                labels,
+                batch,
+                alpha,
+                steps=self.steps,
+                match_at=[self.steps],
+                engine=self.engine,
+                recompute=self.recompute,
+            ).values()
+            loss = (end - target).square().sum() / (start - target).square().sum()
+            by_images, by_rate = torch.autograd.grad(loss, (x, alpha))
+            return by_images, by_rate
+
+        return differentiate
+
+
+def times(size: Size, images: int, steps: int) -> str:
+    """Interleaved timings of the engines."""
+    make = functools.partial(Iteration, images, steps, device=size.device)
+    variants = [
+        Variant("autograd", make("autograd", kept_memory=False)),
+        Variant("adjoint", make(kept_memory=False)),
+        Variant("autograd, kept memory", make("autograd")),
+        Variant("adjoint, kept memory", make()),
+        Variant("adjoint, compiled", make(compiled=True, kept_memory=False)),
+        Variant("adjoint, compiled, kept memory", make(compiled=True)),
+        Variant(ALONE, functools.partial(_convolutions, make(compiled=True))),
+    ]
+    timings = interleaved(variants, size.rounds)
+    return "\n\n".join(
+        [
+            f"### Unroll: seconds of an iteration, {images} images, K = {steps}",
+            time_table(timings),
+            describe_convolutions(timings[-1], _convolutions(make(compiled=True))),
+        ]
+    )
+
+
+def _convolutions(iteration: Iteration) -> Step:
+    keep_freed_memory()
+    return convolutions_alone(replace(iteration, steps=1).build, repeat=iteration.steps)
+
+
+def memory(size: Size, images: int, steps: tuple[int, int, int]) -> str:
+    """Peak memory at three lengths of the unroll; the plain graph only up to the second."""
+    short, middle, long = steps
+    make = functools.partial(Iteration, images, device=size.device)
+    parameters = FunctionalNetwork(functools.partial(ConvNet, 3, 10, (32, 32))).num_parameters * 4
+    lines = [
+        f"### Unroll: peak memory of an iteration in MB, {images} images",
+        "",
+        "| variant | K | above the process's own | of it K·P floats |",
+        "|---|---|---|---|",
+    ]
+    rows = [
+        ("autograd", make(steps=short, engine="autograd")),
+        ("autograd", make(steps=middle, engine="autograd")),
+        *(("adjoint", make(steps=count)) for count in steps),
+        ("adjoint, recompute", make(steps=long, recompute=True)),
+        ("adjoint, compiled", make(steps=short, compiled=True)),
+        ("adjoint, compiled", make(steps=long, compiled=True)),
+    ]
+    for name, iteration in rows:
+        peak = peak_memory(Variant(name, iteration))
+        stored = f"{iteration.steps * parameters / 1e6:.0f}" if name in ("adjoint", "adjoint, compiled") else "—"
+        lines.append(f"| {name} | {iteration.steps} | {peak / 1e6:.0f} | {stored} |")
+    return "\n".join(lines)
+
+
+def accuracy(size: Size, images: int, steps: int) -> str:
+    """Relative errors of float32 image gradients against float64."""
+    make = functools.partial(Iteration, images, steps, device=size.device)
+    reference = make("autograd", dtype=torch.float64).build()()[0]
+    lines = [
+        f"### Unroll: relative error of the image gradient in float32, {images} images, K = {steps}",
+        "",
+        "| variant | error against float64 |",
+        "|---|---|",
+    ]
+    variants = {"autograd": make("autograd"), "adjoint": make(), "adjoint, compiled": make(compiled=True)}
+    for name, iteration in variants.items():
+        error = (iteration.build()()[0].double() - reference).norm() / reference.norm()
+        lines.append(f"| {name} | {error:.1e} |")
+    return "\n".join(lines)
+
+
+def report(size: Size) -> list[str]:
+    """All sections."""
+    if size.small:
+        return [accuracy(size, 10, 5), times(size, 10, 5)]
+    return [
+        accuracy(size, 10, 5),
+        times(size, 10, 10),
+        times(size, 100, 5),
+        memory(size, 100, (10, 20, 80)),
+    ]
+
+
+if __name__ == "__main__":
+    run(report, __doc__)
