@@ -48,7 +48,7 @@ class InnerProblem:
     def __init__(self, network: Apply, compilation: Compilation | None = None) -> None:
         self.network = network
         choice = compilation or Compilation()
-        self._gradient = Compiled(grad(self.loss), choice, self._plain_gradient)
+        self._gradient = Compiled(grad(self._fused_loss), choice, self._plain_gradient)
         self._products: dict[tuple[int, ...], Compiled] = {}
         self._choice = choice
 
@@ -78,12 +78,18 @@ class InnerProblem:
         places = tuple(place for place, each in enumerate(asked) if each)
         if places not in self._products:
             plain = functools.partial(self._plain_products, places)
-            self._products[places] = Compiled(_fused_products(self.loss, places), self._choice, plain)
+            self._products[places] = Compiled(_fused_products(self._fused_loss, places), self._choice, plain)
         slope, *gradients = self._products[places](theta, images, labels, direction)
         found: list[Tensor | None] = [None, None, None]
         for place, gradient in zip(places, gradients, strict=True):
             found[place] = gradient
         return Products(slope, *found)
+
+    def _fused_loss(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """The loss with channels last in memory on the CPU: there, all that is fused and most convolutions like it."""
+        if images.device.type == "cpu" and images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self.loss(theta, images, labels)
 
     def _plain_gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         with torch.enable_grad():
