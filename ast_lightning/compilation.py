@@ -147,7 +147,8 @@ class Compiled:
         return self._otherwise(*arguments)
 
     def _give_up(self, error: Exception) -> None:
-        cause = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        cause = " ".join(lines[:2]) or type(error).__name__  # the first may say no more than whose error it is
         if self.choice.required:
             raise ConfigurationError(
                 "compile", True, f"{self._name} cannot be compiled ({cause})", "set compile=auto or compile=false"

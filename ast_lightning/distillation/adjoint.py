@@ -66,14 +66,16 @@ class Student:
 
     def walk(
         self, theta: Tensor, velocity: Tensor, steps: range, images: Tensor, labels: Tensor, learning_rate: Tensor
-    ) -> tuple[list[Tensor], Tensor]:
-        """Train over ``steps``: the parameters before each step and after the last, and the velocity after it."""
-        thetas = [theta]
-        for step in steps:
+    ) -> tuple[Tensor, Tensor]:
+        """Train over ``steps``: the parameters before each step and after the last ``[len(steps) + 1, P]``, and b."""
+        # one piece of memory: many of this size between the larger ones of each step would scatter those
+        thetas = theta.new_empty(len(steps) + 1, len(theta))
+        thetas[0] = theta
+        for place, step in enumerate(steps):
             gradient = self.problem.gradient(theta, *self.batch(step, images, labels))
             velocity = self.momentum * velocity + self.loss_scale * gradient
             theta = theta - learning_rate * velocity
-            thetas.append(theta)
+            thetas[place + 1] = theta
         return thetas, velocity
 
 
@@ -91,16 +93,16 @@ class AdjointUnroll(torch.autograd.Function):
         match_at: Collection[int],
     ) -> tuple[Tensor, ...]:
         velocity, matched = torch.zeros_like(theta), {}
-        kept: list[tuple[int, list[Tensor], Tensor]] = []
+        kept: list[tuple[int, Tensor, Tensor]] = []
         for start in range(0, student.steps, student.stride):
             segment = student.segment(start)
             before = velocity
             thetas, velocity = student.walk(theta, velocity, segment, images, labels, learning_rate)
             # the outputs are copies: whoever changes one in place must not change the walk back
             matched.update({step + 1: thetas[step + 1 - start].clone() for step in segment if step + 1 in match_at})
-            last = segment.stop == student.steps
-            kept.append((start, thetas[:-1] if last else thetas[:1], before))
-            theta = thetas[-1]
+            kept.append((start, theta.unsqueeze(0) if student.recompute else thetas, before))
+            theta = thetas[-1].clone()
+            del thetas
         ctx.student, ctx.match_at, ctx.kept = student, tuple(match_at), kept
         ctx.save_for_backward(images, labels, learning_rate)
         return tuple(matched[step] for step in match_at)
@@ -125,7 +127,7 @@ def walk_back(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     adjoint = weight = torch.zeros_like(cotangents[0])
     for start, thetas, velocity in reversed(ctx.kept):
         segment = student.segment(start)
-        if len(thetas) < len(segment):
+        if student.recompute:
             thetas, _ = student.walk(thetas[0], velocity, segment, images, labels, learning_rate)
         for step in reversed(segment):
             if step + 1 in into:
@@ -135,11 +137,13 @@ def walk_back(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
                 x, y = student.batch(step, to_images, to_labels)
             wanted = (step > 0, x.requires_grad, y.requires_grad)
             direction = student.loss_scale * weight
-            found = student.problem.products(thetas[step - start], x.detach(), y.detach(), direction, wanted)
+            theta = thetas[step - start].clone()  # forward mode takes no row of another tensor
+            found = student.problem.products(theta, x.detach(), y.detach(), direction, wanted)
             to_rate = to_rate - found.slope
             if found.theta is not None:
                 adjoint = adjoint - learning_rate * found.theta
             for made, product in ((x, found.images), (y, found.labels)):
                 if product is not None:
                     torch.autograd.backward(made, -learning_rate * product, retain_graph=made is x)
+        del thetas  # before the next segment's
     return to_images.grad, to_labels.grad, to_rate if by_rate else None, None, None, None
