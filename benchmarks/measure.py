@@ -76,6 +76,12 @@ def peak_memory(variant: Variant) -> int:
         return int(_answer(connection, variant))
 
 
+def first_run(variant: Variant) -> float:
+    """Seconds of the first run of a fresh process."""
+    with _process(_time, variant) as connection:
+        return _answer(connection, variant)
+
+
 def time_table(timings: Sequence[Timing]) -> str:
     """A Markdown table; each ratio is the first variant's median over this one's."""
     lines = ["| variant | median s | least s | times as fast as the first | first run s |", "|---|---|---|---|---|"]

@@ -8,6 +8,8 @@ uncompiled, with the C library's own way with memory. ``kept memory`` is what di
 from __future__ import annotations
 
 import functools
+import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -22,9 +24,11 @@ from ast_lightning.randomness import keyed_generator
 from ast_lightning.runs.machine import keep_freed_memory
 from benchmarks.arguments import Size, run
 from benchmarks.convolutions import ALONE, convolutions_alone, describe_convolutions
-from benchmarks.measure import Step, Variant, interleaved, peak_memory, time_table
+from benchmarks.measure import Step, Variant, first_run, interleaved, peak_memory, time_table
 
 AUGMENTATION = "color_crop_cutout_flip_scale_rotate"
+WIDE = 768
+"""The width of a ConvNet of 10.7 million parameters."""
 COMPILED = Compilation(True, True, "benchmark")
 
 
@@ -131,11 +135,11 @@ def memory(size: Size, images: int, steps: tuple[int, int, int]) -> str:
     """Peak memory at three lengths of the unroll; the plain graph only up to the second."""
     short, middle, long = steps
     make = functools.partial(Iteration, images, device=size.device)
-    parameters = FunctionalNetwork(functools.partial(ConvNet, 3, 10, (32, 32))).num_parameters * 4
+    wide, names = Iteration(1, long, device=size.device, width=WIDE), ("adjoint", "adjoint, recompute")
     lines = [
         f"### Unroll: peak memory of an iteration in MB, {images} images",
         "",
-        "| variant | K | above the process's own | of it K·P floats |",
+        "| variant | K | above the process's own | K·P floats |",
         "|---|---|---|---|",
     ]
     rows = [
@@ -145,12 +149,38 @@ def memory(size: Size, images: int, steps: tuple[int, int, int]) -> str:
         ("adjoint, recompute", make(steps=long, recompute=True)),
         ("adjoint, compiled", make(steps=short, compiled=True)),
         ("adjoint, compiled", make(steps=long, compiled=True)),
+        *((f"{name}, width {WIDE}, one image", replace(wide, recompute=name != "adjoint")) for name in names),
     ]
     for name, iteration in rows:
         peak = peak_memory(Variant(name, iteration))
-        stored = f"{iteration.steps * parameters / 1e6:.0f}" if name in ("adjoint", "adjoint, compiled") else "—"
+        stored = f"{iteration.steps * 4 * _parameters(iteration.width) / 1e6:.0f}"
         lines.append(f"| {name} | {iteration.steps} | {peak / 1e6:.0f} | {stored} |")
     return "\n".join(lines)
+
+
+def _parameters(width: int) -> int:
+    return FunctionalNetwork(functools.partial(ConvNet, 3, 10, (32, 32), width=width)).num_parameters
+
+
+def first_iteration(size: Size, images: int, steps: int) -> str:
+    """Seconds of the first iteration of a fresh process: compiling, with what was compiled before, and without both."""
+    lines = [
+        f"### Unroll: seconds of the first iteration of a process, {images} images, K = {steps}",
+        "",
+        "| compiled code | seconds |",
+        "|---|---|",
+    ]
+    make = functools.partial(Iteration, images, steps, device=size.device)
+    with tempfile.TemporaryDirectory() as cache:
+        compiled = functools.partial(_with_cache, cache, make(compiled=True))
+        for name, prepare in (("made", compiled), ("found in the cache", compiled), ("none", make())):
+            lines.append(f"| {name} | {first_run(Variant(name, prepare)):.1f} |")
+    return "\n".join(lines)
+
+
+def _with_cache(folder: str, iteration: Iteration) -> Step:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    return iteration()
 
 
 def accuracy(size: Size, images: int, steps: int) -> str:
@@ -179,6 +209,7 @@ def report(size: Size) -> list[str]:
         times(size, 10, 10),
         times(size, 100, 5),
         memory(size, 100, (10, 20, 80)),
+        first_iteration(size, 100, 5),
     ]
 
 

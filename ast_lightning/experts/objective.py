@@ -81,7 +81,7 @@ def expert_objective(
         penalty_weight: λ ≥ 0; with 0 the penalty is not computed.
         penalty_norm: see :func:`gradient_penalty`.
     """
-    terms = _terms(apply, parameters, augmented, raw, labels, penalty_norm if penalty_weight > 0 else None)
+    terms = _terms(apply, apply, parameters, augmented, raw, labels, penalty_norm if penalty_weight > 0 else None)
     return _total(terms, clip_factor, penalty_weight)
 
 
@@ -109,7 +109,12 @@ class ExpertObjective:
                 logits: Tensor = functional_call(skeleton, {**parameters, **buffers}, (images,))
                 return logits
 
-            return _terms(apply, parameters, augmented, raw, labels, norm)
+            def aside(parameters: Tensors, images: Tensor) -> Tensor:
+                copies = {name: buffer.clone() for name, buffer in buffers.items()}
+                logits: Tensor = functional_call(skeleton, {**parameters, **copies}, (images,))
+                return logits
+
+            return _terms(apply, aside, parameters, augmented, raw, labels, norm)
 
         self._terms = Compiled(objective, compilation or Compilation())
 
@@ -121,19 +126,25 @@ class ExpertObjective:
     def __call__(
         self, network: nn.Module, augmented: Tensor, raw: Tensor, labels: Tensor, clip_factor: float
     ) -> ExpertLoss:
-        """The losses of one expert, see :func:`expert_objective`; buffers of ``network`` are updated as it would."""
+        """The losses of one expert, see :func:`expert_objective`.
+
+        Buffers of ``network``, such as running statistics, follow the augmented batch; the penalty leaves them alone.
+        """
         parameters, buffers = dict(network.named_parameters()), dict(network.named_buffers())
         terms = self._terms(parameters, buffers, augmented, raw, labels)
         return _total(terms, clip_factor, self._settings.gradient_penalty)
 
 
 def _terms(
-    apply: Apply, parameters: Tensors, augmented: Tensor, raw: Tensor, labels: Tensor, norm: str | None
+    apply: Apply, aside: Apply, parameters: Tensors, augmented: Tensor, raw: Tensor, labels: Tensor, norm: str | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy, penalty (0 where ``norm`` is None) and logits: all that needs the network."""
+    """Cross-entropy, penalty (0 where ``norm`` is None) and logits: all that needs the network.
+
+    ``aside`` is the network for the penalty: a derivative that is a part of a graph must change nothing outside it.
+    """
     logits = apply(parameters, augmented)
     cross_entropy = F.cross_entropy(logits, labels)
-    penalty = torch.zeros_like(cross_entropy) if norm is None else gradient_penalty(apply, parameters, raw, norm)
+    penalty = torch.zeros_like(cross_entropy) if norm is None else gradient_penalty(aside, parameters, raw, norm)
     return cross_entropy, penalty, logits.detach()
 
 

@@ -29,6 +29,8 @@ class InstanceNorm(nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
             return super().forward(input)
+        if torch.is_autocast_enabled(input.device.type):
+            input = input.float()  # as autocast has torch's own normalisations
         number, width, height, breadth = input.shape
 
         def rows(statistic: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -132,6 +133,25 @@ def test_finite_differences(recompute: bool, momentum: float) -> None:
     labels = torch.rand(3, CLASSES, generator=generator, dtype=torch.float64).requires_grad_()
     learning_rate = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(student, (images, labels, learning_rate))
+
+
+@pytest.mark.parametrize(
+    "normalization",
+    [lambda: nn.BatchNorm2d(3), lambda: nn.InstanceNorm2d(3, affine=True), lambda: nn.LayerNorm([3, 4, 4])],
+)
+def test_finite_differences_through_normalisations(normalization: Callable[[], nn.Module]) -> None:
+    network = FunctionalNetwork(
+        lambda: nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), normalization(), nn.Tanh(), nn.Flatten(), nn.Linear(48, 3))
+    )
+    theta, labels = network.initial_parameters(2).double(), torch.tensor([0, 2, 1])
+
+    def student(images: Tensor, learning_rate: Tensor) -> Tensor:
+        options: dict[str, Any] = {"steps": 3, "momentum": 0.9, "match_at": [3]}
+        return unroll(network, theta, images, labels, lambda k, x, y: (x, y), learning_rate, **options)[3]
+
+    images = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    learning_rate = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(student, (images.requires_grad_(), learning_rate))
 
 
 def test_only_what_is_asked_for() -> None:

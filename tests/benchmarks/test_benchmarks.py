@@ -1,0 +1,97 @@
+"""The benchmarks measure what they say; no figure of theirs is tested."""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import arguments, evaluation, experts
+from benchmarks import unroll as unrolls
+from benchmarks.arguments import Size
+from benchmarks.convolutions import convolutions_alone, count_operations
+from benchmarks.measure import Step, Timing, Variant, interleaved, peak_memory, time_table
+
+MEGABYTES = 200
+
+
+def sleeps(seconds: float) -> Step:
+    return functools.partial(time.sleep, seconds)
+
+
+def allocates() -> Step:
+    return lambda: torch.ones(MEGABYTES * 10**6 // 4).sum()
+
+
+def test_rounds_are_counted_and_compared() -> None:
+    timings = interleaved(
+        [Variant("slow", functools.partial(sleeps, 0.2)), Variant("fast", functools.partial(sleeps, 0.01))], 3
+    )
+    assert [len(each.rounds) for each in timings] == [3, 3]
+    assert timings[0].median >= 0.2
+    assert 0.01 <= timings[1].median < 0.2
+
+
+def test_the_table_compares_medians_with_the_first() -> None:
+    table = time_table([Timing("one", 9.0, [4.0, 2.0, 3.0]), Timing("two", 5.0, [1.0, 1.5, 2.0])])
+    assert table.splitlines()[2:] == ["| one | 3 | 2 | 1.00 | 9 |", "| two | 1.5 | 1 | 2.00 | 5 |"]
+
+
+def test_peak_memory_is_what_a_step_adds() -> None:
+    assert MEGABYTES <= peak_memory(Variant("allocates", allocates)) / 1e6 < 1.5 * MEGABYTES
+
+
+def test_a_failing_variant_is_named() -> None:
+    with pytest.raises(SystemExit, match="'broken' failed"):
+        interleaved([Variant("broken", functools.partial(int, "x"))], 1)
+
+
+def test_variants_of_the_unroll_compute_the_same() -> None:
+    tiny = functools.partial(unrolls.Iteration, 2, 2, width=4)
+    expected = tiny("autograd").build()()
+    for other in (tiny(), tiny(recompute=True), tiny("autograd")):
+        for seen, wanted in zip(other.build()(), expected, strict=True):
+            torch.testing.assert_close(seen, wanted, rtol=1e-3, atol=1e-6)
+            assert wanted.abs().sum() > 0
+
+
+def test_operations_of_a_convolution() -> None:
+    """2 · 3² · 3 · 4 · 8² · N for a convolution of 3 to 4 channels that keeps 8×8 pixels."""
+    layer, images = torch.nn.Conv2d(3, 4, 3, padding=1), torch.ones(5, 3, 8, 8)
+    step = convolutions_alone(lambda: lambda: layer(images), repeat=2)
+    assert count_operations(step) == 2 * (2 * 9 * 3 * 4 * 64 * 5)
+
+
+@pytest.mark.parametrize("eased", [True, False])
+def test_the_expert_step_trains(eased: bool) -> None:
+    step = experts.ExpertStep(4, eased=eased, width=4).build()
+    step()
+
+
+def test_the_evaluation_runs() -> None:
+    evaluation.Evaluation(10, 8, 1, 4, 1, at_once=2, networks=2, epochs=1)()()
+
+
+def test_a_report_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[Size] = []
+
+    def report(size: Size) -> list[str]:
+        seen.append(size)
+        return ["### One", "| a |"]
+
+    words = ["--small", "--rounds", "2", "--output", str(tmp_path / "new" / "table.md")]
+    arguments.run(report, "What it is.\n\nMore.", words)
+    assert seen == [Size(True, 2, "cpu")]
+    text = (tmp_path / "new" / "table.md").read_text()
+    assert text.endswith("### One\n\n| a |\n")
+    assert f"torch {torch.__version__}" in text
+    assert capsys.readouterr().out.startswith(text)
+
+
+def test_no_rounds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        arguments.run(lambda size: [], "x", ["--rounds", "0"])
+    assert "--rounds=0 must be at least 1" in capsys.readouterr().err
