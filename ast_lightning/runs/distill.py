@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +33,8 @@ from ast_lightning.distillation import (
 )
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import clear_leftovers, read_json, write_json
-from ast_lightning.locks import FolderLock
 from ast_lightning.networks import FunctionalNetwork, describe_network
+from ast_lightning.runs.claims import sole_writer
 from ast_lightning.runs.machine import compile_student, describe_machine, prepare, say_what_changed
 from ast_lightning.runs.run import Run, short_hash, versions
 from ast_lightning.runs.states import RunStates, begin_anew
@@ -144,27 +142,6 @@ def finished_result(folder: Path, iterations: int) -> dict[str, Any] | None:
         return result if complete and isinstance(result["metrics"], dict) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-@contextmanager
-def sole_writer(folder: Path, run: Run) -> Iterator[None]:
-    """Refuse to be the second process that distils into ``folder``; the first rank speaks for all.
-
-    Raises:
-        ConfigurationError: with the process that does already.
-    """
-    if not is_rank_zero():
-        yield
-        return
-    with FolderLock(folder) as lock:
-        if not lock.take():
-            raise ConfigurationError(
-                "output_dir",
-                run.config["output_dir"],
-                f"{lock.holder()} distils into {folder} at this moment",
-                "let it finish, or change a setting",
-            )
-        yield
 
 
 def check_store(store: TrajectoryStore, run: Run) -> None:

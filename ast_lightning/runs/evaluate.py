@@ -14,10 +14,11 @@ from ast_lightning.callbacks import RunProgress, is_rank_zero, say
 from ast_lightning.data import LabelledImages
 from ast_lightning.distillation import check_ipc, initial_images
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import read_json, write_json
+from ast_lightning.files import clear_leftovers, read_json, write_json
 from ast_lightning.integrity import seal, tensor_checksum, unseal
 from ast_lightning.networks import describe_network
 from ast_lightning.randomness import keyed_seed
+from ast_lightning.runs.claims import sole_writer
 from ast_lightning.runs.distill import real_or_noise
 from ast_lightning.runs.machine import prepare
 from ast_lightning.runs.run import Run, short_hash, versions
@@ -49,29 +50,44 @@ def evaluate(run: Run) -> dict[str, float]:
     Returns:
         ``<name>_accuracy`` and ``<name>_std`` in per cent for ``distilled`` and every baseline.
     """
-    folder = evaluation_folder(run)
     prepare(run)
     dataset = load_distilled(run.synthetic_folder())
     run.data.use_preprocessing(dataset.preprocessing)
     run.data.setup("test")
     check_dataset(dataset, run)
-    if run.fresh:
-        begin_anew(folder)
+    if run.fast_dev_run:
+        return _report(run, dataset, _judge(run, dataset))
+    folder = evaluation_folder(run)
+    with sole_writer(folder, run, wait=True):
+        if run.fresh:
+            begin_anew(folder)
+        if is_rank_zero():
+            clear_leftovers(folder)
+        scores = _judge(run, dataset)
+        metrics = _report(run, dataset, scores)
+        if is_rank_zero():
+            accuracies = {name: list(score.accuracies) for name, score in scores.items()}
+            record = {"synthetic": str(run.synthetic_folder()), "accuracies": accuracies, "metrics": metrics}
+            record |= {"versions": versions(), "config": run.config}
+            write_json(folder / "results.json", record)
+            say(f"results:     {folder / 'results.json'}")
+    return metrics
+
+
+def _judge(run: Run, dataset: DistilledDataset) -> dict[str, Score]:
+    """The scores of all that is asked for, in the order of the table."""
     scores = {name: _score(run, dataset, name) for name in [*run.config["baselines"], "distilled"]}
-    ordered = {name: scores[name] for name in TITLES if name in scores}
+    return {name: scores[name] for name in TITLES if name in scores}
+
+
+def _report(run: Run, dataset: DistilledDataset, scores: dict[str, Score]) -> dict[str, float]:
+    """Print the table, and where pictures are; the numbers by name."""
     if is_rank_zero():
-        _print_table(ordered, dataset)
-    metrics = {f"{name}_accuracy": score.mean for name, score in ordered.items()}
-    metrics |= {f"{name}_std": score.std for name, score in ordered.items()}
-    if is_rank_zero() and not run.fast_dev_run:
-        accuracies = {name: list(score.accuracies) for name, score in ordered.items()}
-        record = {"synthetic": str(run.synthetic_folder()), "accuracies": accuracies, "metrics": metrics}
-        record |= {"versions": versions(), "config": run.config}
-        write_json(folder / "results.json", record)
-        say(f"results:     {folder / 'results.json'}")
+        _print_table(scores, dataset)
     say(f"pictures:    {run.synthetic_folder() / 'images.png'}")
     say(f"TensorBoard: tensorboard --logdir {run.config['output_dir']}")
-    return metrics
+    means = {f"{name}_accuracy": score.mean for name, score in scores.items()}
+    return means | {f"{name}_std": score.std for name, score in scores.items()}
 
 
 def evaluation_folder(run: Run) -> Path:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import math
 import shutil
-import time
-from collections.abc import Generator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
 from ast_lightning.callbacks import RunEstimate, RunProgress, StateOfEpochs, is_rank_zero, say
 from ast_lightning.data import save_preprocessing
-from ast_lightning.errors import ConfigurationError
 from ast_lightning.experts import ExpertModule, ExpertObjective, TrajectoryRecorder
 from ast_lightning.files import clear_leftovers, format_bytes
 from ast_lightning.locks import FolderLock
 from ast_lightning.networks import describe_network
+from ast_lightning.runs.claims import claim_experts
 from ast_lightning.runs.machine import compile_experts, prepare
-from ast_lightning.runs.run import Run, devices_of, short_hash, versions
-from ast_lightning.runs.states import RunStates, begin_anew
+from ast_lightning.runs.run import Run, short_hash, versions
+from ast_lightning.runs.states import RunStates
 from ast_lightning.runs.trainer import build_trainer, log_configuration
 from ast_lightning.trajectories import TrajectoryStore
 
@@ -47,66 +45,6 @@ def train_experts(run: Run) -> dict[str, float]:
         for position, index in enumerate(claimed):
             _train_one(run, store, index, objective, RunEstimate(runs=len(pending)) if position == 0 else None)
     return _summarise(store, indices)
-
-
-def claim_experts(run: Run, store: TrajectoryStore, pending: list[int]) -> Generator[int, None, None]:
-    """The experts that this process is to train, one after the other, each locked while it is trained.
-
-    A process by itself takes the next expert that no other process trains, and waits in the end for those that others
-    train, to take over where one dies. The ranks of a run of several processes train the same experts: the first
-    rank locks all of them beforehand. So does a process that begins anew: it must not take what another has just made.
-
-    Raises:
-        ConfigurationError: another process trains one of the experts that are to be locked beforehand.
-    """
-    if not is_rank_zero():
-        yield from pending
-    elif run.fresh or devices_of(run.config["trainer"]) > 1:
-        with ExitStack() as locks:
-            for index in pending:
-                _lock_or_refuse(run, locks.enter_context(FolderLock(store.expert_folder(index))))
-            for index in pending:
-                if run.fresh:
-                    begin_anew(store.expert_folder(index))
-            yield from pending
-    else:
-        yield from _claim_one_by_one(store, pending)
-
-
-def _claim_one_by_one(store: TrajectoryStore, pending: list[int]) -> Generator[int, None, None]:
-    rest = list(pending)
-    told: set[int] = set()
-    while rest:
-        index, lock = _take_next(store, rest, told)
-        rest.remove(index)
-        with lock:
-            if store.is_complete(index):
-                say(f"expert {index} was trained by another process")
-            else:
-                yield index
-
-
-def _take_next(store: TrajectoryStore, rest: list[int], told: set[int]) -> tuple[int, FolderLock]:
-    """The next expert that no other process trains, locked; waits where there is none."""
-    while True:
-        for index in rest:
-            lock = FolderLock(store.expert_folder(index))
-            if lock.take():
-                return index, lock
-        for index in sorted(set(rest) - told):
-            say(f"waiting for expert {index}, which {FolderLock(store.expert_folder(index)).holder()} trains")
-            told.add(index)
-        time.sleep(1)
-
-
-def _lock_or_refuse(run: Run, lock: FolderLock) -> None:
-    if not lock.take():
-        raise ConfigurationError(
-            "output_dir" if run.config["experts_dir"] is None else "experts_dir",
-            lock.folder.parent,
-            f"{lock.holder()} trains {lock.folder.name} at this moment",
-            "let it finish; only processes with one device and without fresh=true can share the work",
-        )
 
 
 def open_store(run: Run) -> TrajectoryStore:
