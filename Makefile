@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install quickstart test lint clean
+.PHONY: install quickstart test stress lint clean
 
 install: $(INSTALLED)
 
@@ -26,6 +26,9 @@ lint: install
 test: lint
 	rm -f .coverage .coverage.*
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+stress: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --kills 200 --scripts
 
 clean:
 	rm -rf $(VENV) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache

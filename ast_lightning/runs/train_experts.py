@@ -127,7 +127,7 @@ def _train_one(
     if resume:
         say(f"expert {index} goes on from {resume}")
     trainer.fit(expert, datamodule=run.data, ckpt_path=resume, weights_only=True)
-    if trainer.is_global_zero:
+    if trainer.is_global_zero and store.is_complete(index):  # not where max_time ended it before its time
         shutil.rmtree(states.folder, ignore_errors=True)
 
 
