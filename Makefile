@@ -28,7 +28,7 @@ test: lint
 	$(BIN)/python -m pytest --cov --cov-report=term
 
 stress: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --kills 200 --scripts
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --kills 100 --scripts
 
 clean:
 	rm -rf $(VENV) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache
