@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install quickstart test lint benchmark clean
+.PHONY: install quickstart test stress lint benchmark clean
 
 install: $(INSTALLED)
 
@@ -27,8 +27,10 @@ test: lint
 	rm -f .coverage .coverage.*
 	$(BIN)/python -m pytest --cov --cov-report=term
 
+stress: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --kills 100 --scripts
+
 benchmark: install
 	$(BIN)/python -m benchmarks --small --output runs/benchmarks.md
-
 clean:
 	rm -rf $(VENV) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -14,8 +15,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` beside ``path`` and rename it into place."""
+def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
+    """Write ``content`` beside ``path`` and rename it into place.
+
+    Args:
+        path: the file; its folder is made.
+        content: all of it.
+        keep: where the file that is replaced goes, in the same folder; for an instant, that is the only one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     try:
@@ -24,6 +31,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(name, 0o644)
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -75,12 +84,50 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         raise
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Tidy up after writers that were killed: for the one who alone may write into ``folder``.
+
+    What was being written is deleted; what had been moved aside for it returns where its place is still empty.
+    """
+    for path in folder.glob(".*.old"):
+        place = path.with_name(path.name.removeprefix(".").removesuffix(".old").rpartition(".")[0])
+        if place.exists():
+            _delete(path)
+        else:
+            os.replace(path, place)
+    for path in folder.glob(".*.partial"):
+        _delete(path)
+
+
+def set_aside(path: Path) -> Path | None:
+    """Move a file or folder to a free name in ``earlier/`` beside it.
+
+    Returns:
+        Where it is now; None where there was nothing.
+    """
+    if not path.exists():
+        return None
+    earlier = path.parent / "earlier"
+    earlier.mkdir(exist_ok=True)
+    names = (earlier / f"{path.name}_{number}" for number in itertools.count(1))
+    free = next(name for name in names if not name.exists())
+    os.replace(path, free)
+    return free
+
+
 def point_to(link: Path, target: Path) -> None:
     """Make ``link`` a relative symbolic link to ``target``, replacing the one that is there in one instant."""
     hidden = link.with_name(f".{link.name}.partial")
     hidden.unlink(missing_ok=True)
     hidden.symlink_to(os.path.relpath(target, link.parent))
     os.replace(hidden, link)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def format_bytes(count: float) -> str:

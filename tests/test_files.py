@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from ast_lightning.files import (
+    clear_leftovers,
     format_bytes,
     point_to,
     read_json,
+    set_aside,
     write_bytes,
     write_folder,
     write_json,
@@ -146,6 +148,38 @@ def test_write_folder_keeps_the_old_folder_when_a_rename_fails(
     assert result.exists(), f"the old content is gone from its place; left are {names(tmp_path)}"
     assert names(result) == ["old"]
     assert names(tmp_path) == ["result"]
+
+
+def test_leftovers_of_killed_writers_go_and_what_they_moved_aside_returns(tmp_path: Path) -> None:
+    (tmp_path / ".file.bin.ab12.partial").write_bytes(b"half")
+    (tmp_path / ".set.cd34.partial").mkdir()
+    (tmp_path / ".last.partial").symlink_to("nowhere")
+    for name in (".set.cd34.old", ".kept.ef56.old", "kept"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text(name)
+    clear_leftovers(tmp_path)
+    assert names(tmp_path) == ["kept", "set"]
+    assert (tmp_path / "set" / "content").read_text() == ".set.cd34.old"
+    assert (tmp_path / "kept" / "content").read_text() == "kept"
+    clear_leftovers(tmp_path / "missing")
+
+
+def test_set_aside_never_overwrites(tmp_path: Path) -> None:
+    assert set_aside(tmp_path / "run") is None
+    for number in (1, 2):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "content").write_text(str(number))
+        assert set_aside(tmp_path / "run") == tmp_path / "earlier" / f"run_{number}"
+    assert (tmp_path / "earlier" / "run_1" / "content").read_text() == "1"
+    assert names(tmp_path) == ["earlier"]
+
+
+def test_write_bytes_keeps_what_it_replaces(tmp_path: Path) -> None:
+    path, kept = tmp_path / "last", tmp_path / "previous"
+    for content in (b"1", b"2", b"3"):
+        write_bytes(path, content, keep=kept)
+    assert (path.read_bytes(), kept.read_bytes()) == (b"3", b"2")
+    assert names(tmp_path) == ["last", "previous"]
 
 
 def test_point_to_is_relative_and_replaces(tmp_path: Path) -> None:

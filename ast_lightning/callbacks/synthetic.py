@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 
+from ast_lightning.callbacks.states import StateOfIterations
 from ast_lightning.distillation import DistillModule
-from ast_lightning.files import point_to
+from ast_lightning.files import clear_leftovers, point_to
 from ast_lightning.synthetic import DistilledDataset, picture, save_distilled
 
 MakeDataset = Callable[[DistillModule, dict[str, Any]], DistilledDataset]
@@ -40,54 +42,90 @@ class SyntheticImageLogger(Callback):
                 board.add_histogram("synthetic/pixels", dataset.images.clamp(-1e19, 1e19), step)
 
 
+class Evaluated(TypedDict):
+    """An evaluation: after which outer iteration, and what it found, e.g. ``{"test/accuracy": 93.1}``."""
+
+    iteration: int
+    metrics: dict[str, float]
+
+
 class ArtifactWriter(Callback):
     """Writes the distilled dataset at every evaluation, as ``last`` and, where a validation split selects, ``best``.
 
     ``<folder>/last`` and ``<folder>/best`` point to ``<folder>/step_<iteration>``; a step that nothing points to any
-    more is deleted.
+    more is deleted. A dataset is written first, then the run's state, then the links: a run that goes on from a state
+    finds what the state knows of, and makes again whatever came later.
 
     Args:
         folder: where the datasets are.
         make: see ``MakeDataset``.
         select: whether ``validation/accuracy`` exists and selects.
+        states: of the run; None where none are kept. An evaluation beside their schedule, that of the last iteration,
+            shows in the links only: a run that is made longer selects as if it had not been.
+
+    Attributes:
+        last: the last evaluation.
+        best: the best one of the schedule.
+        has_written: whether it has written a dataset, in this process.
     """
 
-    def __init__(self, folder: Path, make: MakeDataset, *, select: bool) -> None:
+    def __init__(
+        self, folder: Path, make: MakeDataset, *, select: bool, states: StateOfIterations | None = None
+    ) -> None:
         self.folder = folder
         self.select = select
-        self.best: float | None = None
+        self.last: Evaluated | None = None
+        self.best: Evaluated | None = None
+        self.has_written = False
         self._make = make
+        self._states = states
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and self.folder.exists():
+            clear_leftovers(self.folder)
+            if self.best is not None and self._step(self.best).exists():
+                point_to(self.folder / "best", self._step(self.best))
+            self._drop_steps()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = _distillation(pl_module)
+        module, iteration = _distillation(pl_module), trainer.global_step
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "accuracy" in name}
-        accuracy = metrics.get("validation/accuracy")
-        is_best = self.select and accuracy is not None and (self.best is None or accuracy > self.best)
-        if is_best:
-            self.best = accuracy
-        if not trainer.is_global_zero:
-            return
-        step = _fresh(self.folder / f"step_{trainer.global_step:06d}")
-        save_distilled(step, self._make(module, {"iteration": trainer.global_step, "accuracy": metrics}))
-        point_to(self.folder / "last", step)
-        if is_best:
-            point_to(self.folder / "best", step)
-        kept = {(self.folder / name).resolve() for name in ("last", "best")}
-        for old in self.folder.glob("step_*"):
-            if old.resolve() not in kept:
-                shutil.rmtree(old)
+        self.last = found = Evaluated(iteration=iteration, metrics=metrics)
+        is_best = self.select and _selector(found) > _selector(self.best)
+        if is_best and (self._states is None or self._states.is_evaluated(iteration)):
+            self.best = found
+        if trainer.is_global_zero:
+            dataset = self._make(module, {"iteration": iteration, "accuracy": metrics})
+            save_distilled(self._step(found), dataset)
+        self.has_written = True
+        if self._states is not None and trainer.state.fn == TrainerFn.FITTING:
+            self._states.save(trainer)
+        if trainer.is_global_zero:
+            point_to(self.folder / "last", self._step(found))
+            if is_best:
+                point_to(self.folder / "best", self._step(found))
+            self._drop_steps()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"last": self.last, "best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        self.last, self.best = state_dict["last"], state_dict["best"]
+
+    def _step(self, found: Evaluated) -> Path:
+        return self.folder / f"step_{found['iteration']:06d}"
+
+    def _drop_steps(self) -> None:
+        kept = {(self.folder / name).resolve() for name in ("last", "best")}
+        if self.best is not None:
+            kept.add(self._step(self.best).resolve())
+        for step in self.folder.glob("step_*"):
+            if step.resolve() not in kept:
+                shutil.rmtree(step)
 
 
-def _fresh(folder: Path) -> Path:
-    """A name that is not taken: a resumed run may evaluate once more at a step whose dataset is pointed to."""
-    again = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(1))
-    return next(name for name in itertools.chain([folder], again) if not name.exists())
+def _selector(found: Evaluated | None) -> float:
+    return -math.inf if found is None else found["metrics"].get("validation/accuracy", -math.inf)
 
 
 def _distillation(module: LightningModule) -> DistillModule:

@@ -186,11 +186,22 @@ class DistillModule(LightningModule):
             )
 
     def on_train_batch_end(self, outputs: object, batch: Window, batch_index: int) -> None:
-        """Stop when the update has taken α to 0 or below, before anything is saved.
+        """Stop when the update has taken α to 0 or below.
 
         Raises:
             DistillationDiverged: with the value of α.
         """
+        self._refuse_lost_rate()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
+        """Keep the last state in which α was positive: callbacks may save before :meth:`on_train_batch_end`.
+
+        Raises:
+            DistillationDiverged: with the value of α.
+        """
+        self._refuse_lost_rate()
+
+    def _refuse_lost_rate(self) -> None:
         learning_rate = float(self.learning_rate.detach())
         if not learning_rate > 0:
             raise DistillationDiverged(

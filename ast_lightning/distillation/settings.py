@@ -42,6 +42,7 @@ class DistillSettings(Settings):
         eval_every: outer iterations between evaluations; the last iteration is always evaluated.
         engine: of the unroll: ``adjoint``, exact in constant memory, or ``autograd``, the graph of all K steps.
         recompute: whether the adjoint keeps every ⌈√K⌉-th step only; for networks of ten million parameters and more.
+        save_every: outer iterations between the states that a killed run goes on from.
         eval_networks: networks of an evaluation during distillation; None takes ``evaluation.networks``.
     """
 
@@ -69,11 +70,12 @@ class DistillSettings(Settings):
     recompute: bool = False
     max_steps: int = 5000
     eval_every: int = 500
+    save_every: int = 50
     eval_networks: int | None = None
 
     def __post_init__(self) -> None:
         self.require_at_least_one("ipc", "init_clusters", "syn_steps", "expert_epochs", "max_start_epoch")
-        self.require_at_least_one("batch_syn", "max_steps", "eval_every", "eval_networks")
+        self.require_at_least_one("batch_syn", "max_steps", "eval_every", "save_every", "eval_networks")
         self.require_positive("lr_teacher", "lr_img")
         self.require_not_negative("perturbation", "lr_lr")
         self.require_momentum("momentum", "outer_momentum")

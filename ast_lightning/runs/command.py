@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -26,6 +29,16 @@ from ast_lightning.synthetic import EvaluationSettings
 
 Metrics = dict[str, float]
 
+_FULL = "make room and run the same command again: it goes on where it stopped"
+_CLOSED = "make the folder writable, or give another output_dir"
+_DISK_REMEDIES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EROFS: _CLOSED,
+    errno.EACCES: _CLOSED,
+    errno.EPERM: _CLOSED,
+}
+
 
 def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
     """Run a command; end the process with status 2 and a plain message on an error that the user can mend.
@@ -35,12 +48,40 @@ def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
     _quieten()
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        return task(build_run(config, in_sweep))
+        with _disk_trouble_named(config):
+            return task(build_run(config, in_sweep))
     except (ConfigurationError, DistillationDiverged) as error:
         if in_sweep:
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error
+
+
+@contextmanager
+def _disk_trouble_named(config: DictConfig) -> Iterator[None]:
+    """Turn the system's refusals to write into messages; every file is whole, the old one or the new.
+
+    Raises:
+        ConfigurationError: the disk is full, or the folder read-only.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = _DISK_REMEDIES.get(error.errno or 0)
+        option = _written_by(config, error.filename)
+        if remedy is None or option is None:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        raise ConfigurationError(option, config[option], f"{error.strerror}{where}", remedy) from error
+
+
+def _written_by(config: DictConfig, path: str | None) -> str | None:
+    """The option that names the folder of a file; a file without a name is taken for one of ``output_dir``."""
+    for option in ("experts_dir", "output_dir"):
+        folder = config.get(option)
+        if path and folder and Path(path).absolute().is_relative_to(Path(folder).absolute()):
+            return option
+    return None if path else "output_dir"
 
 
 def build_run(config: DictConfig, in_sweep: bool = False) -> Run:

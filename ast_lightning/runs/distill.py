@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning import Trainer
 from torch import Tensor
 
-from ast_lightning.callbacks import ArtifactWriter, RunEstimate, RunProgress, SyntheticImageLogger, is_rank_zero, say
+from ast_lightning.callbacks import (
+    ArtifactWriter,
+    MakeDataset,
+    RunEstimate,
+    RunProgress,
+    StateOfIterations,
+    SyntheticImageLogger,
+    is_rank_zero,
+    say,
+)
 from ast_lightning.compilation import Compilation
 from ast_lightning.data import ImageDataModule, LabelledImages, load_preprocessing
 from ast_lightning.distillation import (
@@ -23,17 +32,19 @@ from ast_lightning.distillation import (
     initial_images,
 )
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import read_json, write_json
+from ast_lightning.files import clear_leftovers, read_json, write_json
 from ast_lightning.networks import FunctionalNetwork, describe_network
-from ast_lightning.runs.machine import compile_student, prepare
-from ast_lightning.runs.run import Run, versions
-from ast_lightning.runs.trainer import build_trainer
+from ast_lightning.runs.claims import sole_writer
+from ast_lightning.runs.machine import compile_student, describe_machine, prepare, say_what_changed
+from ast_lightning.runs.run import Run, short_hash, versions
+from ast_lightning.runs.states import RunStates, begin_anew
+from ast_lightning.runs.trainer import build_trainer, log_configuration
 from ast_lightning.synthetic import DistilledDataset, NetworkEvaluator, load_distilled
 from ast_lightning.trajectories import TrajectoryStore
 
 
 def distill(run: Run) -> dict[str, float]:
-    """Distil, going on from this run's own checkpoint where there is one.
+    """Distil, going on from this run's own state where there is one.
 
     Returns:
         What the last evaluation found: ``test_accuracy``, ``test_accuracy_std`` (and of ``validation`` where data
@@ -41,13 +52,11 @@ def distill(run: Run) -> dict[str, float]:
     """
     check_precision(str(run.config["trainer"].get("precision", "32-true")), run.experts_folder())
     folder = run.distill_folder()
-    finished = folder / "result.json"
-    if not run.fast_dev_run and finished.exists():
-        result: dict[str, Any] = read_json(finished)
-        if result["iteration"] >= run.distill.max_steps:
-            say(f"finished already, {result['iteration']} iterations: {folder}")
-            _report(folder, result["metrics"])
-            return dict(result["metrics"])
+    result = None if run.fresh or run.fast_dev_run else finished_result(folder, run.distill.max_steps)
+    if result is not None:
+        say(f"finished already, {result['iteration']} iterations: {folder}")
+        _report(folder, result["metrics"])
+        return dict(result["metrics"])
     if not run.config["experts_dir"]:  # a folder that is named says itself how long its trajectories are
         check_window(run.distill.expert_epochs, run.distill.max_start_epoch, run.expert.epochs)
     prepare(run)
@@ -59,40 +68,80 @@ def distill(run: Run) -> dict[str, float]:
     settings.check_batch(len(images))
     compilation = compile_student(run, len(images))
     module = build_module(run, images, labels, windows, settings, compilation)
-    writers = _callbacks(run, store, folder)
+    identity = {"distillation": short_hash(run.distill_identity())}
+    states = None if run.fast_dev_run else RunStates(folder / "checkpoints", identity)
+    saver = None if states is None else StateOfIterations(states.last, settings.save_every, settings.eval_every)
+    make = dataset_maker(run, store)
+    writer = ArtifactWriter(folder / "synthetic", make, select=run.data.validation is not None, states=saver)
     trainer = build_trainer(
         run.config["trainer"],
         folder,
-        callbacks=[*writers, RunEstimate()],
-        hyperparameters=run.config,
+        callbacks=[RunEstimate()] if saver is None else [SyntheticImageLogger(make), writer, saver, RunEstimate()],
         progress=RunProgress("distilling"),
+        states=states,
         max_steps=settings.max_steps,
         max_epochs=-1,
         val_check_interval=settings.eval_every,
         check_val_every_n_epoch=None,
-        enable_checkpointing=not run.fast_dev_run,
     )
-    state = folder / "checkpoints" / "last.ckpt"
-    resume = state if state.exists() and not run.fast_dev_run else None
-    if is_rank_zero() and not run.fast_dev_run:
-        write_json(folder / "config.json", run.config)
-        write_json(folder / "machine.json", {"compile": str(compilation), **versions()})
-    _announce(run, store, windows, len(images), folder, resume)
-    trainer.fit(module, ckpt_path=resume, weights_only=True)
-    if run.fast_dev_run:
+    _announce(run, store, windows, len(images))
+    if states is None:
+        trainer.fit(module)
         say("fast_dev_run: nothing was written")
         return {}
-    if module.evaluated_at != trainer.global_step:
-        trainer.save_checkpoint(state)
+    with sole_writer(folder, run):
+        return _distil(run, trainer, module, states, writer, compilation)
+
+
+def _distil(
+    run: Run,
+    trainer: Trainer,
+    module: DistillModule,
+    states: RunStates,
+    writer: ArtifactWriter,
+    compilation: Compilation,
+) -> dict[str, float]:
+    """The part that writes, for the process that alone may write into the folder of the run."""
+    folder = run.distill_folder()
+    resume = None
+    if run.fresh:
+        begin_anew(folder)
+    else:
+        resume = states.find(expected=(folder / "result.json").exists() or (writer.folder / "last").is_symlink())
+    dataset_is_there = (writer.folder / "last").exists()
+    if is_rank_zero():
+        clear_leftovers(folder)
+        clear_leftovers(states.folder)
+        if resume:
+            say_what_changed(folder / "machine.json", compilation)
+        write_json(folder / "config.json", run.config)
+        write_json(folder / "machine.json", describe_machine(compilation))
+    log_configuration(trainer, run.config)
+    if resume:
+        say(f"going on from {resume}")
+    say(f"into {folder}")
+    trainer.fit(module, ckpt_path=resume, weights_only=True)
+    evaluated = writer.last is not None and writer.last["iteration"] == trainer.global_step
+    if not evaluated or not (writer.has_written or dataset_is_there):
         trainer.validate(module, verbose=False)
-    metrics = {
-        name.replace("/", "_"): float(value) for name, value in trainer.callback_metrics.items() if "accuracy" in name
-    }
+    found = {} if writer.last is None else writer.last["metrics"]
+    metrics = {name.replace("/", "_"): value for name, value in found.items()}
     metrics["student_lr"] = float(module.learning_rate.detach())
     if trainer.is_global_zero:
-        write_json(finished, {"iteration": trainer.global_step, "metrics": metrics, "config": run.config})
+        result = {"iteration": trainer.global_step, "metrics": metrics, "config": run.config}
+        write_json(folder / "result.json", result)
     _report(folder, metrics)
     return metrics
+
+
+def finished_result(folder: Path, iterations: int) -> dict[str, Any] | None:
+    """The result in ``folder`` where it is of as many iterations; one that cannot be read is made again."""
+    try:
+        result: dict[str, Any] = read_json(folder / "result.json")
+        complete = result["iteration"] >= iterations and (folder / "synthetic" / "last").exists()
+        return result if complete and isinstance(result["metrics"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def check_store(store: TrajectoryStore, run: Run) -> None:
@@ -236,7 +285,8 @@ def _check_warm_start(earlier: DistilledDataset, data: ImageDataModule, settings
         )
 
 
-def _callbacks(run: Run, store: TrajectoryStore, folder: Path) -> list[Callback]:
+def dataset_maker(run: Run, store: TrajectoryStore) -> MakeDataset:
+    """What turns the module into a distilled dataset that says where it comes from."""
     ancestry = {
         "network": describe_network(run.network()),
         "evaluation": asdict(run.evaluation),
@@ -248,23 +298,10 @@ def _callbacks(run: Run, store: TrajectoryStore, folder: Path) -> list[Callback]
     def make(module: DistillModule, found: dict[str, Any]) -> DistilledDataset:
         return DistilledDataset.from_training(module.training_set(), run.data, {**found, **ancestry})
 
-    callbacks: list[Callback] = [SyntheticImageLogger(make)]
-    if not run.fast_dev_run:
-        callbacks += [
-            ArtifactWriter(folder / "synthetic", make, select=run.data.validation is not None),
-            ModelCheckpoint(folder / "checkpoints", "last", enable_version_counter=False, save_top_k=1),
-        ]
-    return callbacks
+    return make
 
 
-def _announce(
-    run: Run,
-    store: TrajectoryStore,
-    windows: TrajectoryWindows,
-    count: int,
-    folder: Path,
-    resume: Path | None,
-) -> None:
+def _announce(run: Run, store: TrajectoryStore, windows: TrajectoryWindows, count: int) -> None:
     settings = run.distill
     networks = settings.eval_networks or run.evaluation.networks
     say(
@@ -272,9 +309,6 @@ def _announce(
         f"iterations of {settings.syn_steps} inner steps; an evaluation of {networks} networks every "
         f"{settings.eval_every}"
     )
-    if resume:
-        say(f"going on from {resume}")
-    say(f"into {folder}")
 
 
 def _report(folder: Path, metrics: dict[str, float]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,16 +14,20 @@ from ast_lightning.callbacks import RunProgress, is_rank_zero, say
 from ast_lightning.data import LabelledImages
 from ast_lightning.distillation import check_ipc, initial_images
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import write_json
+from ast_lightning.files import clear_leftovers, read_json, write_json
+from ast_lightning.integrity import seal, tensor_checksum, unseal
 from ast_lightning.networks import describe_network
 from ast_lightning.randomness import keyed_seed
+from ast_lightning.runs.claims import sole_writer
 from ast_lightning.runs.distill import real_or_noise
 from ast_lightning.runs.machine import prepare
 from ast_lightning.runs.run import Run, short_hash, versions
+from ast_lightning.runs.states import begin_anew
 from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.synthetic import (
     DistilledDataset,
     EvaluationModule,
+    EvaluationSettings,
     NetworkEvaluator,
     Score,
     TrainingSet,
@@ -50,22 +55,39 @@ def evaluate(run: Run) -> dict[str, float]:
     run.data.use_preprocessing(dataset.preprocessing)
     run.data.setup("test")
     check_dataset(dataset, run)
-    scores = {name: _score(run, dataset, name) for name in [*run.config["baselines"], "distilled"]}
-    ordered = {name: scores[name] for name in TITLES if name in scores}
-    if is_rank_zero():
-        _print_table(ordered, dataset)
-    metrics = {f"{name}_accuracy": score.mean for name, score in ordered.items()}
-    metrics |= {f"{name}_std": score.std for name, score in ordered.items()}
+    if run.fast_dev_run:
+        return _report(run, dataset, _judge(run, dataset))
     folder = evaluation_folder(run)
-    if is_rank_zero() and not run.fast_dev_run:
-        accuracies = {name: list(score.accuracies) for name, score in ordered.items()}
-        record = {"synthetic": str(run.synthetic_folder()), "accuracies": accuracies, "metrics": metrics}
-        record |= {"versions": versions(), "config": run.config}
-        write_json(folder / "results.json", record)
-        say(f"results:     {folder / 'results.json'}")
+    with sole_writer(folder, run, wait=True):
+        if run.fresh:
+            begin_anew(folder)
+        if is_rank_zero():
+            clear_leftovers(folder)
+        scores = _judge(run, dataset)
+        metrics = _report(run, dataset, scores)
+        if is_rank_zero():
+            accuracies = {name: list(score.accuracies) for name, score in scores.items()}
+            record = {"synthetic": str(run.synthetic_folder()), "accuracies": accuracies, "metrics": metrics}
+            record |= {"versions": versions(), "config": run.config}
+            write_json(folder / "results.json", record)
+            say(f"results:     {folder / 'results.json'}")
+    return metrics
+
+
+def _judge(run: Run, dataset: DistilledDataset) -> dict[str, Score]:
+    """The scores of all that is asked for, in the order of the table."""
+    scores = {name: _score(run, dataset, name) for name in [*run.config["baselines"], "distilled"]}
+    return {name: scores[name] for name in TITLES if name in scores}
+
+
+def _report(run: Run, dataset: DistilledDataset, scores: dict[str, Score]) -> dict[str, float]:
+    """Print the table, and where pictures are; the numbers by name."""
+    if is_rank_zero():
+        _print_table(scores, dataset)
     say(f"pictures:    {run.synthetic_folder() / 'images.png'}")
     say(f"TensorBoard: tensorboard --logdir {run.config['output_dir']}")
-    return metrics
+    means = {f"{name}_accuracy": score.mean for name, score in scores.items()}
+    return means | {f"{name}_std": score.std for name, score in scores.items()}
 
 
 def evaluation_folder(run: Run) -> Path:
@@ -112,20 +134,70 @@ def _score(run: Run, dataset: DistilledDataset, name: str) -> Score:
     if name == "random":
         settings = replace(settings, networks=max(settings.networks, RANDOM_DRAWS))
     splits: dict[str, LabelledImages] = {"test": run.data.test}
+    training_sets = _training_sets(run, dataset, name)
+    judged = JudgedSets(evaluation_folder(run) / "judged.json")
+    key = judgement_key(run, settings, [training_sets(index) for index in range(settings.networks)])
+    known = None if run.fast_dev_run else judged.find(name, key)
+    if known is not None:
+        say(f"networks on {TITLES[name]} were trained already")
+        return known
     evaluator = NetworkEvaluator(run.network(), settings, splits, augmentation=run.data.augmentation, seed=run.seed)
-    module = EvaluationModule(evaluator, _training_sets(run, dataset, name), name)
+    module = EvaluationModule(evaluator, training_sets, name)
     trainer = build_trainer(
         run.config["trainer"],
         evaluation_folder(run),
         callbacks=[],
-        hyperparameters=run.config,
         progress=RunProgress(name),
         log=False,
-        enable_checkpointing=False,
     )
     say(f"training {settings.networks} networks for {settings.epochs} epochs on {TITLES[name]}")
     trainer.test(module, verbose=False)
+    if is_rank_zero() and not run.fast_dev_run:
+        judged.add(name, key, module.scores["test"])
     return module.scores["test"]
+
+
+def judgement_key(run: Run, settings: EvaluationSettings, training_sets: Sequence[TrainingSet]) -> str:
+    """What determines the accuracies of networks: the values that they see, the protocol, the versions."""
+    tensors = {"test images": run.data.test.images, "test labels": run.data.test.labels}
+    for index, each in enumerate(training_sets):
+        tensors |= {f"images {index}": each.images, f"labels {index}": each.labels}
+    about = {
+        "rates": [each.learning_rate for each in training_sets],
+        "network": run.config["network"],
+        "evaluation": asdict(settings),
+        "augmentation": run.data.augmentation.families,
+        "precision": run.config["trainer"].get("precision"),
+        "seed": run.seed,
+        "versions": versions(),
+    }
+    return tensor_checksum(tensors, {"about": short_hash(about)})
+
+
+class JudgedSets:
+    """The accuracies that are known already, so that an evaluation that was killed trains the other networks only.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def find(self, name: str, key: str) -> Score | None:
+        """The score of what :meth:`add` was given the same ``key`` for."""
+        entry = self._read().get(name, {})
+        return Score(tuple(entry["accuracies"])) if entry.get("key") == key else None
+
+    def add(self, name: str, key: str, score: Score) -> None:
+        """Note a score, in the place of an earlier one of this name."""
+        write_json(self.path, seal({**self._read(), name: {"key": key, "accuracies": list(score.accuracies)}}))
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            return unseal(read_json(self.path))
+        except (OSError, ValueError):  # none yet, or a damaged one: networks are trained once more
+            return {}
 
 
 def _training_sets(run: Run, dataset: DistilledDataset, name: str) -> Callable[[int], TrainingSet]:

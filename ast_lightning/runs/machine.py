@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ast_lightning.callbacks import say
 from ast_lightning.compilation import Compilation, choose_compilation, keep_compiled_code
+from ast_lightning.files import read_json
 from ast_lightning.networks import FunctionalNetwork
-from ast_lightning.runs.run import Run
+from ast_lightning.runs.run import Run, versions
 
 PASSES_OF_AN_EXPERT_STEP = 9
 """Forward passes' worth of operations in an expert's step with gradient penalty."""
@@ -77,6 +79,23 @@ def compile_student(run: Run, images: int) -> Compilation:
     settings = run.distill
     trained = settings.max_steps * settings.syn_steps * (settings.batch_syn or images)
     return _choose(run, trained * PASSES_OF_AN_INNER_STEP)
+
+
+def describe_machine(compilation: Compilation) -> dict[str, Any]:
+    """What equality to the last bit depends on, beside the settings."""
+    return {"compile": str(compilation), "threads": torch.get_num_threads(), **versions()}
+
+
+def say_what_changed(path: Path, compilation: Compilation) -> None:
+    """Say in which of these an earlier sitting of the run differs, which left its description at ``path``."""
+    try:
+        earlier = {str(key): value for key, value in read_json(path).items()}
+    except (OSError, ValueError, AttributeError):
+        return
+    for name, value in describe_machine(compilation).items():
+        before, now = (str(each).split(" ")[0] for each in (earlier.get(name, value), value))
+        if before != now:
+            say(f"note: {name} was {before} and is {now} now; the last bits may differ from a run in one sitting")
 
 
 def _choose(run: Run, forward_passes: int) -> Compilation:

@@ -35,6 +35,7 @@ _NOT_VALUES = (
 _NOT_RESULT = (
     "max_steps",  # a run with more of these is the same run, longer
     "eval_every",
+    "save_every",
     "eval_networks",
     "engine",  # how the same gradients are computed
     "recompute",
@@ -69,6 +70,11 @@ class Run:
     @property
     def fast_dev_run(self) -> bool:
         return bool(self.config["trainer"].get("fast_dev_run"))
+
+    @property
+    def fresh(self) -> bool:
+        """Whether to begin anew what is there already."""
+        return bool(self.config["fresh"]) and not self.fast_dev_run
 
     def network(self) -> NetworkFactory:
         """The factory of networks for the data, which must have been set up."""
@@ -190,6 +196,8 @@ def check_run(config: Config) -> None:
     if index is not None and index < 0:
         raise ConfigurationError("expert_index", index, "experts are counted from 0", "give 0 or more, or null for all")
     check_choice(config["compile"])
+    if not isinstance(config["fresh"], bool):
+        raise ConfigurationError("fresh", config["fresh"], "it must be true or false", "give one of the two")
     for name in config["baselines"]:
         if name not in _BASELINES:
             raise ConfigurationError("baselines", name, "there is no such baseline", f"take of {', '.join(_BASELINES)}")

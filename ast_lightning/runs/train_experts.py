@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 import shutil
+from contextlib import closing
 from dataclasses import asdict
+from typing import Any
 
-from lightning.pytorch.callbacks import ModelCheckpoint
-
-from ast_lightning.callbacks import RunEstimate, RunProgress, is_rank_zero, say
+from ast_lightning.callbacks import RunEstimate, RunProgress, StateOfEpochs, is_rank_zero, say
 from ast_lightning.data import save_preprocessing
 from ast_lightning.experts import ExpertModule, ExpertObjective, TrajectoryRecorder
-from ast_lightning.files import format_bytes
+from ast_lightning.files import clear_leftovers, format_bytes
+from ast_lightning.locks import FolderLock
 from ast_lightning.networks import describe_network
+from ast_lightning.runs.claims import claim_experts
 from ast_lightning.runs.machine import compile_experts, prepare
-from ast_lightning.runs.run import Run, versions
-from ast_lightning.runs.trainer import build_trainer
+from ast_lightning.runs.run import Run, short_hash, versions
+from ast_lightning.runs.states import RunStates
+from ast_lightning.runs.trainer import build_trainer, log_configuration
 from ast_lightning.trajectories import TrajectoryStore
 
 
 def train_experts(run: Run) -> dict[str, float]:
-    """Train the experts that are not there yet.
+    """Train the experts that are not there yet; several processes may share the work.
 
     Returns:
         Means over these experts: ``test_accuracy`` in per cent, ``movement`` of an epoch, ``cross_entropy``.
@@ -28,16 +31,19 @@ def train_experts(run: Run) -> dict[str, float]:
     prepare(run)
     run.data.setup("fit")
     indices = _wanted(run)
-    store = None if run.fast_dev_run else open_store(run)
-    pending = indices if store is None else [index for index in indices if not store.is_complete(index)]
-    _announce(run, store, indices, pending)
-    if pending:
-        objective = ExpertObjective(run.network(), run.expert, compile_experts(run))
-    for position, index in enumerate(pending):
-        _train_one(run, store, index, objective, RunEstimate(runs=len(pending)) if position == 0 else None)
-    if store is None:
+    if run.fast_dev_run:
+        _train_one(run, None, indices[0], ExpertObjective(run.network(), run.expert, compile_experts(run)), None)
         say("fast_dev_run: nothing was written")
         return {}
+    store = open_store(run)
+    pending = indices if run.fresh else [index for index in indices if not store.is_complete(index)]
+    _announce(run, store, indices, pending)
+    _drop_states_of_complete(store, [index for index in indices if index not in pending])
+    if pending:
+        objective = ExpertObjective(run.network(), run.expert, compile_experts(run))
+    with closing(claim_experts(run, store, pending)) as claimed:  # locks are given back whatever happens
+        for position, index in enumerate(claimed):
+            _train_one(run, store, index, objective, RunEstimate(runs=len(pending)) if position == 0 else None)
     return _summarise(store, indices)
 
 
@@ -57,12 +63,17 @@ def open_store(run: Run) -> TrajectoryStore:
         "versions": versions(),
         "config": run.config,
     }
-    if is_rank_zero():
+    if not is_rank_zero():
+        return TrajectoryStore(folder, metadata)
+    if (folder / "store.json").exists() and (folder / "preprocessing.safetensors").exists():
+        return TrajectoryStore.create(folder, metadata)  # nothing to write
+    with FolderLock(folder) as lock:
+        lock.take(seconds=-1)
+        clear_leftovers(folder)
         store = TrajectoryStore.create(folder, metadata)
         if not (folder / "preprocessing.safetensors").exists():
             save_preprocessing(folder / "preprocessing.safetensors", run.data.preprocessing)
-        return store
-    return TrajectoryStore(folder, metadata)
+    return store
 
 
 def _wanted(run: Run) -> list[int]:
@@ -72,9 +83,7 @@ def _wanted(run: Run) -> list[int]:
     return list(range(run.config["num_experts"])) if index is None else [index]
 
 
-def _announce(run: Run, store: TrajectoryStore | None, indices: list[int], pending: list[int]) -> None:
-    if store is None:
-        return
+def _announce(run: Run, store: TrajectoryStore, indices: list[int], pending: list[int]) -> None:
     for index in indices:
         if index not in pending:
             say(f"expert {index} is complete already: {store.expert_folder(index)}")
@@ -92,26 +101,56 @@ def _train_one(
 ) -> None:
     expert = ExpertModule(run.network(), run.expert, expert_index=index, seed=run.seed, objective=objective)
     folder = run.experts_folder() if store is None else store.expert_folder(index)
-    resume = folder / "resume"
+    states = None if store is None else RunStates(folder / "resume", _identity(store, index))
     callbacks = [
-        # the snapshot is written first, the state to resume from after it: Lightning runs checkpoints last
+        # the snapshot is written first, the state to go on from after it: Lightning runs checkpoints last
         TrajectoryRecorder(store),
         estimate,
-        None if store is None else ModelCheckpoint(resume, "last", enable_version_counter=False, save_top_k=1),
+        None if states is None else StateOfEpochs(states.last),
     ]
     trainer = build_trainer(
         run.config["trainer"],
         folder,
         callbacks=[callback for callback in callbacks if callback is not None],
-        hyperparameters=run.config,
         progress=RunProgress(f"expert {index}", lines=1),
+        states=states,
         max_epochs=run.expert.epochs,
-        enable_checkpointing=store is not None,
     )
-    state = resume / "last.ckpt"
-    trainer.fit(expert, datamodule=run.data, ckpt_path=state if state.exists() else None, weights_only=True)
-    if store is not None and trainer.is_global_zero:
-        shutil.rmtree(resume, ignore_errors=True)
+    if store is None or states is None:
+        trainer.fit(expert, datamodule=run.data)
+        return
+    resume = None if run.fresh else states.find(expected=_has_work(store, index))
+    if is_rank_zero():
+        clear_leftovers(folder)
+        clear_leftovers(states.folder)
+    log_configuration(trainer, run.config)
+    if resume:
+        say(f"expert {index} goes on from {resume}")
+    trainer.fit(expert, datamodule=run.data, ckpt_path=resume, weights_only=True)
+    if trainer.is_global_zero and store.is_complete(index):  # not where max_time ended it before its time
+        shutil.rmtree(states.folder, ignore_errors=True)
+
+
+def _drop_states_of_complete(store: TrajectoryStore, complete: list[int]) -> None:
+    """What a kill between the last file of an expert and the deletion of its state leaves."""
+    for index in complete if is_rank_zero() else []:
+        states = store.expert_folder(index) / "resume"
+        if states.exists():
+            with FolderLock(store.expert_folder(index)) as lock:
+                if lock.take():
+                    shutil.rmtree(states, ignore_errors=True)
+
+
+def _has_work(store: TrajectoryStore, index: int) -> bool:
+    """Whether a state must have been written: the snapshot after the first epoch is there before its state."""
+    snapshots = store.expert_folder(index).glob("epoch_*.safetensors")
+    return any(int(path.stem.removeprefix("epoch_")) > 1 for path in snapshots)
+
+
+def _identity(store: TrajectoryStore, index: int) -> dict[str, Any]:
+    """What a state of an expert belongs to: the trajectories of equal experts in another folder are the same."""
+    made_from = {key: store.metadata.get(key) for key in ("network", "data", "expert", "epochs", "seed")}
+    return {"expert": index, "store": short_hash(made_from)}
 
 
 def _summarise(store: TrajectoryStore, indices: list[int]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ast_lightning.callbacks import RunProgress
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.runs.states import RunStates
 
 LOGGERS = ("tensorboard", "csv", "none", "false")
 
@@ -29,8 +31,10 @@ def build_logger(choice: Any, folder: Path) -> Logger | bool:
         )
     if name in ("none", "false"):
         return False
-    if name == "csv":
-        return CSVLogger(folder.parent, name=folder.name, version="csv")
+    if name == "csv":  # a file a sitting: Lightning would delete that of the sitting before
+        versions = (f"csv_{number}" if number > 1 else "csv" for number in itertools.count(1))
+        free = next(version for version in versions if not (folder / version / "metrics.csv").exists())
+        return CSVLogger(folder.parent, name=folder.name, version=free)
     return TensorBoardLogger(folder.parent, name=folder.name, version="tensorboard", default_hp_metric=False)
 
 
@@ -39,19 +43,19 @@ def build_trainer(
     folder: Path,
     *,
     callbacks: Sequence[Callback],
-    hyperparameters: Mapping[str, Any],
     progress: RunProgress | None = None,
+    states: RunStates | None = None,
     log: bool = True,
     **fixed: Any,
 ) -> Trainer:
-    """A Trainer whose files are in ``folder``.
+    """A Trainer whose files are in ``folder``; nothing is written before it is used.
 
     Args:
         options: the ``trainer`` section; everything but ``logger`` is an argument of Lightning's Trainer.
         folder: for logs.
         callbacks: of this run; the progress bar is added where ``options`` enable it.
-        hyperparameters: plain containers for the logger.
         progress: the bar.
+        states: writes and reads the states of the run; None where none are kept.
         log: whether this run logs at all.
         fixed: arguments that the command itself determines.
 
@@ -63,7 +67,7 @@ def build_trainer(
     log = log and not arguments.get("fast_dev_run")
     logger = build_logger(options.get("logger"), folder) if log else False
     try:
-        trainer = Trainer(
+        return Trainer(
             **{
                 **arguments,
                 "logger": logger,
@@ -74,6 +78,8 @@ def build_trainer(
                 "use_distributed_sampler": False,  # the loaders divide batches over ranks themselves
                 "enable_model_summary": False,
                 "enable_progress_bar": bool(bar),
+                "enable_checkpointing": states is not None,
+                "plugins": [*(arguments.get("plugins") or []), *([] if states is None else [states])],
                 **fixed,
             }
         )
@@ -81,6 +87,9 @@ def build_trainer(
         raise ConfigurationError(
             "trainer", "…", f"Lightning's Trainer refuses it ({error})", "correct the option that this message names"
         ) from error
-    for each in trainer.loggers:
-        each.log_hyperparams(dict(hyperparameters))
-    return trainer
+
+
+def log_configuration(trainer: Trainer, configuration: Mapping[str, Any]) -> None:
+    """Give the loggers the configuration, as plain containers."""
+    for logger in trainer.loggers:
+        logger.log_hyperparams(dict(configuration))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 import torch
 from lightning import LightningModule
 
-from ast_lightning.callbacks import ArtifactWriter
+from ast_lightning.callbacks import ArtifactWriter, StateOfIterations
 from ast_lightning.data import NoPreprocessing
 from ast_lightning.distillation import DistillModule
 from ast_lightning.synthetic import DistilledDataset, load_distilled
@@ -29,7 +30,10 @@ def evaluated(step: int, rank_zero: bool = True, **metrics: float) -> Any:
     """As much of a Trainer as the callback looks at."""
     named = {name.replace("_", "/"): torch.tensor(value) for name, value in metrics.items()}
     return SimpleNamespace(
-        global_step=step, is_global_zero=rank_zero, callback_metrics={"train/loss": torch.tensor(1.0), **named}
+        global_step=step,
+        is_global_zero=rank_zero,
+        state=SimpleNamespace(fn="validate"),
+        callback_metrics={"train/loss": torch.tensor(1.0), **named},
     )
 
 
@@ -90,8 +94,8 @@ def test_best_is_remembered_over_a_resume(module: DistillModule, tmp_path: Path)
     after.on_validation_end(evaluated(2, validation_accuracy=60.0), module)
     assert (folder / "best").resolve().name == "step_000001"
     after.on_validation_end(evaluated(2, validation_accuracy=80.0), module)  # the same step once more
-    assert (folder / "best").resolve().name == "step_000002_1"
-    assert steps_on_disk(folder) == ["step_000002_1"]
+    assert (folder / "best").resolve().name == "step_000002"
+    assert steps_on_disk(folder) == ["step_000002"]
 
 
 def test_only_the_first_rank_writes_and_all_know_the_best(module: DistillModule, tmp_path: Path) -> None:
@@ -99,7 +103,40 @@ def test_only_the_first_rank_writes_and_all_know_the_best(module: DistillModule,
     writer = ArtifactWriter(folder, make_dataset, select=True)
     writer.on_validation_end(evaluated(1, rank_zero=False, validation_accuracy=30.0), module)
     assert not folder.exists()
-    assert writer.state_dict() == {"best": 30.0}
+    found = {"iteration": 1, "metrics": {"validation/accuracy": 30.0}}
+    assert writer.state_dict() == {"last": found, "best": found}
+
+
+def test_an_evaluation_beside_the_schedule_selects_for_this_run_only(module: DistillModule, tmp_path: Path) -> None:
+    """A run that is made longer ends with the best of its schedule, like one that was that long from the start."""
+    folder = tmp_path / "set"
+    writer = ArtifactWriter(
+        folder, make_dataset, select=True, states=StateOfIterations(tmp_path / "state", every=1, evaluated_every=2)
+    )
+    writer.on_validation_end(evaluated(2, validation_accuracy=70.0), module)
+    writer.on_validation_end(evaluated(3, validation_accuracy=90.0), module)
+    assert (folder / "best").resolve().name == "step_000003"
+    assert steps_on_disk(folder) == ["step_000002", "step_000003"]  # the best of the schedule is kept
+    longer = ArtifactWriter(folder, make_dataset, select=True)
+    longer.load_state_dict(writer.state_dict())
+    longer.on_fit_start(evaluated(3), module)
+    assert (folder / "best").resolve().name == "step_000002"
+    longer.on_validation_end(evaluated(4, validation_accuracy=80.0), module)
+    assert (folder / "best").resolve().name == "step_000004"
+    assert steps_on_disk(folder) == ["step_000004"]
+
+
+def test_a_resumed_run_drops_what_its_state_does_not_know(module: DistillModule, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    writer = ArtifactWriter(folder, make_dataset, select=True)
+    writer.on_validation_end(evaluated(1, validation_accuracy=70.0), module)
+    known = writer.state_dict()
+    shutil.copytree(folder / "step_000001", folder / "step_000002")  # written, and killed before its state
+    (folder / ".step_000002.x.partial").mkdir()
+    resumed = ArtifactWriter(folder, make_dataset, select=True)
+    resumed.load_state_dict(known)
+    resumed.on_fit_start(evaluated(1), module)
+    assert sorted(path.name for path in folder.iterdir()) == ["best", "last", "step_000001"]
 
 
 def test_in_a_fit_it_writes_what_was_evaluated(

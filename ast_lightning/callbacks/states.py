@@ -1,0 +1,58 @@
+"""When a run writes the state that it goes on from: after each epoch of an expert, every few outer iterations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+
+class StateOfEpochs(Checkpoint):
+    """Saves the state after every epoch; Lightning calls it after all callbacks that are no ``Checkpoint``.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.path)
+
+
+class StateOfIterations(Checkpoint):
+    """Saves the state every few outer iterations and after the last.
+
+    Where an evaluation is due, none is saved before it: Lightning takes an evaluation for done that was due at the
+    state it goes on from. The one who keeps what the evaluation found calls :meth:`save`.
+
+    Args:
+        path: the file.
+        every: iterations between states.
+        evaluated_every: iterations between evaluations.
+    """
+
+    def __init__(self, path: Path, every: int, evaluated_every: int) -> None:
+        self.path = path
+        self.every = every
+        self.evaluated_every = evaluated_every
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if self.is_evaluated(step) and trainer.enable_validation:
+            return
+        if step % self.every == 0 or step == trainer.max_steps:
+            self.save(trainer)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether an evaluation is due after iteration ``step``, wherever the run ends."""
+        return step % self.evaluated_every == 0
+
+    def save(self, trainer: Trainer) -> None:
+        """Save the state now; all ranks call it."""
+        trainer.save_checkpoint(self.path)

@@ -1,0 +1,68 @@
+"""Locks on folders, so that two processes never write the same thing.
+
+They are locks of the kernel: they vanish with the process that holds them, however it ends. The lock of ``parent/name``
+is the file ``parent/.locks/name.lock``, beside which a note says who holds it; both are small and stay.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+
+from ast_lightning.files import read_json, write_json
+
+
+class FolderLock:
+    """The right to write into ``folder``, which need not exist. Leaving a ``with`` block gives it back.
+
+    Args:
+        folder: what is locked.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        where = folder.parent / ".locks"
+        self._file = FileLock(where / f"{folder.name}.lock")
+        self._note = where / f"{folder.name}.holder.json"
+
+    def take(self, seconds: float = 0) -> bool:
+        """Try to take the lock, for as long as ``seconds``.
+
+        Returns:
+            Whether this process has it now.
+        """
+        self._note.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._file.acquire(timeout=seconds, poll_interval=0.2)
+        except Timeout:
+            return False
+        try:
+            write_json(self._note, {"process": os.getpid(), "host": socket.gethostname()})
+        except BaseException:
+            self.release()
+            raise
+        return True
+
+    def holder(self) -> str:
+        """Who holds it, as far as the note says: ``process 4711 on host``."""
+        try:
+            note = read_json(self._note)
+            return f"process {note['process']} on {note['host']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "another process"
+
+    def release(self) -> None:
+        """Give it back."""
+        self._file.release()
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

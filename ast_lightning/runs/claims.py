@@ -1,0 +1,106 @@
+"""Who does what, where several processes work in the same folders."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ast_lightning.callbacks import is_rank_zero, say
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.locks import FolderLock
+from ast_lightning.runs.run import Run, devices_of
+from ast_lightning.runs.states import begin_anew
+from ast_lightning.trajectories import TrajectoryStore
+
+_WAIT = 1.0  # seconds between looks at locks that others hold
+
+
+@contextmanager
+def sole_writer(folder: Path, run: Run, *, wait: bool = False) -> Iterator[None]:
+    """Write into ``folder`` as the only process; the first rank speaks for all.
+
+    Args:
+        folder: need not exist.
+        run: of this process.
+        wait: whether to wait for another process, instead of refusing to be the second.
+
+    Raises:
+        ConfigurationError: with the process that writes already.
+    """
+    if not is_rank_zero():
+        yield
+        return
+    with FolderLock(folder) as lock:
+        if not lock.take():
+            if not wait:
+                raise ConfigurationError(
+                    "output_dir",
+                    run.config["output_dir"],
+                    f"{lock.holder()} writes into {folder} at this moment",
+                    "let it finish, or change a setting",
+                )
+            say(f"waiting for {lock.holder()}, which writes into {folder}")
+            lock.take(seconds=-1)
+        yield
+
+
+def claim_experts(run: Run, store: TrajectoryStore, pending: list[int]) -> Generator[int, None, None]:
+    """The experts that this process is to train, one after the other, each locked while it is trained.
+
+    A process by itself takes the next expert that no other process trains, and waits in the end for those that others
+    train, to take over where one dies. The ranks of a run of several processes train the same experts: the first
+    rank locks all of them beforehand. So does a process that begins anew: it must not take what another has just made.
+
+    Raises:
+        ConfigurationError: another process trains one of the experts that are to be locked beforehand.
+    """
+    if not is_rank_zero():
+        yield from pending
+    elif run.fresh or devices_of(run.config["trainer"]) > 1:
+        with ExitStack() as locks:
+            for index in pending:
+                _lock_or_refuse(run, locks.enter_context(FolderLock(store.expert_folder(index))))
+            for index in pending:
+                if run.fresh:
+                    begin_anew(store.expert_folder(index))
+            yield from pending
+    else:
+        yield from _claim_one_by_one(store, pending)
+
+
+def _claim_one_by_one(store: TrajectoryStore, pending: list[int]) -> Generator[int, None, None]:
+    rest = list(pending)
+    told: set[int] = set()
+    while rest:
+        index, lock = _take_next(store, rest, told)
+        rest.remove(index)
+        with lock:
+            if store.is_complete(index):
+                say(f"expert {index} was trained by another process")
+            else:
+                yield index
+
+
+def _take_next(store: TrajectoryStore, rest: list[int], told: set[int]) -> tuple[int, FolderLock]:
+    """The next expert that no other process trains, locked; waits where there is none."""
+    while True:
+        for index in rest:
+            lock = FolderLock(store.expert_folder(index))
+            if lock.take():
+                return index, lock
+        for index in sorted(set(rest) - told):
+            say(f"waiting for expert {index}, which {FolderLock(store.expert_folder(index)).holder()} trains")
+            told.add(index)
+        time.sleep(_WAIT)
+
+
+def _lock_or_refuse(run: Run, lock: FolderLock) -> None:
+    if not lock.take():
+        raise ConfigurationError(
+            "output_dir" if run.config["experts_dir"] is None else "experts_dir",
+            lock.folder.parent,
+            f"{lock.holder()} trains {lock.folder.name} at this moment",
+            "let it finish; only processes with one device and without fresh=true can share the work",
+        )
