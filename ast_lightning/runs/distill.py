@@ -25,8 +25,9 @@ from ast_lightning.distillation import (
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import read_json, write_json
 from ast_lightning.networks import FunctionalNetwork, describe_network
+from ast_lightning.provenance import versions
 from ast_lightning.runs.machine import compile_student, prepare
-from ast_lightning.runs.run import Run, versions
+from ast_lightning.runs.run import Run
 from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.synthetic import DistilledDataset, NetworkEvaluator, load_distilled
 from ast_lightning.trajectories import TrajectoryStore

@@ -15,10 +15,11 @@ from ast_lightning.distillation import check_ipc, initial_images
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import write_json
 from ast_lightning.networks import describe_network
+from ast_lightning.provenance import versions
 from ast_lightning.randomness import keyed_seed
 from ast_lightning.runs.distill import real_or_noise
 from ast_lightning.runs.machine import prepare
-from ast_lightning.runs.run import Run, short_hash, versions
+from ast_lightning.runs.run import Run, short_hash
 from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.synthetic import (
     DistilledDataset,

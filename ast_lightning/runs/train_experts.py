@@ -13,19 +13,23 @@ from ast_lightning.data import save_preprocessing
 from ast_lightning.experts import ExpertModule, ExpertObjective, TrajectoryRecorder
 from ast_lightning.files import format_bytes
 from ast_lightning.networks import describe_network
+from ast_lightning.provenance import provenance
+from ast_lightning.runs.import_experts import import_experts
 from ast_lightning.runs.machine import compile_experts, prepare
-from ast_lightning.runs.run import Run, versions
+from ast_lightning.runs.run import Run
 from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.trajectories import TrajectoryStore
 
 
 def train_experts(run: Run) -> dict[str, float]:
-    """Train the experts that are not there yet.
+    """Train the experts that are not there yet, or import them where ``buffers`` is set.
 
     Returns:
         Means over these experts: ``test_accuracy`` in per cent, ``movement`` of an epoch, ``cross_entropy``.
     """
     prepare(run)
+    if run.config["buffers"]:
+        return import_experts(run)
     run.data.setup("fit")
     indices = _wanted(run)
     store = None if run.fast_dev_run else open_store(run)
@@ -54,7 +58,7 @@ def open_store(run: Run) -> TrajectoryStore:
         "expert": asdict(run.expert),
         "epochs": run.expert.epochs,
         "seed": run.seed,
-        "versions": versions(),
+        **provenance(),
         "config": run.config,
     }
     if is_rank_zero():
