@@ -18,6 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import ast_lightning
 
 PACKAGES = (
@@ -49,7 +51,8 @@ def provenance() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Version by package, of this one, of Python and of all ``PACKAGES`` that are installed."""
-    return {"ast_lightning": ast_lightning.__version__, "python": platform.python_version(), **_installed()}
+    own = {"ast_lightning": ast_lightning.__version__, "python": platform.python_version()}
+    return {**own, **_installed(), "torch": torch.__version__}  # torch's own word tells the build as well
 
 
 def git_revision() -> dict[str, Any] | None:

@@ -40,7 +40,9 @@ def load_plain(path: Path, option: str) -> Any:
         remedy = "save it again as plain tensors: code from a data file is never run"
         raise _refused(option, path, what, remedy) from error
     except OSError as error:
-        raise _refused(option, path, f"it cannot be read ({error.strerror or error})", "name a readable file") from error
+        raise _refused(
+            option, path, f"it cannot be read ({error.strerror or error})", "name a readable file"
+        ) from error
     except Exception as error:  # what a damaged file makes torch raise is not documented
         what = f"it is damaged or was not written by torch.save ({_first_line(error)})"
         raise _refused(option, path, what, "copy it once more from where it came") from error

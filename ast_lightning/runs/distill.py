@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import read_json, write_json
 from ast_lightning.networks import FunctionalNetwork, describe_network
 from ast_lightning.provenance import versions
+from ast_lightning.runs.ancestry import ancestry_of
 from ast_lightning.runs.machine import compile_student, prepare
 from ast_lightning.runs.run import Run
 from ast_lightning.runs.trainer import build_trainer
@@ -238,13 +239,7 @@ def _check_warm_start(earlier: DistilledDataset, data: ImageDataModule, settings
 
 
 def _callbacks(run: Run, store: TrajectoryStore, folder: Path) -> list[Callback]:
-    ancestry = {
-        "network": describe_network(run.network()),
-        "evaluation": asdict(run.evaluation),
-        "trajectories": {"folder": str(store.folder), "expert": store.metadata["expert"]},
-        "versions": versions(),
-        "config": run.config,
-    }
+    ancestry = ancestry_of(run, store)
 
     def make(module: DistillModule, found: dict[str, Any]) -> DistilledDataset:
         return DistilledDataset.from_training(module.training_set(), run.data, {**found, **ancestry})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,8 +16,9 @@ from ast_lightning.distillation import check_ipc, initial_images
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import write_json
 from ast_lightning.networks import describe_network
-from ast_lightning.provenance import versions
+from ast_lightning.provenance import provenance
 from ast_lightning.randomness import keyed_seed
+from ast_lightning.runs.ancestry import describe_set
 from ast_lightning.runs.distill import real_or_noise
 from ast_lightning.runs.machine import prepare
 from ast_lightning.runs.run import Run, short_hash
@@ -60,8 +62,12 @@ def evaluate(run: Run) -> dict[str, float]:
     folder = evaluation_folder(run)
     if is_rank_zero() and not run.fast_dev_run:
         accuracies = {name: list(score.accuracies) for name, score in ordered.items()}
-        record = {"synthetic": str(run.synthetic_folder()), "accuracies": accuracies, "metrics": metrics}
-        record |= {"versions": versions(), "config": run.config}
+        record: dict[str, Any] = {
+            "synthetic": str(run.synthetic_folder()),
+            "accuracies": accuracies,
+            "metrics": metrics,
+        }
+        record |= {"set": describe_set(dataset), **provenance(), "seed": run.seed, "config": run.config}
         write_json(folder / "results.json", record)
         say(f"results:     {folder / 'results.json'}")
     say(f"pictures:    {run.synthetic_folder() / 'images.png'}")

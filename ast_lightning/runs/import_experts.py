@@ -93,7 +93,9 @@ def _judge(run: Run, network: FunctionalNetwork) -> Callable[[Tensor], dict[str,
     @torch.no_grad()
     def judge(theta: Tensor) -> dict[str, float]:
         theta, right = theta.to(device), 0
-        for images, labels in zip(run.data.test.images.split(_AT_ONCE), run.data.test.labels.split(_AT_ONCE), strict=True):
+        for images, labels in zip(
+            run.data.test.images.split(_AT_ONCE), run.data.test.labels.split(_AT_ONCE), strict=True
+        ):
             right += int((network(theta, images.to(device)).argmax(1).cpu() == labels).sum())
         return {"test/accuracy": right / len(run.data.test)}
 
@@ -108,8 +110,8 @@ def _reporter(run: Run) -> Callable[[int, Source, Mapping[str, float]], None]:
         say(f"expert {expert} is {source}: test accuracy {100 * accuracy:.1f} %")
         if accuracy < 2 * chance:
             say(
-                f"warning: guessing gives {100 * chance:.1f} %: were these experts trained on data={run.data.name} with "
-                f"data.preprocessing={run.data.preprocessing.kind}?"
+                f"warning: guessing gives {100 * chance:.1f} %: were these experts trained on "
+                f"data={run.data.name} with data.preprocessing={run.data.preprocessing.kind}?"
             )
 
     return report

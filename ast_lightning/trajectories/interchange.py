@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,7 @@ def export_buffers(store: TrajectoryStore, folder: Path | str, per_file: int = 1
     for number, start in enumerate(range(0, len(experts), per_file)):
         content = [_trajectory(store, expert) for expert in experts[start : start + per_file]]
         files.append(folder / f"replay_buffer_{number}.pt")
-        write_file(files[-1], lambda stream, content=content: torch.save(content, stream))
+        write_file(files[-1], partial(torch.save, content))
     return files
 
 
@@ -202,7 +203,9 @@ def _check(source: Source, trajectory: Any, layout: ParameterLayout) -> int:
         _check_snapshot(source, epoch, snapshot, layout)
     if not any(_moved(trajectory[0], later) for later in trajectory[1:]):
         problem = "its parameters are the same at every epoch: the code that saved them kept references, not copies"
-        raise _refused(source, problem, "record it again with a clone of every tensor, or take the file out of the folder")
+        raise _refused(
+            source, problem, "record it again with a clone of every tensor, or take the file out of the folder"
+        )
     return len(trajectory)
 
 
@@ -222,7 +225,9 @@ def _check_snapshot(source: Source, epoch: int, snapshot: Any, layout: Parameter
             problem = f"tensor {position} is {shapes[position]}, and {name} of the network is {shape}"
             raise _refused(source, f"{where}, {problem}", remedy)
         if not tensor.is_floating_point() or tensor.layout != torch.strided:
-            raise _refused(source, f"{where}, tensor {position} is of type {tensor.dtype}, no dense real numbers", remedy)
+            raise _refused(
+                source, f"{where}, tensor {position} is of type {tensor.dtype}, no dense real numbers", remedy
+            )
     if len(shapes) != len(layout):
         raise _refused(source, f"{where} has {len(shapes)} tensors, and the network has {len(layout)}", remedy)
 
