@@ -6,6 +6,7 @@ The field exchanges its buffers and synthetic sets as pickles, which can carry c
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 import zipfile
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.integrity import bytes_checksum
 
 _ZIP = b"PK\x03\x04"
 
@@ -69,6 +71,15 @@ def check_content(path: Path, option: str) -> None:
         damaged = _first_line(error)
     if damaged is not None:
         raise _refused(option, path, f"it is damaged ({damaged})", "copy it once more from where it came")
+
+
+def fingerprint(path: Path) -> str:
+    """32 hexadecimal digits of a file's content, from the checksums that its format has; else from all its bytes."""
+    if not is_zip(path):
+        return bytes_checksum(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        records = [(record.filename, record.CRC, record.file_size) for record in archive.infolist()]
+    return bytes_checksum(json.dumps(records).encode())
 
 
 def _refused(option: str, path: Path, problem: str, remedy: str) -> ConfigurationError:

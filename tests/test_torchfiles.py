@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.torchfiles import check_content, load_plain
+from ast_lightning.torchfiles import check_content, fingerprint, load_plain
 
 
 class Hostile:
@@ -86,6 +86,17 @@ def test_a_flipped_bit_is_found_where_the_format_has_checksums(tmp_path: Path) -
     load_plain(path, "buffers")  # torch itself does not look
     with pytest.raises(ConfigurationError, match=r"it is damaged \(.*data/0\)"):
         check_content(path, "buffers")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_fingerprint_follows_from_the_values(tmp_path: Path, zipped: bool) -> None:
+    found = []
+    for value in (1.0, 2.0, 1.0):
+        torch.save([torch.full((5,), value)], tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+        found.append(fingerprint(tmp_path / "a.pt"))
+    assert found[1] != found[0]
+    if zipped:  # the older format holds addresses of memory
+        assert found[0] == found[2]
 
 
 def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:

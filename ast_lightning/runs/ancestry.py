@@ -41,10 +41,13 @@ def describe_set(dataset: DistilledDataset) -> dict[str, Any]:
 
 def _trajectories(run: Run, store: TrajectoryStore) -> dict[str, Any]:
     data = store.metadata.get("data") or {}
+    experts = store.experts() if run.config["experts_dir"] else list(range(run.config["num_experts"]))
+    imported = {str(expert): store.summary(expert).get("source") for expert in experts}
     return {
         "id": store_id(store.metadata),
         "folder": str(store.folder),
-        "experts": store.experts() if run.config["experts_dir"] else list(range(run.config["num_experts"])),
+        "experts": experts,
+        "sources": {expert: source for expert, source in imported.items() if source},
         "data": {key: data.get(key) for key in ("name", "fingerprint")},
         **{key: store.metadata.get(key) for key in _OF_STORE},
     }

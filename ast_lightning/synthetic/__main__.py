@@ -85,12 +85,13 @@ def _verify(arguments: argparse.Namespace) -> int:
         files = [asdict(finding) for finding in findings]
         print(json.dumps({"folder": str(arguments.folder), "ok": not bad, "files": files}, indent=2))
         return int(bad)
-    table = Table(title=f"distilled dataset {arguments.folder}", title_justify="left")
+    table = Table()
     for column in ("file", "status", "what is wrong", "remedy"):
         table.add_column(column, overflow="fold")
     for finding in findings:
         table.add_row(finding.file, finding.status, finding.problem, finding.remedy)
     _console().print(table)
+    print(f"{arguments.folder} is {'not ' if bad else ''}what was written")
     return int(bad)
 
 

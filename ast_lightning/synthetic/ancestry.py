@@ -76,6 +76,11 @@ def _trajectories(record: Mapping[str, Any]) -> Rows:
     experts = record.get("experts") or []
     yield "experts", f"{len(experts)} ({_some(experts)}) of {record.get('epochs')} epochs, seed {record.get('seed')}"
     yield "trained with", _values(record.get("expert") or {})
+    sources = [
+        f"{each['file']} [{each['trajectory']}] {each['checksum']}" for each in (record.get("sources") or {}).values()
+    ]
+    if sources:
+        yield "imported from", _some(sources)
     data = record.get("data") or {}
     yield "trained on", f"{data.get('name')}, fingerprint {data.get('fingerprint')}"
     yield from _maker("their making", record)

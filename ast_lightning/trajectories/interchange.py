@@ -21,7 +21,7 @@ from torch import Tensor
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import write_file
 from ast_lightning.networks import ParameterLayout
-from ast_lightning.torchfiles import check_content, load_plain
+from ast_lightning.torchfiles import check_content, fingerprint, load_plain
 from ast_lightning.trajectories.shapes import hint
 from ast_lightning.trajectories.store import TrajectoryStore
 
@@ -49,7 +49,7 @@ class Source:
 
     def record(self) -> dict[str, Any]:
         """For the expert's summary."""
-        return {"file": self.file.name, "trajectory": self.trajectory, "bytes": self.file.stat().st_size}
+        return {"file": self.file.name, "trajectory": self.trajectory, "checksum": fingerprint(self.file)}
 
 
 @dataclass(frozen=True)
@@ -268,8 +268,8 @@ def _check_same(store: TrajectoryStore, expert: int, source: Source) -> None:
         raise ConfigurationError(
             OPTION,
             source.file.parent,
-            f"expert {expert} was imported from {came_from} ({earlier.get('bytes')} bytes), and now {source} "
-            f"({now['bytes']} bytes) is in its place",
+            f"expert {expert} was imported from {came_from} (checksum {earlier.get('checksum')}), and now {source} "
+            f"(checksum {now['checksum']}) is in its place",
             f"restore the files as they were, or delete {store.folder} to import them anew",
         )
 

@@ -14,6 +14,7 @@ import torch
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.provenance import store_id
 from ast_lightning.synthetic import load_distilled
+from ast_lightning.torchfiles import fingerprint
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.interchange import export_buffers
 
@@ -67,6 +68,12 @@ def test_import_distil_and_evaluate_with_the_same_words(
     theirs = load_distilled(run_of(*SMALL, f"output_dir={output}").synthetic_folder())
     assert mine.checksum() == theirs.checksum()
     assert mine.metadata["trajectories"]["expert"] == {"buffers": str(files.resolve()), "epochs": 4}
+    sources = mine.metadata["trajectories"]["sources"]
+    assert [(expert, each["file"]) for expert, each in sources.items()] == [
+        ("0", "replay_buffer_2.pt"),
+        ("1", "replay_buffer_10.pt"),
+    ]
+    assert sources["1"]["checksum"] == fingerprint(files / "replay_buffer_10.pt")
     scores = command("evaluate", tmp_path, words)
     assert scores["whole_accuracy"] == pytest.approx(trained["test_accuracy"])
 
@@ -78,6 +85,7 @@ def test_what_a_result_records(output: Path, command: Command) -> None:
     origin = metadata["trajectories"]
     assert origin["id"] == store_id(store.metadata)
     assert origin["experts"] == [0, 1]
+    assert origin["sources"] == {}
     assert origin["expert"] == store.metadata["expert"]
     assert (origin["seed"], origin["epochs"]) == (0, 4)
     assert origin["data"]["fingerprint"] == metadata["data"]["fingerprint"] == run.data.fingerprint

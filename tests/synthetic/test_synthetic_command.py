@@ -35,6 +35,7 @@ def folder(make_distilled: Make, tmp_path: Path) -> Path:
             "epochs": 50,
             "seed": 5,
             "expert": {"lr": 0.003},
+            "sources": {"0": {"file": "replay_buffer_4.pt", "trajectory": 2, "checksum": "beef"}},
             "data": {"name": "pets", "fingerprint": "abc123"},
             "versions": {"torch": "2.6.0"},
             "git": {"of": "package", "commit": "c0ffee", "dirty": True},
@@ -59,6 +60,7 @@ def test_info_tells_the_whole_ancestry_on_a_page(folder: Path, capsys: pytest.Ca
         "store-id in runs/experts/pets",
         "12 (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …) of 50 epochs, seed 5",
         "lr 0.003",
+        "replay_buffer_4.pt [2] beef",
         "train_experts.py data=pets",
         "c0ffee with local changes, of the package",
         "torch 2.6.0",
@@ -91,7 +93,9 @@ def test_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.count(" ok ") == 5
     (folder / "images.png").write_bytes(b"")
     assert main(["verify", str(folder)]) == 1
-    assert "it is not the picture that was written" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "it is not the picture that was written" in said
+    assert said.endswith("set is not what was written")
     assert main(["verify", str(folder), "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert told["ok"] is False

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ConvNet, FunctionalNetwork, parameter_layout
+from ast_lightning.torchfiles import fingerprint
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.interchange import buffer_files, export_buffers, import_buffers, scan_buffers
 from ast_lightning.trajectories.shapes import hint
@@ -108,7 +109,7 @@ def test_files_are_taken_in_the_order_of_their_numbers(store: TrajectoryStore, t
     assert summary["source"] == {
         "file": "replay_buffer_10.pt",
         "trajectory": 0,
-        "bytes": (tmp_path / "replay_buffer_10.pt").stat().st_size,
+        "checksum": fingerprint(tmp_path / "replay_buffer_10.pt"),
         "dtype": "float32",
     }
     moved = [flat(now) - flat(before) for before, now in zip(trajectory(4), trajectory(4)[1:], strict=False)]
@@ -215,6 +216,10 @@ def test_other_files_in_the_place_of_imported_ones_are_named(store: TrajectorySt
     ) as caught:
         bring_in(store, tmp_path)
     assert "replay_buffer_4.pt, trajectory 0" in caught.value.problem
+    (tmp_path / "replay_buffer_4.pt").unlink()
+    torch.save([trajectory(2)], tmp_path / "replay_buffer_5.pt")  # of the same size and name
+    with pytest.raises(ConfigurationError, match="is in its place"):
+        bring_in(store, tmp_path)
     assert store.experts() == [0]
 
 
