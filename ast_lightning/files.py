@@ -9,25 +9,30 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
-    """Write ``content`` beside ``path`` and rename it into place.
+    """Write ``content`` beside ``path`` and rename it into place; ``keep`` as in :func:`write_file`."""
+    write_file(path, lambda stream: stream.write(content), keep)
+
+
+def write_file(path: Path, fill: Callable[[BinaryIO], object], keep: Path | None = None) -> None:
+    """Let ``fill`` write into a file beside ``path``, and rename it into place.
 
     Args:
         path: the file; its folder is made.
-        content: all of it.
+        fill: writes all of it.
         keep: where the file that is replaced goes, in the same folder; for an instant, that is the only one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
+            fill(stream)
             stream.flush()
             os.fsync(stream.fileno())
         os.chmod(name, 0o644)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,10 @@ from ast_lightning.distillation import (
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import clear_leftovers, read_json, write_json
 from ast_lightning.networks import FunctionalNetwork, describe_network
+from ast_lightning.runs.ancestry import ancestry_of
 from ast_lightning.runs.claims import sole_writer
 from ast_lightning.runs.machine import compile_student, describe_machine, prepare, say_what_changed
-from ast_lightning.runs.run import Run, short_hash, versions
+from ast_lightning.runs.run import Run, short_hash
 from ast_lightning.runs.states import RunStates, begin_anew
 from ast_lightning.runs.trainer import build_trainer, log_configuration
 from ast_lightning.synthetic import DistilledDataset, NetworkEvaluator, load_distilled
@@ -287,13 +288,7 @@ def _check_warm_start(earlier: DistilledDataset, data: ImageDataModule, settings
 
 def dataset_maker(run: Run, store: TrajectoryStore) -> MakeDataset:
     """What turns the module into a distilled dataset that says where it comes from."""
-    ancestry = {
-        "network": describe_network(run.network()),
-        "evaluation": asdict(run.evaluation),
-        "trajectories": {"folder": str(store.folder), "expert": store.metadata["expert"]},
-        "versions": versions(),
-        "config": run.config,
-    }
+    ancestry = ancestry_of(run, store)
 
     def make(module: DistillModule, found: dict[str, Any]) -> DistilledDataset:
         return DistilledDataset.from_training(module.training_set(), run.data, {**found, **ancestry})

@@ -17,11 +17,13 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import clear_leftovers, read_json, write_json
 from ast_lightning.integrity import seal, tensor_checksum, unseal
 from ast_lightning.networks import describe_network
+from ast_lightning.provenance import provenance, versions
 from ast_lightning.randomness import keyed_seed
+from ast_lightning.runs.ancestry import describe_set
 from ast_lightning.runs.claims import sole_writer
 from ast_lightning.runs.distill import real_or_noise
 from ast_lightning.runs.machine import prepare
-from ast_lightning.runs.run import Run, short_hash, versions
+from ast_lightning.runs.run import Run, short_hash
 from ast_lightning.runs.states import begin_anew
 from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.synthetic import (
@@ -67,8 +69,12 @@ def evaluate(run: Run) -> dict[str, float]:
         metrics = _report(run, dataset, scores)
         if is_rank_zero():
             accuracies = {name: list(score.accuracies) for name, score in scores.items()}
-            record = {"synthetic": str(run.synthetic_folder()), "accuracies": accuracies, "metrics": metrics}
-            record |= {"versions": versions(), "config": run.config}
+            record: dict[str, Any] = {
+                "synthetic": str(run.synthetic_folder()),
+                "accuracies": accuracies,
+                "metrics": metrics,
+            }
+            record |= {"set": describe_set(dataset), **provenance(), "seed": run.seed, "config": run.config}
             write_json(folder / "results.json", record)
             say(f"results:     {folder / 'results.json'}")
     return metrics

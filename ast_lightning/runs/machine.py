@@ -14,7 +14,8 @@ from ast_lightning.callbacks import say
 from ast_lightning.compilation import Compilation, choose_compilation, keep_compiled_code
 from ast_lightning.files import read_json
 from ast_lightning.networks import FunctionalNetwork
-from ast_lightning.runs.run import Run, versions
+from ast_lightning.provenance import versions
+from ast_lightning.runs.run import Run
 
 PASSES_OF_AN_EXPERT_STEP = 9
 """Forward passes' worth of operations in an expert's step with gradient penalty."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import platform
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -15,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import ast_lightning
 from ast_lightning.compilation import check_choice
 from ast_lightning.data import ImageDataModule
 from ast_lightning.distillation import DistillSettings
@@ -32,6 +30,7 @@ _NOT_VALUES = (
     "download",
     "eval_batch_size",
 )  # where data lie and how they are read, not what they are
+_NOT_IMPORTED = ("batch_size", "augmentation")  # of training, which others did
 _NOT_RESULT = (
     "max_steps",  # a run with more of these is the same run, longer
     "eval_every",
@@ -83,22 +82,42 @@ class Run:
     def expert_identity(self) -> Config:
         """What determines trajectories."""
         config = self.config
-        source = {key: value for key, value in config["data"].items() if key not in _NOT_VALUES}
-        if config["data"].get("source") == "image_folder":
-            source["root"] = str(Path(config["data"]["root"]).resolve())
+        if config["buffers"]:
+            return self._imported_identity()
         return {
-            "data": source,
+            "data": self._data_identity(),
             "network": config["network"],
             "expert": asdict(self.expert),
             "seed": self.seed,
             "precision": config["trainer"].get("precision"),
         }
 
+    def _data_identity(self) -> Config:
+        data = self.config["data"]
+        source = {key: value for key, value in data.items() if key not in _NOT_VALUES}
+        if data.get("source") == "image_folder":
+            source["root"] = str(Path(data["root"]).resolve())
+        return source
+
+    def _imported_identity(self) -> Config:
+        """What determines imported trajectories: how they were trained is not ours to set, nor is the seed."""
+        data = {key: value for key, value in self._data_identity().items() if key not in _NOT_IMPORTED}
+        if data.get("per_class") is None and not data.get("validation_fraction"):
+            data.pop("seed", None)
+        return {
+            "data": data,
+            "network": self.config["network"],
+            "epochs": self.expert.epochs,
+            "buffers": str(Path(self.config["buffers"]).resolve()),
+        }
+
     def distill_identity(self) -> Config:
         """What determines the synthetic images, save for how many iterations they are trained."""
         settings = {key: value for key, value in asdict(self.distill).items() if key not in _NOT_RESULT}
+        own = {"seed": self.seed, "data": self._data_identity(), "precision": self.config["trainer"].get("precision")}
         return {
             **self.expert_identity(),
+            **(own if self.config["buffers"] else {}),  # of what is done here with imported trajectories
             "distill": settings,
             "num_experts": self.config["num_experts"],
             "experts_dir": self.config["experts_dir"],
@@ -109,7 +128,8 @@ class Run:
         """Where the trajectories are: ``experts_dir``, or a name that follows from what determines them."""
         if self.config["experts_dir"]:
             return Path(self.config["experts_dir"])
-        name = f"{self._label('data')}_{self._label('network')}_{self._label('expert')}_seed{self.seed}"
+        origin = "imported" if self.config["buffers"] else f"{self._label('expert')}_seed{self.seed}"
+        name = f"{self._label('data')}_{self._label('network')}_{origin}"
         return Path(self.config["output_dir"]) / "experts" / f"{name}_{short_hash(self.expert_identity())}"
 
     def distill_folder(self) -> Path:
@@ -131,15 +151,6 @@ def short_hash(identity: Config) -> str:
     """Eight hexadecimal digits that depend on the whole identity."""
     text = json.dumps(identity, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def versions() -> dict[str, str]:
-    """What the results were made with."""
-    return {
-        "ast_lightning": ast_lightning.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def devices_of(trainer: Mapping[str, Any]) -> int:

@@ -14,21 +14,27 @@ from ast_lightning.experts import ExpertModule, ExpertObjective, TrajectoryRecor
 from ast_lightning.files import clear_leftovers, format_bytes
 from ast_lightning.locks import FolderLock
 from ast_lightning.networks import describe_network
+from ast_lightning.provenance import provenance
 from ast_lightning.runs.claims import claim_experts
+from ast_lightning.runs.import_experts import import_experts
 from ast_lightning.runs.machine import compile_experts, prepare
-from ast_lightning.runs.run import Run, short_hash, versions
+from ast_lightning.runs.run import Run, short_hash
 from ast_lightning.runs.states import RunStates
 from ast_lightning.runs.trainer import build_trainer, log_configuration
 from ast_lightning.trajectories import TrajectoryStore
 
 
 def train_experts(run: Run) -> dict[str, float]:
-    """Train the experts that are not there yet; several processes may share the work.
+    """Train the experts that are not there yet, or import them where ``buffers`` is set.
+
+    Several processes may share the work.
 
     Returns:
         Means over these experts: ``test_accuracy`` in per cent, ``movement`` of an epoch, ``cross_entropy``.
     """
     prepare(run)
+    if run.config["buffers"]:
+        return import_experts(run)
     run.data.setup("fit")
     indices = _wanted(run)
     if run.fast_dev_run:
@@ -60,7 +66,7 @@ def open_store(run: Run) -> TrajectoryStore:
         "expert": asdict(run.expert),
         "epochs": run.expert.epochs,
         "seed": run.seed,
-        "versions": versions(),
+        **provenance(),
         "config": run.config,
     }
     if not is_rank_zero():

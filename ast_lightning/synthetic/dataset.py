@@ -1,11 +1,13 @@
 """A distilled dataset on disk: self-describing, and usable without anything else of this package.
 
 <folder>/
-  dataset.json                what it is: classes, accuracy, protocol, configuration, ancestry
+  dataset.json                what it is: classes, accuracy, protocol, configuration, ancestry; checksums of all below
   images.safetensors          images [N, C, H, W] float32, labels [N] int64, learning_rate []
   preprocessing.safetensors   what must be done to real test images before a network sees them
   images.png                  the images with the preprocessing inverted
   images_raw.png              the images as networks see them, stretched to the range of the picture
+
+What is read equals what was written, or is refused by name; a damaged picture is for ``verify`` to tell.
 """
 
 from __future__ import annotations
@@ -32,12 +34,25 @@ from ast_lightning.data import (
 )
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import read_json, write_folder, write_json, write_tensors
+from ast_lightning.integrity import FIELD, Damaged, bytes_checksum, seal, tensor_checksum, unseal
+from ast_lightning.provenance import provenance
 from ast_lightning.randomness import keyed_generator
 from ast_lightning.synthetic.evaluation import TrainingSet
 from ast_lightning.synthetic.pictures import save_picture
 
-FORMAT_VERSION = 1
-_FILES = ("dataset.json", "images.safetensors", "preprocessing.safetensors")
+FORMAT_VERSION = 2
+PICTURES = ("images.png", "images_raw.png")
+FILES = ("dataset.json", "images.safetensors", "preprocessing.safetensors")
+_DESCRIBED = (
+    "format",
+    "shape",
+    "learning_rate",
+    "preprocessing",
+    "class_names",
+    "augmentation",
+    "checksums",
+    FIELD,
+)
 
 
 @dataclass
@@ -75,7 +90,7 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
             data.preprocessing,
             data.class_names,
             "_".join(data.augmentation.families) or None,
-            {"data": data.describe(), **(metadata or {})},
+            {"data": data.describe(), **provenance(), **(metadata or {})},
         )
 
     def __len__(self) -> int:
@@ -126,6 +141,14 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         draw = augmentation.draw(len(images), (height, width), keyed_generator("augment", *key))
         return augmentation.apply(images, draw)
 
+    def checksum(self) -> str:
+        """32 hexadecimal digits of images, labels and learning rate: names the set, wherever it lies."""
+        return tensor_checksum(self._tensors())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        learning_rate = torch.tensor(self.learning_rate, dtype=torch.float64)
+        return {"images": self.images.float(), "labels": self.labels, "learning_rate": learning_rate}
+
     def pictures(self) -> Tensor:
         """The images with the preprocessing inverted, ``[N, C, H, W]`` in [0, 1]."""
         return self.preprocessing.invert(self.images).clamp(0, 1)
@@ -134,26 +157,26 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
 def save_distilled(folder: Path | str, dataset: DistilledDataset) -> Path:
     """Write the directory of a distilled dataset; it appears complete or not at all."""
     folder = Path(folder)
-    learning_rate = torch.tensor(dataset.learning_rate, dtype=torch.float64)
 
     def fill(hidden: Path) -> None:
-        tensors = {"images": dataset.images.float(), "labels": dataset.labels, "learning_rate": learning_rate}
-        write_tensors(hidden / "images.safetensors", tensors)
+        write_tensors(hidden / "images.safetensors", dataset._tensors())
         save_preprocessing(hidden / "preprocessing.safetensors", dataset.preprocessing)
         save_picture(hidden / "images.png", dataset.pictures(), dataset.ipc)
         save_picture(hidden / "images_raw.png", dataset.images, dataset.ipc, stretch=True)
-        write_json(
-            hidden / "dataset.json",
-            {
-                "format": FORMAT_VERSION,
-                "class_names": list(dataset.class_names),
-                "shape": list(dataset.images.shape),
-                "learning_rate": dataset.learning_rate,
-                "preprocessing": dataset.preprocessing.describe(),
-                "augmentation": dataset.augmentation,
-                **dataset.metadata,
+        described = {
+            "format": FORMAT_VERSION,
+            "class_names": list(dataset.class_names),
+            "shape": list(dataset.images.shape),
+            "learning_rate": dataset.learning_rate,
+            "preprocessing": dataset.preprocessing.describe(),
+            "augmentation": dataset.augmentation,
+            "checksums": {
+                "images.safetensors": dataset.checksum(),
+                "preprocessing.safetensors": tensor_checksum(dataset.preprocessing.tensors()),
+                **{name: bytes_checksum((hidden / name).read_bytes()) for name in PICTURES},
             },
-        )
+        }
+        write_json(hidden / "dataset.json", seal({**dataset.metadata, **described}))
 
     write_folder(folder, fill)
     return folder
@@ -167,57 +190,96 @@ def load_distilled(folder: Path | str, option: str = "synthetic") -> DistilledDa
         option: the option that named it, for error messages.
 
     Raises:
-        ConfigurationError: it is missing, incomplete, damaged, or a newer version wrote it.
+        ConfigurationError: it is missing, incomplete, damaged, put together of several, or another version wrote it.
     """
     folder = Path(folder)
-    missing = [name for name in _FILES if not (folder / name).exists()]
+    description = read_description(folder, option)
+    tensors = read_images(folder, description, option)
+    return DistilledDataset(
+        tensors["images"],
+        tensors["labels"],
+        float(tensors["learning_rate"]),
+        read_preprocessing(folder, description, option),
+        tuple(description["class_names"]),
+        description["augmentation"],
+        {key: value for key, value in description.items() if key not in _DESCRIBED},
+    )
+
+
+def read_description(folder: Path | str, option: str = "synthetic") -> dict[str, Any]:
+    """The content of ``dataset.json``, held against its checksum.
+
+    Raises:
+        ConfigurationError: a file of the dataset is missing, the description is damaged, or another version wrote it.
+    """
+    folder = Path(folder)
+    missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         what = f"it lacks {', '.join(missing)}" if folder.exists() else "there is no such folder"
         raise ConfigurationError(option, folder, what, "run distill.py first, or name another distilled dataset")
     try:
-        metadata: dict[str, Any] = _read(folder / "dataset.json", read_json)
-        if metadata["format"] != FORMAT_VERSION:
-            raise ConfigurationError(
-                option,
-                folder,
-                f"its format is {metadata['format']} and this version reads {FORMAT_VERSION}",
-                "install the version of ast_lightning that wrote it",
-            )
-        dataset = _assemble(folder, metadata)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        content = read_json(folder / "dataset.json")
+        version = content.get("format") if isinstance(content, dict) else None
+        if isinstance(version, int) and version != FORMAT_VERSION:
+            raise _other_version(option, folder, version)
+        return unseal(content)
+    except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, ConfigurationError):
             raise
-        raise ConfigurationError(
-            option, folder, f"it is damaged ({error})", "take another copy, or distil again"
-        ) from error
-    return dataset
+        raise _damaged(option, folder, "dataset.json", error) from error
 
 
-def _assemble(folder: Path, metadata: dict[str, Any]) -> DistilledDataset:
-    """The dataset from its files; whatever does not fit together is an error that names the file."""
-    tensors = _read(folder / "images.safetensors", load_file)
-    images, labels = tensors["images"], tensors["labels"]
-    if list(images.shape) != metadata["shape"] or len(labels) != len(images):
-        raise ValueError("images.safetensors does not fit dataset.json")
-    preprocessing = _read(folder / "preprocessing.safetensors", load_preprocessing)
-    per_channel, per_value = images.shape[1], images[0].numel()
-    for name, tensor in preprocessing.tensors().items():
-        if len(tensor) != (per_value if preprocessing.kind == "zca" else per_channel):
-            raise ValueError(f"{name} in preprocessing.safetensors is not for these images")
-    described = ("format", "shape", "learning_rate", "preprocessing", "class_names", "augmentation")
-    return DistilledDataset(
-        images,
-        labels,
-        float(tensors["learning_rate"]),
-        preprocessing,
-        tuple(metadata["class_names"]),
-        metadata["augmentation"],
-        {key: value for key, value in metadata.items() if key not in described},
+def _other_version(option: str, folder: Path, version: int) -> ConfigurationError:
+    newer = version > FORMAT_VERSION
+    return ConfigurationError(
+        option,
+        folder,
+        f"dataset.json has format {version}, {'newer' if newer else 'older'} than the {FORMAT_VERSION} of this version",
+        "install the version of ast_lightning that wrote it" + ("" if newer else ", or distil again with this one"),
     )
 
 
-def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
+def _damaged(option: str, folder: Path, name: str, error: object) -> ConfigurationError:
+    return ConfigurationError(
+        option, folder, f"{name} is damaged ({error})", "take another copy of the whole folder, or distil again"
+    )
+
+
+def read_images(folder: Path, description: Mapping[str, Any], option: str) -> dict[str, Tensor]:
+    """``images``, ``labels`` and ``learning_rate``.
+
+    Raises:
+        ConfigurationError: they are not what the description was written with.
+    """
+    found: dict[str, Tensor] = _read(folder, "images.safetensors", description, option, load_file, lambda found: found)
+    return found
+
+
+def read_preprocessing(folder: Path, description: Mapping[str, Any], option: str) -> Preprocessing:
+    """The statistics to apply to real images.
+
+    Raises:
+        ConfigurationError: they are not what the description was written with.
+    """
+    name = "preprocessing.safetensors"
+    found: Preprocessing = _read(folder, name, description, option, load_preprocessing, lambda found: found.tensors())
+    if found.describe() != description["preprocessing"]:
+        raise _damaged(option, folder, name, "it is not what dataset.json says")
+    return found
+
+
+def _read(
+    folder: Path,
+    name: str,
+    description: Mapping[str, Any],
+    option: str,
+    reader: Callable[[Path], Any],
+    tensors: Callable[[Any], Mapping[str, Tensor]],
+) -> Any:
     try:
-        return reader(path)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path.name} cannot be read: {error}") from error
+        found = reader(folder / name)
+        if tensor_checksum(tensors(found)) != description["checksums"][name]:
+            raise Damaged("it is not the file that dataset.json was written with")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise _damaged(option, folder, name, error) from error
+    return found

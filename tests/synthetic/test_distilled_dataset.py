@@ -74,6 +74,8 @@ def test_folder_holds_what_its_description_says(make_distilled: Make, tmp_path: 
     assert described["shape"] == [12, 3, 6, 5]
     assert described["preprocessing"]["kind"] == "standardize"
     assert described["iteration"] == 7
+    assert described["format"] == 2
+    assert described["checksums"]["images.safetensors"] == make_distilled().checksum()
 
 
 def test_saving_again_replaces_the_whole_folder(make_distilled: Make, tmp_path: Path) -> None:
@@ -168,8 +170,13 @@ def damage(folder: Path, how: str) -> None:
         save_file({**tensors, "labels": tensors["labels"][:-1].contiguous()}, images)
     elif how == "no learning rate":
         save_file({name: tensors[name] for name in ("images", "labels")}, images)
-    elif how == "other format":
-        description.write_text(json.dumps({**content, "format": 2}), encoding="utf-8")
+    elif how in ("newer format", "older format"):
+        number = 3 if how == "newer format" else 1
+        description.write_text(json.dumps({**content, "format": number}), encoding="utf-8")
+    elif how == "another accuracy":
+        description.write_text(json.dumps({**content, "accuracy": {"test/accuracy": 99.0}}), encoding="utf-8")
+    elif how == "no checksum":
+        description.write_text(json.dumps({k: v for k, v in content.items() if k != "checksum"}), encoding="utf-8")
     elif how == "no format":
         description.write_text(json.dumps({k: v for k, v in content.items() if k != "format"}), encoding="utf-8")
     elif how == "statistics without a kind":
@@ -185,11 +192,14 @@ def damage(folder: Path, how: str) -> None:
         ("truncated preprocessing.safetensors", "preprocessing.safetensors"),
         ("truncated dataset.json", "dataset.json"),
         ("empty images", "images.safetensors"),
-        ("other images", "does not fit dataset.json"),
-        ("fewer labels", "does not fit dataset.json"),
-        ("no learning rate", "learning_rate"),
-        ("other format", "format"),
-        ("no format", "format"),
+        ("other images", "images.safetensors is damaged (it is not the file that dataset.json was written with)"),
+        ("fewer labels", "images.safetensors is damaged (it is not the file that dataset.json was written with)"),
+        ("no learning rate", "images.safetensors is damaged (it is not the file that dataset.json was written with)"),
+        ("newer format", "dataset.json has format 3, newer than the 2 of this version"),
+        ("older format", "dataset.json has format 1, older than the 2 of this version"),
+        ("no format", "dataset.json is damaged (it does not fit its checksum)"),
+        ("another accuracy", "dataset.json is damaged (it does not fit its checksum)"),
+        ("no checksum", "dataset.json is damaged (it has no checksum)"),
         ("statistics without a kind", "preprocessing.safetensors"),
     ],
 )

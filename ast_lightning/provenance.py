@@ -1,0 +1,130 @@
+"""What a result was made with: versions of packages, the revision of the code, the command and the time.
+
+Every artifact carries it, so that a number can be made again years later. Nothing here names the machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ast_lightning
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "hydra-core",
+    "omegaconf",
+    "kornia",
+    "scikit-learn",
+    "numpy",
+    "safetensors",
+)
+"""What takes part in the numbers, by the names of their distributions."""
+
+_STORE_IDENTITY = ("network", "data", "preprocessing_fingerprint", "expert", "epochs", "seed")
+
+
+def provenance() -> dict[str, Any]:
+    """The keys ``versions``, ``git``, ``command`` and ``time``, as plain containers for an artifact's description."""
+    return {
+        "versions": versions(),
+        "git": git_revision(),
+        "command": command_words(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Version by package, of this one, of Python and of all ``PACKAGES`` that are installed."""
+    own = {"ast_lightning": ast_lightning.__version__, "python": platform.python_version()}
+    return {**own, **_installed(), "torch": torch.__version__}  # torch's own word tells the build as well
+
+
+def git_revision() -> dict[str, Any] | None:
+    """The revision of the package's code, or else of the working directory.
+
+    Returns:
+        ``{"of": "package" | "working directory", "commit": …, "dirty": …}``: dirty where a tracked file was changed.
+        None outside of a checkout, and where git is not installed.
+    """
+    return _revisions(Path(ast_lightning.__file__).parent, Path.cwd())
+
+
+def command_words() -> list[str]:
+    """The command line as it was typed, with the script by its name alone."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    start = ["python", "-m", spec.name.removesuffix(".__main__")] if spec else [Path(sys.argv[0]).name]
+    return [*start, *sys.argv[1:]]
+
+
+def store_id(metadata: Mapping[str, Any]) -> str:
+    """32 hexadecimal digits of what determines a trajectory store: network, data, preprocessing, expert, seed.
+
+    Args:
+        metadata: the store's; an ``id`` in it is taken as it is.
+    """
+    if metadata.get("id"):
+        return str(metadata["id"])
+    identity = {key: metadata.get(key) for key in _STORE_IDENTITY}
+    text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@functools.cache
+def _installed() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache
+def _revisions(package: Path, working: Path) -> dict[str, Any] | None:
+    """Asked once: what matters is the code that this process began with."""
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None:
+        return _revision("package", package)
+    return _revision("working directory", working)
+
+
+def _revision(of: str, folder: Path) -> dict[str, Any] | None:
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"of": of, "commit": commit, "dirty": changed != ""}
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    """What git prints, or None where it fails, is missing, or takes too long."""
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None

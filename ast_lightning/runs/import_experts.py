@@ -1,0 +1,132 @@
+"""Trajectories that others trained, in place of training: what train_experts.py does where ``buffers`` is set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ast_lightning.callbacks import say
+from ast_lightning.data import save_preprocessing
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.files import format_bytes
+from ast_lightning.networks import FunctionalNetwork, describe_network
+from ast_lightning.provenance import provenance
+from ast_lightning.runs.machine import device_type
+from ast_lightning.runs.run import Run
+from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories.interchange import Source, import_buffers, scan_buffers
+
+_AT_ONCE = 500  # test images
+
+
+def import_experts(run: Run) -> dict[str, float]:
+    """Import the experts that are not there yet from the files in ``buffers``.
+
+    Returns:
+        Means over these experts: ``test_accuracy`` in per cent and ``movement`` of an epoch.
+
+    Raises:
+        ConfigurationError: the files do not fit the network, the data or the settings.
+    """
+    run.data.setup("fit")
+    folder, index = run.experts_folder(), run.config["expert_index"]
+    wanted = list(range(run.config["num_experts"])) if index is None else [index]
+    store = _existing(run)
+    if store is not None and all(map(store.is_complete, wanted)):
+        say(f"{len(wanted)} experts are imported already: {folder}")
+        return _summarise(store, wanted)
+    network = FunctionalNetwork(run.network())
+    buffers = scan_buffers(run.config["buffers"], network.layout, max(wanted) + 1)
+    if buffers.epochs != run.expert.epochs:
+        raise ConfigurationError(
+            "expert.epochs",
+            run.expert.epochs,
+            f"the trajectories in {run.config['buffers']} have {buffers.epochs} epochs",
+            f"set expert.epochs={buffers.epochs}",
+        )
+    if run.fast_dev_run:
+        say("fast_dev_run: the files fit, and nothing was written")
+        return {}
+    store = _store(run)
+    disk = 4 * sum(network.sizes) * (store.epochs + 1) * sum(not store.is_complete(each) for each in wanted)
+    say(f"importing from {run.config['buffers']}; {format_bytes(disk)} of trajectories into {folder}")
+    import_buffers(store, buffers, wanted, judge=_judge(run, network), report=_reporter(run))
+    return _summarise(store, wanted)
+
+
+def _existing(run: Run) -> TrajectoryStore | None:
+    folder = run.experts_folder()
+    return _store(run) if (folder / "store.json").exists() and not run.fast_dev_run else None
+
+
+def _store(run: Run) -> TrajectoryStore:
+    """Made or opened: its metadata say what was named here, for the files do not say what made them."""
+    data = run.data.describe()
+    # as for experts of our own; and what augmentation they were trained with, nobody knows
+    fingerprint = data.pop("preprocessing_fingerprint")
+    data.pop("augmentation")
+    metadata = {
+        "network": describe_network(run.network()),
+        "data": data,
+        "preprocessing_fingerprint": fingerprint,
+        "expert": {"buffers": str(Path(run.config["buffers"]).resolve()), "epochs": run.expert.epochs},
+        "epochs": run.expert.epochs,
+        "seed": None,
+        **provenance(),
+        "config": run.config,
+    }
+    store = TrajectoryStore.create(run.experts_folder(), metadata)
+    if not (store.folder / "preprocessing.safetensors").exists():
+        save_preprocessing(store.folder / "preprocessing.safetensors", run.data.preprocessing)
+    return store
+
+
+def _judge(run: Run, network: FunctionalNetwork) -> Callable[[Tensor], dict[str, float]]:
+    """The accuracy of the final parameters on the test split, which must select nothing."""
+    device = torch.device(device_type(run.config["trainer"]))
+    network.to(device)
+
+    @torch.no_grad()
+    def judge(theta: Tensor) -> dict[str, float]:
+        theta, right = theta.to(device), 0
+        for images, labels in zip(
+            run.data.test.images.split(_AT_ONCE), run.data.test.labels.split(_AT_ONCE), strict=True
+        ):
+            right += int((network(theta, images.to(device)).argmax(1).cpu() == labels).sum())
+        return {"test/accuracy": right / len(run.data.test)}
+
+    return judge
+
+
+def _reporter(run: Run) -> Callable[[int, Source, Mapping[str, float]], None]:
+    chance = 1 / run.data.num_classes
+
+    def report(expert: int, source: Source, metrics: Mapping[str, float]) -> None:
+        accuracy = metrics["test/accuracy"]
+        say(f"expert {expert} is {source}: test accuracy {100 * accuracy:.1f} %")
+        if accuracy < 2 * chance:
+            say(
+                f"warning: guessing gives {100 * chance:.1f} %: were these experts trained on "
+                f"data={run.data.name} with data.preprocessing={run.data.preprocessing.kind}?"
+            )
+
+    return report
+
+
+def _summarise(store: TrajectoryStore, experts: Sequence[int]) -> dict[str, float]:
+    summaries = [store.summary(expert) for expert in experts]
+    rows = [row for summary in summaries for row in summary["history"]]
+    result = {
+        "test_accuracy": 100 * math.fsum(each["metrics"]["test/accuracy"] for each in summaries) / len(summaries),
+        "movement": math.fsum(row["trajectory/movement"] for row in rows) / len(rows),
+    }
+    say(
+        f"{len(experts)} experts: test accuracy {result['test_accuracy']:.1f} %, movement "
+        f"{result['movement']:.3f} an epoch"
+    )
+    say(f"trajectories: {store.folder}")
+    return result

@@ -1,0 +1,288 @@
+"""The field's trajectories, ``replay_buffer_<n>.pt``, into a store and back.
+
+The published codes of MTT, FTD, DATM and AST save a list of trajectories to a file, each a list of E + 1 lists of
+tensors in the order of ``module.parameters()`` (method section 5). They do not say what made them: the network and the
+data are named by whoever imports them, and every tensor is held against that network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.files import write_file
+from ast_lightning.networks import ParameterLayout
+from ast_lightning.torchfiles import check_content, fingerprint, load_plain
+from ast_lightning.trajectories.shapes import hint
+from ast_lightning.trajectories.store import TrajectoryStore
+
+OPTION = "buffers"
+PATTERN = "replay_buffer_*.pt"
+
+Judge = Callable[[Tensor], Mapping[str, float]]
+"""The final parameters ``[P]`` → metrics for the expert's summary."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an expert comes from.
+
+    Attributes:
+        file: a ``replay_buffer_<n>.pt``.
+        trajectory: its position in the file.
+    """
+
+    file: Path
+    trajectory: int
+
+    def __str__(self) -> str:
+        return f"{self.file.name}, trajectory {self.trajectory}"
+
+    def record(self) -> dict[str, Any]:
+        """For the expert's summary."""
+        return {"file": self.file.name, "trajectory": self.trajectory, "checksum": fingerprint(self.file)}
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """Trajectories that fit a network.
+
+    Attributes:
+        sources: by the number of the expert that each becomes.
+        epochs: E, the same for all.
+    """
+
+    sources: tuple[Source, ...]
+    epochs: int
+
+
+def buffer_files(folder: Path | str) -> list[Path]:
+    """The files of a folder, ``replay_buffer_2`` before ``replay_buffer_10``.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    folder = Path(folder)
+    files = sorted(folder.glob(PATTERN), key=_natural)
+    if not files:
+        deeper = next((path for depth in ("*/", "*/*/", "*/*/*/") for path in folder.glob(depth + PATTERN)), None)
+        what = f"no {PATTERN} is there" if folder.is_dir() else "there is no such folder"
+        remedy = f"set {OPTION}={deeper.parent}" if deeper else f"name the folder that holds {PATTERN}"
+        raise ConfigurationError(OPTION, folder, what, remedy)
+    return files
+
+
+def scan_buffers(folder: Path | str, layout: ParameterLayout, count: int | None = None) -> Buffers:
+    """Look through the files for what does not fit, before anything is imported; values are not read.
+
+    Args:
+        folder: with ``replay_buffer_<n>.pt`` files.
+        layout: names and shapes of the network that they are trajectories of.
+        count: how many trajectories are wanted, the first ones in natural order; None for all.
+
+    Raises:
+        ConfigurationError: a file cannot be read or would run code; a tensor has not the shape that the network's has;
+            trajectories differ in length, or do not move; there are fewer than ``count``.
+    """
+    sources: list[Source] = []
+    epochs: int | None = None
+    for file in buffer_files(folder):
+        for position, trajectory in enumerate(_trajectories(file)):
+            source = Source(file, position)
+            length = _check(source, trajectory, layout) - 1
+            if epochs is not None and length != epochs:
+                problem = f"it has {length} epochs, and those before it have {epochs}"
+                raise _refused(source, problem, "keep trajectories of one length in the folder")
+            epochs = length
+            sources.append(source)
+            if len(sources) == count:
+                return Buffers(tuple(sources), epochs)
+    if count is not None:
+        problem = f"the files in {folder} hold only {len(sources)} trajectories"
+        raise ConfigurationError("num_experts", count, problem, f"set num_experts={len(sources)}")
+    assert epochs is not None
+    return Buffers(tuple(sources), epochs)
+
+
+def import_buffers(
+    store: TrajectoryStore,
+    buffers: Buffers,
+    experts: Sequence[int] | None = None,
+    *,
+    judge: Judge | None = None,
+    report: Callable[[int, Source, Mapping[str, float]], None] | None = None,
+) -> None:
+    """Copy trajectories into the store, a snapshot at a time; experts that are complete already stay as they are.
+
+    Values become float32, which half precision fits into without loss.
+
+    Args:
+        store: of the network and the number of epochs that ``buffers`` was scanned for.
+        buffers: what there is.
+        experts: the numbers to import; None for all.
+        judge: measures the final parameters; the result is kept in the expert's summary.
+        report: called after each expert with its number, its source and what ``judge`` found.
+
+    Raises:
+        ConfigurationError: a file is damaged, a value is not finite, or an expert that is complete came from another
+            trajectory.
+    """
+    wanted = range(len(buffers.sources)) if experts is None else experts
+    for expert in filter(store.is_complete, wanted):
+        _check_same(store, expert, buffers.sources[expert])
+    pending = [(buffers.sources[expert], expert) for expert in wanted if not store.is_complete(expert)]
+    for file, group in groupby(pending, key=lambda pair: pair[0].file):
+        check_content(file, OPTION)
+        trajectories = list(_trajectories(file))
+        for source, expert in group:
+            if source.trajectory >= len(trajectories):
+                raise _refused(source, "the file has changed since it was looked at", "run the same command again")
+            trajectory = trajectories[source.trajectory]
+            _check(source, trajectory, store.layout)
+            metrics = _import_one(store, expert, source, trajectory, judge)
+            if report is not None:
+                report(expert, source, metrics)
+
+
+def export_buffers(store: TrajectoryStore, folder: Path | str, per_file: int = 1) -> list[Path]:
+    """Write the complete experts of a store in the published form; each file appears complete or not at all.
+
+    Args:
+        store: all its complete experts are written, in ascending order.
+        folder: a folder without such files.
+        per_file: trajectories in a file: 1 as in AST, 10 as in MTT. As many are in memory at once.
+
+    Returns:
+        The files, ``replay_buffer_0.pt`` and on.
+
+    Raises:
+        ConfigurationError: the store has no complete expert, a snapshot is damaged, or the folder has such files.
+    """
+    folder, experts = Path(folder), store.experts()
+    if not experts:
+        raise ConfigurationError("experts_dir", store.folder, "it has no complete expert", "run train_experts.py first")
+    if per_file < 1:
+        raise ConfigurationError("per_file", per_file, "it must be at least 1", "give a positive whole number")
+    if next(folder.glob(PATTERN), None) is not None:
+        raise ConfigurationError("folder", folder, f"it holds {PATTERN} already", "name a new folder")
+    files = []
+    for number, start in enumerate(range(0, len(experts), per_file)):
+        content = [_trajectory(store, expert) for expert in experts[start : start + per_file]]
+        files.append(folder / f"replay_buffer_{number}.pt")
+        write_file(files[-1], partial(torch.save, content))
+    return files
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def _trajectories(file: Path) -> Iterator[Any]:
+    content = load_plain(file, OPTION)
+    if not isinstance(content, list | tuple) or not content:
+        problem = f"it holds a {type(content).__name__} and not a list of trajectories"
+        raise ConfigurationError(OPTION, file, problem, "name files that the published codes wrote")
+    yield from content
+
+
+def _check(source: Source, trajectory: Any, layout: ParameterLayout) -> int:
+    """How many snapshots a trajectory has, each of which fits the network."""
+    if not isinstance(trajectory, list | tuple) or len(trajectory) < 2:
+        problem = f"it is no list of two or more epochs (a {type(trajectory).__name__})"
+        raise _refused(source, problem, "name files that the published codes wrote")
+    for epoch, snapshot in enumerate(trajectory):
+        _check_snapshot(source, epoch, snapshot, layout)
+    if not any(_moved(trajectory[0], later) for later in trajectory[1:]):
+        problem = "its parameters are the same at every epoch: the code that saved them kept references, not copies"
+        raise _refused(
+            source, problem, "record it again with a clone of every tensor, or take the file out of the folder"
+        )
+    return len(trajectory)
+
+
+def _moved(first: Sequence[Tensor], later: Sequence[Tensor]) -> bool:
+    return any(a.dtype != b.dtype or not torch.equal(a, b) for a, b in zip(first, later, strict=True))
+
+
+def _check_snapshot(source: Source, epoch: int, snapshot: Any, layout: ParameterLayout) -> None:
+    where = f"epoch {epoch}"
+    if not isinstance(snapshot, list | tuple) or not all(isinstance(each, Tensor) for each in snapshot):
+        problem = f"{where} is no list of tensors (a {type(snapshot).__name__})"
+        raise _refused(source, problem, "name files that the published codes wrote")
+    shapes = [tuple(tensor.shape) for tensor in snapshot]
+    remedy = hint(shapes, [shape for _, shape in layout]) or "name the network and the data that they were trained with"
+    for position, (tensor, (name, shape)) in enumerate(zip(snapshot, layout, strict=False)):
+        if shapes[position] != shape:
+            problem = f"tensor {position} is {shapes[position]}, and {name} of the network is {shape}"
+            raise _refused(source, f"{where}, {problem}", remedy)
+        if not tensor.is_floating_point() or tensor.layout != torch.strided:
+            raise _refused(
+                source, f"{where}, tensor {position} is of type {tensor.dtype}, no dense real numbers", remedy
+            )
+    if len(shapes) != len(layout):
+        raise _refused(source, f"{where} has {len(shapes)} tensors, and the network has {len(layout)}", remedy)
+
+
+def _import_one(
+    store: TrajectoryStore, expert: int, source: Source, trajectory: Sequence[Sequence[Tensor]], judge: Judge | None
+) -> Mapping[str, float]:
+    previous: Tensor | None = None
+    history: list[dict[str, float]] = []
+    for epoch, snapshot in enumerate(trajectory):
+        parameters = {
+            name: tensor.detach().to(torch.float32) for (name, _), tensor in zip(store.layout, snapshot, strict=True)
+        }
+        theta = torch.cat([tensor.reshape(-1) for tensor in parameters.values()])
+        if not theta.isfinite().all():
+            store.drop_snapshots_after(expert, -1)
+            position, name = next((i, n) for i, (n, t) in enumerate(parameters.items()) if not t.isfinite().all())
+            problem = f"epoch {epoch}, tensor {position} ({name}) has values that are not finite"
+            raise _refused(source, problem, "take the file out of the folder")
+        store.write_snapshot(expert, epoch, parameters)
+        if previous is not None:
+            history.append({"trajectory/movement": float((theta - previous).norm())})
+        previous = theta
+    assert previous is not None
+    metrics = {} if judge is None else dict(judge(previous))
+    history[-1] |= metrics
+    dtype = str(trajectory[0][0].dtype).removeprefix("torch.")
+    record = {"source": {**source.record(), "dtype": dtype}, "metrics": history[-1], "history": history}
+    store.finish(expert, {"expert_index": expert, **record})
+    return metrics
+
+
+def _check_same(store: TrajectoryStore, expert: int, source: Source) -> None:
+    earlier = store.summary(expert).get("source") or {}
+    now = source.record()
+    if {key: earlier.get(key) for key in now} != now:
+        came_from = f"{earlier.get('file')}, trajectory {earlier.get('trajectory')}"
+        raise ConfigurationError(
+            OPTION,
+            source.file.parent,
+            f"expert {expert} was imported from {came_from} (checksum {earlier.get('checksum')}), and now {source} "
+            f"(checksum {now['checksum']}) is in its place",
+            f"restore the files as they were, or delete {store.folder} to import them anew",
+        )
+
+
+def _trajectory(store: TrajectoryStore, expert: int) -> list[list[Tensor]]:
+    """E + 1 lists of tensors, none of which shares memory with another."""
+    sizes = [torch.Size(shape).numel() for _, shape in store.layout]
+    snapshots = (store.read_snapshot(expert, epoch).split(sizes) for epoch in range(store.epochs + 1))
+    return [
+        [piece.view(shape).clone() for piece, (_, shape) in zip(pieces, store.layout, strict=True)]
+        for pieces in snapshots
+    ]
+
+
+def _refused(source: Source, problem: str, remedy: str) -> ConfigurationError:
+    return ConfigurationError(OPTION, source.file.parent, f"{source}: {problem}", remedy)

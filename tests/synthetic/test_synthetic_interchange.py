@@ -1,0 +1,184 @@
+"""Synthetic sets in the published form: written, read back, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ast_lightning.data import save_preprocessing
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.synthetic import DistilledDataset, load_distilled, save_distilled
+from ast_lightning.synthetic.interchange import Likeness, export_published, import_published, read_likeness
+from ast_lightning.trajectories import TrajectoryStore
+
+Make = Callable[..., DistilledDataset]
+DATA = {"name": "pets", "fingerprint": "f", "channels": 3, "image_size": [6, 5], "counts": {"train": 90}}
+
+
+@pytest.fixture
+def original(make_distilled: Make) -> DistilledDataset:
+    dataset = make_distilled("zca")
+    dataset.metadata["data"] = DATA
+    dataset.learning_rate = float(torch.tensor(0.0123))
+    return dataset
+
+
+@pytest.fixture
+def like(original: DistilledDataset, tmp_path: Path) -> Likeness:
+    return read_likeness(save_distilled(tmp_path / "original", original))
+
+
+def test_round_trip_is_exact(original: DistilledDataset, like: Likeness, tmp_path: Path) -> None:
+    files = export_published(original, tmp_path / "files")
+    assert [path.name for path in files] == ["images_7.pt", "labels_7.pt", "lr_7.pt"]
+    read = import_published(tmp_path / "files", like)
+    assert torch.equal(read.images, original.images)
+    assert torch.equal(read.labels, original.labels)
+    assert read.learning_rate == original.learning_rate
+    assert read.class_names == original.class_names
+    assert read.augmentation == original.augmentation
+    assert read.checksum() == original.checksum()
+    assert read.preprocessing.fingerprint() == original.preprocessing.fingerprint()
+    saved = load_distilled(save_distilled(tmp_path / "again", read))
+    assert saved.metadata["imported"]["like"] == {"distilled": original.checksum()}
+    assert set(saved.metadata["imported"]["files"]) == {path.name for path in files}
+    assert saved.metadata["data"] == DATA
+    assert saved.metadata["versions"]["torch"] == torch.__version__
+
+
+def test_the_files_hold_what_the_published_codes_expect(original: DistilledDataset, tmp_path: Path) -> None:
+    export_published(original, tmp_path, "best")
+    images, labels, rate = (
+        torch.load(tmp_path / f"{kind}_best.pt", weights_only=True) for kind in ("images", "labels", "lr")
+    )
+    assert (images.shape, images.dtype) == ((12, 3, 6, 5), torch.float32)
+    assert (labels.shape, labels.dtype) == ((12,), torch.int64)
+    assert (rate.shape, float(rate)) == ((), original.learning_rate)
+    with pytest.raises(ConfigurationError, match=r"images_best\.pt: it is there already"):
+        export_published(original, tmp_path, "best")
+
+
+@pytest.mark.parametrize("form", ["parameter", "half", "float rate", "int32 labels", "shuffled", "given rate"])
+def test_published_variants_are_read(original: DistilledDataset, like: Likeness, tmp_path: Path, form: str) -> None:
+    images: Any = original.images.clone()
+    labels, rate, given = original.labels.clone(), torch.tensor(0.0123), None
+    content: Any = rate
+    order = torch.arange(12)
+    if form == "parameter":
+        images = nn.Parameter(images)
+    elif form == "half":
+        images = images.half()
+    elif form == "float rate":
+        content = float(rate)
+    elif form == "int32 labels":
+        labels = labels.int()
+    elif form == "shuffled":
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+        images, labels = images[order], labels[order]
+    torch.save(images, tmp_path / "images_9.pt")
+    torch.save(labels, tmp_path / "labels_9.pt")
+    if form == "given rate":
+        given = 0.5
+    else:
+        torch.save(content, tmp_path / "lr_9.pt")
+    read = import_published(tmp_path / "images_9.pt", like, given)
+    assert read.learning_rate == (0.5 if given else float(rate))
+    assert torch.equal(read.labels, original.labels)
+    expected = original.images.half().float() if form == "half" else original.images
+    if form == "shuffled":  # the order within a class is that of the file
+        back = torch.cat([order[labels == each] for each in range(4)])
+        expected = original.images[back]
+    assert torch.equal(read.images, expected)
+    assert not read.images.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "words"),
+    [
+        ("images", torch.zeros(12, 3, 5, 5), r"images are \[12, 3, 5, 5\], and those of the data are \[N, 3, 6, 5\]"),
+        ("images", torch.zeros(12, 90), r"images are \[12, 90\]"),
+        ("images", torch.full((12, 3, 6, 5), float("nan")), "not finite"),
+        ("images", torch.zeros(12, 3, 6, 5, dtype=torch.uint8), "images are torch.uint8"),
+        ("images", [torch.zeros(3)], "holds a list and not a tensor"),
+        ("images", torch.zeros(8, 3, 6, 5), "12 labels for 8 images"),
+        ("labels", torch.zeros(12, 4), r"soft labels"),
+        ("labels", torch.zeros(12).long(), "not the same number of each of 4 classes"),
+        ("labels", torch.arange(12), "not the same number of each of 4 classes"),
+        ("labels", torch.arange(12) % 4 - 1, "not the same number of each of 4 classes"),
+        ("labels", torch.arange(12) % 4 + 0.5, "no whole numbers"),
+        ("lr", torch.zeros(2), "not hold one number"),
+        ("lr", "0.1", "not hold one number"),
+        ("lr", torch.tensor(-0.1), r"learning-rate=-0\.1.*must be positive"),
+        ("lr", float("nan"), "must be positive"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    original: DistilledDataset, like: Likeness, tmp_path: Path, kind: str, content: Any, words: str
+) -> None:
+    export_published(original, tmp_path / "files", "best")
+    torch.save(content, tmp_path / "files" / f"{kind}_best.pt")
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        import_published(tmp_path / "files", like)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("kind", ["images", "labels", "lr"])
+def test_code_is_not_run_and_missing_files_are_named(
+    original: DistilledDataset, like: Likeness, tmp_path: Path, kind: str
+) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "sentinel"),)
+
+    export_published(original, tmp_path / "files", "best")
+    file = tmp_path / "files" / f"{kind}_best.pt"
+    torch.save(Hostile(), file)
+    with pytest.raises(ConfigurationError, match=r"posix\.mkdir, which was not run"):
+        import_published(tmp_path / "files" / "images_best.pt", like)
+    assert not (tmp_path / "sentinel").exists()
+    file.unlink()
+    with pytest.raises(ConfigurationError, match=f"{kind}_best"):
+        import_published(tmp_path / "files" / "images_best.pt", like)
+
+
+def test_a_folder_must_leave_no_choice(original: DistilledDataset, like: Likeness, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="not one set but 0"):
+        import_published(tmp_path, like)
+    for name in ("best", "500"):
+        export_published(original, tmp_path, name)
+    with pytest.raises(ConfigurationError, match=r"not one set but 2 \(images_500\.pt, images_best\.pt\)"):
+        import_published(tmp_path, like)
+    with pytest.raises(ConfigurationError, match="does not begin with images"):
+        import_published(tmp_path / "labels_best.pt", like)
+
+
+def test_a_trajectory_store_gives_the_likeness(original: DistilledDataset, tmp_path: Path) -> None:
+    data = {**DATA, "class_names": list(original.class_names), "augmentation": ["color", "flip"]}
+    network = {"target": "", "arguments": {}, "parameters": [["w", [2]]]}
+    metadata = {"network": network, "data": data, "expert": {}, "epochs": 1, "seed": 0}
+    store = TrajectoryStore.create(tmp_path / "store", metadata)
+    with pytest.raises(ConfigurationError, match=r"preprocessing\.safetensors cannot be read"):
+        read_likeness(store.folder)
+    save_preprocessing(store.folder / "preprocessing.safetensors", original.preprocessing)
+    like = read_likeness(store.folder)
+    assert like.class_names == original.class_names
+    assert like.augmentation == "color_flip"
+    assert like.preprocessing.fingerprint() == original.preprocessing.fingerprint()
+    assert list(like.origin) == ["trajectories"]
+    with pytest.raises(ConfigurationError, match="neither a trajectory store nor a distilled dataset"):
+        read_likeness(tmp_path)
+
+
+def test_statistics_of_other_images_are_named(original: DistilledDataset, make_distilled: Make, tmp_path: Path) -> None:
+    """A likeness that does not say its image size is held against its statistics."""
+    export_published(original, tmp_path / "files")
+    other = make_distilled("standardize", channels=1)
+    like = Likeness(other.preprocessing, original.class_names, None, {}, {})
+    with pytest.raises(ConfigurationError, match="mean of the preprocessing is not for images"):
+        import_published(tmp_path / "files", like)
