@@ -37,8 +37,11 @@ def convolutions_alone(build: Callable[[], Step], repeat: int = 1) -> Step:
         build: the step. What it compiles runs uncompiled here, so that its convolutions are seen.
         repeat: how often.
     """
-    with torch.compiler.set_stance("force_eager"), _Recorder() as recorder:
-        build()()
+    with torch.compiler.set_stance("force_eager"):
+        run = build()
+        run()  # what is done once only is no part of a step
+        with _Recorder() as recorder:
+            run()
 
     def step() -> None:
         with torch.no_grad():
