@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ast_lightning.files import read_json
+
 _LOGS = ("tensorboard", "csv", ".locks", "earlier")
+_OF_THE_MOMENT = ("time", "command", "checksum")
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -21,6 +25,8 @@ def contents(folder: Path) -> dict[str, str]:
         name = "/".join(parts)
         if path.is_symlink():
             found[name] = f"-> {path.readlink()}"
+        elif path.suffix == ".json":
+            found[name] = hashlib.sha256(json.dumps(_lasting(read_json(path)), sort_keys=True).encode()).hexdigest()
         elif path.is_file():
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     for state in folder.rglob("checkpoints/last.ckpt"):
@@ -31,6 +37,13 @@ def contents(folder: Path) -> dict[str, str]:
 def differences(one: dict[str, str], other: dict[str, str]) -> list[str]:
     """The paths that only one has, or that differ."""
     return sorted(path for path in {*one, *other} if one.get(path) != other.get(path))
+
+
+def _lasting(content: Any) -> Any:
+    """Plain containers without what belongs to the moment at which they were written, and checksums that cover it."""
+    if isinstance(content, dict):
+        return {key: _lasting(value) for key, value in content.items() if key not in _OF_THE_MOMENT}
+    return [_lasting(item) for item in content] if isinstance(content, list) else content
 
 
 def _state(path: Path) -> str:
