@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ast_lightning.callbacks import ArtifactWriter, RunEstimate, RunProgress, SyntheticImageLogger, is_rank_zero, say
 from ast_lightning.compilation import Compilation
-from ast_lightning.data import ImageDataModule, LabelledImages, load_preprocessing
+from ast_lightning.data import ImageDataModule, LabelledImages, Preprocessing, load_preprocessing
 from ast_lightning.distillation import (
     DistillModule,
     DistillSettings,
@@ -30,6 +31,7 @@ from ast_lightning.runs.run import Run, versions
 from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.synthetic import DistilledDataset, NetworkEvaluator, load_distilled
 from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories.records import PREPROCESSING_FILE, preprocessing_problem
 
 
 def distill(run: Run) -> dict[str, float]:
@@ -49,7 +51,7 @@ def distill(run: Run) -> dict[str, float]:
             _report(folder, result["metrics"])
             return dict(result["metrics"])
     if not run.config["experts_dir"]:  # a folder that is named says itself how long its trajectories are
-        check_window(run.distill.expert_epochs, run.distill.max_start_epoch, run.expert.epochs)
+        check_window(run.distill.expert_epochs, run.distill.max_start_epoch, run.expert.schedule)
     prepare(run)
     store = TrajectoryStore.open(run.experts_folder())
     run.data.setup("fit")
@@ -109,7 +111,7 @@ def check_store(store: TrajectoryStore, run: Run) -> None:
         described.pop(ignored)
     stored = {key: value for key, value in store.metadata["data"].items() if key in described}
     TrajectoryStore(store.folder, {**store.metadata, "data": stored}).require("data", described)
-    theirs = load_preprocessing(store.folder / "preprocessing.safetensors").tensors()
+    theirs = _preprocessing_of(store).tensors()
     ours = run.data.preprocessing.tensors()
     for name, tensor in ours.items():
         if name not in theirs or not torch.allclose(tensor, theirs[name], rtol=1e-2, atol=1e-3):
@@ -121,6 +123,15 @@ def check_store(store: TrajectoryStore, run: Run) -> None:
             )
 
 
+def _preprocessing_of(store: TrajectoryStore) -> Preprocessing:
+    path = store.folder / PREPROCESSING_FILE
+    try:
+        return load_preprocessing(path)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        problem, remedy = preprocessing_problem(path, error)
+        raise ConfigurationError("experts_dir", store.folder, problem, remedy) from error
+
+
 def build_windows(store: TrajectoryStore, run: Run) -> TrajectoryWindows:
     """The stream of windows: over all experts of ``experts_dir``, or over the ``num_experts`` of this run.
 
@@ -128,6 +139,8 @@ def build_windows(store: TrajectoryStore, run: Run) -> TrajectoryWindows:
         ConfigurationError: some of them are not complete.
     """
     complete = store.experts()
+    if run.config["experts_dir"] and (incomplete := store.incomplete()):
+        say(f"{len(incomplete)} incomplete experts of {store.folder} are left out, the first is expert {incomplete[0]}")
     wanted = complete if run.config["experts_dir"] else list(range(run.config["num_experts"]))
     missing = [index for index in wanted if index not in complete]
     if missing:

@@ -17,6 +17,8 @@ from ast_lightning.runs.machine import compile_experts, prepare
 from ast_lightning.runs.run import Run, versions
 from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories.records import PREPROCESSING_FILE
+from ast_lightning.trajectories.room import writing
 
 
 def train_experts(run: Run) -> dict[str, float]:
@@ -32,6 +34,8 @@ def train_experts(run: Run) -> dict[str, float]:
     pending = indices if store is None else [index for index in indices if not store.is_complete(index)]
     _announce(run, store, indices, pending)
     if pending:
+        if store is not None and is_rank_zero():
+            store.check_room(pending)
         objective = ExpertObjective(run.network(), run.expert, compile_experts(run))
     for position, index in enumerate(pending):
         _train_one(run, store, index, objective, RunEstimate(runs=len(pending)) if position == 0 else None)
@@ -59,8 +63,9 @@ def open_store(run: Run) -> TrajectoryStore:
     }
     if is_rank_zero():
         store = TrajectoryStore.create(folder, metadata)
-        if not (folder / "preprocessing.safetensors").exists():
-            save_preprocessing(folder / "preprocessing.safetensors", run.data.preprocessing)
+        path = folder / PREPROCESSING_FILE
+        if not path.exists():
+            writing(path, lambda: save_preprocessing(path, run.data.preprocessing))
         return store
     return TrajectoryStore(folder, metadata)
 
@@ -80,7 +85,7 @@ def _announce(run: Run, store: TrajectoryStore | None, indices: list[int], pendi
             say(f"expert {index} is complete already: {store.expert_folder(index)}")
     if pending:
         parameters = sum(math.prod(shape) for _, shape in store.layout)
-        disk = 4 * parameters * (run.expert.epochs + 1) * len(pending)
+        disk = store.bytes_to_write(pending)
         say(
             f"training {len(pending)} experts of {parameters:,} parameters for {run.expert.epochs} epochs of "
             f"{len(run.data.train_dataloader())} steps; {format_bytes(disk)} of trajectories into {store.folder}"

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from ast_lightning.distillation import TrajectoryWindows, Window, check_window, choose_window
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories.schedule import Schedule
 
 MakeStore = Callable[..., TrajectoryStore]
 
@@ -102,15 +103,15 @@ def test_only_the_named_and_complete_experts_are_used(make_store: MakeStore) -> 
 
 @pytest.mark.parametrize(("epochs", "bound", "total"), [(1, 5, 5), (2, 4, 5), (3, 3, 5), (5, 1, 5), (2, 49, 50)])
 def test_windows_may_reach_the_last_epoch_and_no_further(epochs: int, bound: int, total: int) -> None:
-    check_window(epochs, bound, total)
+    check_window(epochs, bound, Schedule(total))
     with pytest.raises(ConfigurationError, match=rf"max_start_epoch={bound + 1}.*reach epoch {total + 1}") as caught:
-        check_window(epochs, bound + 1, total)
+        check_window(epochs, bound + 1, Schedule(total))
     assert f"set distill.max_start_epoch={bound} " in str(caught.value)
 
 
 def test_a_window_longer_than_any_trajectory() -> None:
     with pytest.raises(ConfigurationError, match=r"lower distill\.expert_epochs"):
-        check_window(6, 1, 5)
+        check_window(6, 1, Schedule(5))
 
 
 def test_the_largest_window_can_be_read(store: TrajectoryStore) -> None:
