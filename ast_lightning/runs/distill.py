@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ast_lightning.callbacks import ArtifactWriter, RunEstimate, RunProgress, SyntheticImageLogger, is_rank_zero, say
 from ast_lightning.compilation import Compilation
-from ast_lightning.data import ImageDataModule, LabelledImages, Preprocessing, load_preprocessing
+from ast_lightning.data import ImageDataModule, LabelledImages, load_preprocessing
 from ast_lightning.distillation import (
     DistillModule,
     DistillSettings,
@@ -31,7 +30,7 @@ from ast_lightning.runs.run import Run, versions
 from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.synthetic import DistilledDataset, NetworkEvaluator, load_distilled
 from ast_lightning.trajectories import TrajectoryStore
-from ast_lightning.trajectories.records import PREPROCESSING_FILE, preprocessing_problem
+from ast_lightning.trajectories.records import PREPROCESSING_FILE
 
 
 def distill(run: Run) -> dict[str, float]:
@@ -111,7 +110,8 @@ def check_store(store: TrajectoryStore, run: Run) -> None:
         described.pop(ignored)
     stored = {key: value for key, value in store.metadata["data"].items() if key in described}
     TrajectoryStore(store.folder, {**store.metadata, "data": stored}).require("data", described)
-    theirs = _preprocessing_of(store).tensors()
+    store.check_preprocessing()
+    theirs = load_preprocessing(store.folder / PREPROCESSING_FILE).tensors()
     ours = run.data.preprocessing.tensors()
     for name, tensor in ours.items():
         if name not in theirs or not torch.allclose(tensor, theirs[name], rtol=1e-2, atol=1e-3):
@@ -121,15 +121,6 @@ def check_store(store: TrajectoryStore, run: Run) -> None:
                 f"its {name} differs from that of the trajectories in {store.folder}",
                 "use the data and preprocessing options that the experts were trained with",
             )
-
-
-def _preprocessing_of(store: TrajectoryStore) -> Preprocessing:
-    path = store.folder / PREPROCESSING_FILE
-    try:
-        return load_preprocessing(path)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        problem, remedy = preprocessing_problem(path, error)
-        raise ConfigurationError("experts_dir", store.folder, problem, remedy) from error
 
 
 def build_windows(store: TrajectoryStore, run: Run) -> TrajectoryWindows:

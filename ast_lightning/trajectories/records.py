@@ -13,7 +13,7 @@ from typing import Any
 
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import read_json, write_json
-from ast_lightning.integrity import Damaged, bytes_checksum, seal, unseal
+from ast_lightning.integrity import Damaged, bytes_checksum, read_checked_tensors, seal, unseal
 
 FORMAT_VERSION = 2
 OPTION = "experts_dir"
@@ -80,11 +80,36 @@ def _check_format(folder: Path, content: Any) -> None:
     raise ConfigurationError(OPTION, folder, problem, remedy)
 
 
-def preprocessing_problem(path: Path, error: Exception) -> tuple[str, str]:
-    """What is wrong with the statistics of the preprocessing, and what to do."""
-    problem = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
-    remedy = f"bring back a copy of it, or delete {path.name} and run train_experts.py with the same settings"
-    return f"{path} {problem}", remedy
+def check_preprocessing(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Make sure that the statistics of the preprocessing are those that ``store.json`` speaks of.
+
+    A store whose ``store.json`` speaks of none, made from Python without the command, may have none.
+
+    Raises:
+        ConfigurationError: they are missing, damaged, or others.
+    """
+    from safetensors import SafetensorError  # late: with torch
+
+    path, fingerprint = folder / PREPROCESSING_FILE, metadata.get("preprocessing_fingerprint")
+    if fingerprint is None and not path.exists():
+        return
+    problem = None
+    try:
+        found, _ = read_checked_tensors(path)
+        if fingerprint not in (None, found.get("fingerprint")):
+            problem = f"is not the one that {STORE_FILE} speaks of"
+    except FileNotFoundError:
+        problem = "is missing"
+    except (OSError, SafetensorError, Damaged) as error:
+        problem = f"is damaged ({error})"
+    if problem:
+        raise ConfigurationError(
+            OPTION,
+            folder,
+            f"{path} {problem}",
+            f"bring back a copy of it, or delete both it and {STORE_FILE} and run train_experts.py with the same "
+            "settings: that writes them anew and keeps the complete experts",
+        )
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from ast_lightning.trajectories.records import (
     OPTION,
     STORE_FILE,
     ExpertRecord,
+    check_preprocessing,
     first_difference,
     identity,
     read_store_record,
@@ -165,6 +166,14 @@ class TrajectoryStore:
                 folder / EXPERT_FILE, lambda: ExpertRecord.read(folder, expert, self.id)
             )
         return self._records[expert]
+
+    def check_preprocessing(self) -> None:
+        """Make sure that the statistics of the preprocessing are those of this store.
+
+        Raises:
+            ConfigurationError: they are missing, damaged, or others.
+        """
+        check_preprocessing(self.folder, self.metadata)
 
     def summary(self, expert: int) -> dict[str, Any]:
         """The summary that :meth:`finish` was given of a complete expert."""

@@ -6,12 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.integrity import Damaged, read_checked_tensors
 from ast_lightning.trajectories.listing import expert_folders, snapshot_files
-from ast_lightning.trajectories.records import EXPERT_FILE, PREPROCESSING_FILE, STORE_FILE, preprocessing_problem
+from ast_lightning.trajectories.records import EXPERT_FILE, PREPROCESSING_FILE, STORE_FILE
 from ast_lightning.trajectories.store import TrajectoryStore
 
 
@@ -73,22 +70,10 @@ def _expert(store: TrajectoryStore, expert: int, folder: Path) -> Iterator[Findi
 
 
 def _preprocessing(store: TrajectoryStore) -> Iterator[Finding]:
-    path = store.folder / PREPROCESSING_FILE
-    fingerprint = store.metadata.get("preprocessing_fingerprint")
-    if fingerprint is None and not path.exists():
-        return  # a store made from Python, without the command
     try:
-        metadata, _ = read_checked_tensors(path)
-    except (OSError, SafetensorError, Damaged) as error:
-        yield Finding(str(path), *preprocessing_problem(path, error))
-        return
-    if fingerprint not in (None, metadata.get("fingerprint")):
-        yield Finding(
-            str(path),
-            f"it is not the one that {STORE_FILE} speaks of",
-            f"bring back a copy of it, or delete both files and run train_experts.py with the same settings, which "
-            f"writes them anew and keeps the complete experts of {store.folder}",
-        )
+        store.check_preprocessing()
+    except ConfigurationError as error:
+        yield _finding(store.folder / PREPROCESSING_FILE, error)
 
 
 def _pieces(folder: Path) -> Iterator[Finding]:
