@@ -131,7 +131,8 @@ def build_windows(store: TrajectoryStore, run: Run) -> TrajectoryWindows:
     """
     complete = store.experts()
     if run.config["experts_dir"] and (incomplete := store.incomplete()):
-        say(f"{len(incomplete)} incomplete experts of {store.folder} are left out, the first is expert {incomplete[0]}")
+        count = "1 incomplete expert" if len(incomplete) == 1 else f"{len(incomplete)} incomplete experts"
+        say(f"leaving out {count} of {store.folder}, the first is expert {incomplete[0]}")
     wanted = complete if run.config["experts_dir"] else list(range(run.config["num_experts"]))
     missing = [index for index in wanted if index not in complete]
     if missing:

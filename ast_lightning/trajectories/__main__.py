@@ -71,8 +71,9 @@ def verify(options: argparse.Namespace) -> int:
             problem = finding.problem.removeprefix(finding.file).strip()
             print(f"{finding.file}: {problem}. Remedy: {finding.remedy}.")
         experts, size = sum(row.complete for row in rows), sum(row.bytes for row in rows)
-        verdict = f"{len(findings)} problems" if findings else "all is well"
-        print(f"{len(rows)} stores, {experts} complete experts, {format_bytes(size)} of snapshots: {verdict}")
+        verdict = _count(len(findings), "problem") if findings else "all is well"
+        what = f"{_count(len(rows), 'store')}, {_count(experts, 'complete expert')}"
+        print(f"{what}, {format_bytes(size)} of snapshots: {verdict}")
     return 1 if findings else 0
 
 
@@ -140,6 +141,10 @@ def _print_experts(folder: Path, rows: list[listing.ExpertRow]) -> None:
         cells = [row.expert, len(row.epochs), last, format_bytes(row.bytes), accuracy, state]
         table.add_row(*(escape(str(cell)) for cell in cells))
     Console().print(table)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _print_json(content: Any) -> None:
