@@ -115,18 +115,19 @@ def info(options: argparse.Namespace) -> int:
 
 def _print_stores(folder: Path, rows: list[listing.StoreRow]) -> None:
     table = Table(title=f"trajectories in {escape(str(folder))}")
-    for column in ("store", "network", "data"):
-        table.add_column(column, overflow="fold")
-    for column in ("seed", "epochs", "snapshots", "complete", "incomplete", "size"):
-        table.add_column(column, justify="right")
+    table.add_column("store", overflow="fold")
+    table.add_column("data", no_wrap=True)
+    for column in ("seed", "epochs", "snapshots", "experts", "size"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        if row.problem:
-            values: list[object] = [row.problem, "", "", "", ""]
-        else:
-            values = [row.network, row.data, row.seed, row.epochs, row.stored]
-        cells = [Path(row.folder).name, *values, row.complete, row.incomplete, format_bytes(row.bytes)]
+        experts = f"{row.complete} + {row.incomplete} incomplete" if row.incomplete else row.complete
+        values = ["?" if each is None else each for each in (row.data, row.seed, row.epochs, row.stored)]
+        cells = [Path(row.folder).name, *values, experts, format_bytes(row.bytes)]
         table.add_row(*(escape(str(cell)) for cell in cells))
     Console().print(table)
+    for row in rows:
+        if row.problem:
+            print(f"{row.folder}: {row.problem}")
 
 
 def _print_experts(folder: Path, rows: list[listing.ExpertRow]) -> None:

@@ -151,7 +151,7 @@ class SnapshotFormat:
 
     def _places(self, entries: list[_Entry], into: Tensor) -> dict[str, Content]:
         """Where the bytes of each tensor are to go: into the result where it is float32, or to a place of their own."""
-        flat = memoryview(into.numpy()).cast("B")
+        flat = into.numpy().data.cast("B")
         places = {}
         for each in entries:
             if self.dtype == torch.float32 and each.name in self._slices:
