@@ -7,8 +7,10 @@ changed places are found as well as bits that flipped.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xxhash
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FIELD = "checksum"
+Content = tuple[str, tuple[int, ...], memoryview]
 
 
 class Damaged(ValueError):
@@ -32,11 +35,46 @@ def tensor_checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str] | No
     """
     import torch  # late: this module also serves what must start without torch
 
+    contents: dict[str, Content] = {}
+    for name, tensor in tensors.items():
+        values = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
+        contents[name] = (str(tensor.dtype), tuple(tensor.shape), values.data)
+    return content_checksum(contents, about)
+
+
+def content_checksum(contents: Mapping[str, Content], about: Mapping[str, str] | None = None) -> str:
+    """The :func:`tensor_checksum` of tensors that are at hand as bytes: type, shape and values by name."""
     state = xxhash.xxh3_128(json.dumps(sorted((about or {}).items())).encode())
-    for name, tensor in sorted(tensors.items()):
-        state.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        state.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+    for name in sorted(contents):
+        dtype, shape, values = contents[name]
+        state.update(_description(name, dtype, shape))
+        state.update(values)
     return state.hexdigest()
+
+
+@functools.lru_cache(1024)
+def _description(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
+    return json.dumps([name, dtype, list(shape)]).encode()
+
+
+def read_checked_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file whose metadata have a ``checksum`` of its tensors and of all the rest.
+
+    Raises:
+        Damaged: it has none, or does not fit it.
+        SafetensorError, OSError: the file cannot be read.
+    """
+    from safetensors import safe_open  # late: as above
+
+    with safe_open(str(path), framework="pt") as file:
+        metadata = dict(file.metadata() or {})
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    checksum = metadata.pop(FIELD, None)
+    if checksum is None:
+        raise Damaged(f"{path.name} has no checksum: an older version wrote it, or it is something else")
+    if checksum != tensor_checksum(tensors, metadata):
+        raise Damaged(f"{path.name} does not fit its checksum")
+    return metadata, tensors
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:

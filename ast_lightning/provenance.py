@@ -6,14 +6,11 @@ Every artifact carries it, so that a number can be made again years later. Nothi
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,8 +32,6 @@ PACKAGES = (
     "safetensors",
 )
 """What takes part in the numbers, by the names of their distributions."""
-
-_STORE_IDENTITY = ("network", "data", "preprocessing_fingerprint", "expert", "epochs", "seed")
 
 
 def provenance() -> dict[str, Any]:
@@ -70,19 +65,6 @@ def command_words() -> list[str]:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     start = ["python", "-m", spec.name.removesuffix(".__main__")] if spec else [Path(sys.argv[0]).name]
     return [*start, *sys.argv[1:]]
-
-
-def store_id(metadata: Mapping[str, Any]) -> str:
-    """32 hexadecimal digits of what determines a trajectory store: network, data, preprocessing, expert, seed.
-
-    Args:
-        metadata: the store's; an ``id`` in it is taken as it is.
-    """
-    if metadata.get("id"):
-        return str(metadata["id"])
-    identity = {key: metadata.get(key) for key in _STORE_IDENTITY}
-    text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @functools.cache

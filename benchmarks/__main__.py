@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from benchmarks import evaluation, experts, unroll
+from benchmarks import evaluation, experts, trajectories, unroll
 from benchmarks.arguments import Size, run
 
 
 def report(size: Size) -> list[str]:
     """The sections of every benchmark."""
-    return [section for each in (unroll, experts, evaluation) for section in each.report(size)]
+    return [section for each in (unroll, experts, evaluation, trajectories) for section in each.report(size)]
 
 
 if __name__ == "__main__":

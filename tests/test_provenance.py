@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -95,14 +94,3 @@ def test_the_time_is_now_and_says_its_zone() -> None:
     time = datetime.fromisoformat(provenance.provenance()["time"])
     assert time.utcoffset() == timedelta(0)
     assert abs(datetime.now(time.tzinfo) - time) < timedelta(seconds=5)
-
-
-def test_a_store_is_named_by_what_determines_it() -> None:
-    metadata = {"network": {"target": "a"}, "data": {"name": "d"}, "expert": {"lr": 0.1}, "epochs": 3, "seed": 0}
-    first = provenance.store_id(metadata)
-    assert re.fullmatch(r"[0-9a-f]{32}", first)
-    made_later = {**metadata, "time": "now", "versions": {}, "config": {"output_dir": "x"}}
-    assert provenance.store_id(made_later) == first
-    for key, value in (("seed", 1), ("expert", {"lr": 0.2}), ("preprocessing_fingerprint", "0")):
-        assert provenance.store_id({**metadata, key: value}) != first
-    assert provenance.store_id({**metadata, "id": "given"}) == "given"

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from kornia.enhance import zca_mean
-from safetensors import safe_open
 from torch import Tensor
 
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import write_tensors
+from ast_lightning.integrity import FIELD, read_checked_tensors, tensor_checksum
 
 KINDS = ("standardize", "zca", "none")
 _CHUNK_BYTES = 256 * 2**20  # pixels handled at once by a matrix product or a conversion from uint8
@@ -197,19 +197,20 @@ def preprocess(preprocessing: Preprocessing, images_uint8: Tensor) -> Tensor:
 
 
 def save_preprocessing(path: str | Path, preprocessing: Preprocessing) -> None:
-    """Write the statistics to one .safetensors file, with :meth:`Preprocessing.describe` as metadata."""
-    write_tensors(Path(path), preprocessing.tensors(), {"preprocessing": json.dumps(preprocessing.describe())})
+    """Write the statistics to one .safetensors file, with :meth:`Preprocessing.describe` and a checksum as metadata."""
+    tensors = preprocessing.tensors()
+    about = {"preprocessing": json.dumps(preprocessing.describe()), "fingerprint": preprocessing.fingerprint()}
+    write_tensors(Path(path), tensors, {**about, FIELD: tensor_checksum(tensors, about)})
 
 
 def load_preprocessing(path: str | Path) -> Preprocessing:
     """Read back what :func:`save_preprocessing` wrote.
 
     Raises:
-        ValueError: the file is not such a file.
+        ValueError: the file is not such a file, or does not fit its checksum.
+        SafetensorError, OSError: it cannot be read.
     """
-    with safe_open(str(path), framework="pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    metadata, tensors = read_checked_tensors(Path(path))
     description = json.loads(metadata.get("preprocessing", "{}"))
     kind = description.get("kind")
     if kind == "zca":

@@ -23,19 +23,31 @@ class MatchingLoss(NamedTuple):
     parts: dict[int, Tensor]
 
 
-def matching_steps(syn_steps: int, expert_epochs: int, intermediate: str) -> dict[int, int]:
+def matching_steps(syn_steps: int, expert_epochs: int, intermediate: str, every_n_epochs: int = 1) -> dict[int, int]:
     """Which expert epoch (offset in the window) each inner step is matched with: {k: i}.
 
-    The last step K is matched with epoch M; with intermediate matching, step (K // M) · i with epoch i < M.
+    The last step K is matched with epoch M; with intermediate matching, step (K // M) · i with epoch i < M, for the
+    stored epochs i = n, 2n, …
+
+    Args:
+        syn_steps: K.
+        expert_epochs: M.
+        intermediate: ``none``, ``aggregate`` or ``adaptive``.
+        every_n_epochs: n, which divides M.
 
     >>> matching_steps(20, 3, "aggregate")
     {6: 1, 12: 2, 20: 3}
     >>> matching_steps(20, 3, "none")
     {20: 3}
+    >>> matching_steps(20, 4, "aggregate", every_n_epochs=2)
+    {10: 2, 20: 4}
     """
     steps: dict[int, int] = {}
     if intermediate != "none":
-        steps = {syn_steps // expert_epochs * offset: offset for offset in range(1, expert_epochs)}
+        steps = {
+            syn_steps // expert_epochs * offset: offset
+            for offset in range(every_n_epochs, expert_epochs, every_n_epochs)
+        }
     return {**steps, syn_steps: expert_epochs}
 
 
@@ -51,15 +63,16 @@ def matching_loss(
 
     Args:
         matched: student parameters ``[P]`` by inner step, from ``unroll``.
-        steps: {inner step: epoch offset}, from :func:`matching_steps`.
+        steps: {inner step: epoch offset}, from :func:`matching_steps`; its last offset is M.
         start: θ_0 ``[P]``, perturbed where the student started from a perturbed point.
-        targets: θ*_{s+1} … θ*_{s+M}, ``[M, P]``.
+        targets: θ*_{s+n}, θ*_{s+2n}, … θ*_{s+M}, ``[M / n, P]``; every epoch's, ``[M, P]``, where n = 1.
         intermediate: ``none``, ``aggregate`` or ``adaptive``.
     """
-    expert_epochs = len(targets)
+    expert_epochs = max(steps.values())
+    every_n_epochs = expert_epochs // len(targets)
     parts: dict[int, Tensor] = {}
     for step, offset in steps.items():
-        target = targets[offset - 1]
+        target = targets[offset // every_n_epochs - 1]
         distance = (matched[step] - target).square().sum() / (start - target).square().sum()
         parts[offset] = intermediate_weight(offset, expert_epochs, intermediate) * distance
     total = sum(parts.values(), start=parts[expert_epochs].new_zeros(()))

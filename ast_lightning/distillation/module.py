@@ -82,7 +82,9 @@ class DistillModule(LightningModule):
         self._windows = windows
         self._augmentation = augmentation if settings.augment and augmentation else SiameseAugmentation(None)
         self._evaluator = evaluator
-        self._match_at = matching_steps(settings.syn_steps, settings.expert_epochs, settings.intermediate)
+        self._match_at = matching_steps(
+            settings.syn_steps, settings.expert_epochs, settings.intermediate, windows.every_n_epochs
+        )
         self._loss = torch.tensor(math.nan)
         self._scores: dict[int, dict[str, float]] = {}
         self.evaluated_at: int | None = None

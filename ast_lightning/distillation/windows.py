@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import IterableDataset
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.randomness import keyed_generator
 from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories.schedule import Schedule
 
 
 class Window(NamedTuple):
@@ -22,7 +24,7 @@ class Window(NamedTuple):
         expert: the expert's index in the store.
         start_epoch: s.
         start: θ*_s, ``[P]`` float32.
-        targets: θ*_{s+1} … θ*_{s+M}, ``[M, P]`` float32.
+        targets: θ*_{s+1} … θ*_{s+M}, ``[M, P]`` float32; where a store holds every n-th epoch, ``[M / n, P]``.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants of a window
@@ -32,16 +34,25 @@ class Window(NamedTuple):
     targets: Tensor
 
 
-def choose_window(index: int, experts: Sequence[int], max_start_epoch: int, seed: int) -> tuple[int, int]:
-    """(expert, start epoch) of window ``index``: a fresh order of all experts each pass, s ~ U{0 … T⁺ − 1}."""
+def choose_window(
+    index: int, experts: Sequence[int], max_start_epoch: int, seed: int, every_n_epochs: int = 1
+) -> tuple[int, int]:
+    """(expert, start epoch) of window ``index``: a fresh order of all experts each pass, s ~ U{0 … T⁺ − 1}.
+
+    Where every n-th epoch is stored, s is drawn uniformly among those: 0, n, 2n, … < T⁺.
+    """
     turn, position = divmod(index, len(experts))
     order = torch.randperm(len(experts), generator=keyed_generator(seed, "expert order", turn))
-    start = torch.randint(max_start_epoch, (1,), generator=keyed_generator(seed, "start epoch", index))
-    return experts[int(order[position])], int(start)
+    starts = -(-max_start_epoch // every_n_epochs)
+    start = torch.randint(starts, (1,), generator=keyed_generator(seed, "start epoch", index))
+    return experts[int(order[position])], every_n_epochs * int(start)
 
 
 class TrajectoryWindows(IterableDataset[Window]):
     """The endless stream of windows that distillation trains on. Rank r of R takes windows r, r + R, …
+
+    While a window is in use, a thread reads the next one. What goes wrong with a window is raised where that window is
+    asked for, and no earlier. The thread ends with the iteration.
 
     Args:
         store: the trajectories.
@@ -51,7 +62,7 @@ class TrajectoryWindows(IterableDataset[Window]):
         experts: which experts to use; None takes all complete ones.
 
     Raises:
-        ConfigurationError: the store has no complete expert, or a window would reach beyond the trajectories.
+        ConfigurationError: the store has no complete expert, or does not hold the epochs of such windows.
     """
 
     def __init__(
@@ -66,6 +77,7 @@ class TrajectoryWindows(IterableDataset[Window]):
         self.store = store
         self.expert_epochs = expert_epochs
         self.max_start_epoch = max_start_epoch
+        self.every_n_epochs = store.schedule.every_n_epochs
         self.seed = seed
         self.experts = list(experts) if experts is not None else store.experts()
         self.next_index = 0
@@ -77,7 +89,7 @@ class TrajectoryWindows(IterableDataset[Window]):
                 "it has no complete expert",
                 "let train_experts.py finish at least one",
             )
-        check_window(expert_epochs, max_start_epoch, store.epochs)
+        check_window(expert_epochs, max_start_epoch, store.schedule)
 
     def start_at(self, step: int, rank: int = 0, world_size: int = 1) -> None:
         """Let the next iteration begin with the window that this rank takes at outer iteration ``step``."""
@@ -85,32 +97,56 @@ class TrajectoryWindows(IterableDataset[Window]):
         self.stride = world_size
 
     def __iter__(self) -> Iterator[Window]:
-        index = self.next_index
-        while True:
-            yield self.window(index)
-            index += self.stride
+        index, stride = self.next_index, self.stride
+        with ThreadPoolExecutor(1, "next window") as reader:
+            ahead = reader.submit(self.window, index)
+            while True:
+                window = ahead.result()
+                index += stride
+                ahead = reader.submit(self.window, index)
+                yield window
 
     def window(self, index: int) -> Window:
         """Read window ``index`` of the stream."""
-        expert, start = choose_window(index, self.experts, self.max_start_epoch, self.seed)
+        expert, start = choose_window(index, self.experts, self.max_start_epoch, self.seed, self.every_n_epochs)
         snapshots = self.store.read_window(expert, start, self.expert_epochs)
         return Window(index, expert, start, snapshots[0], snapshots[1:])
 
 
-def check_window(expert_epochs: int, max_start_epoch: int, epochs: int) -> None:
-    """Refuse windows that reach beyond the trajectory: T⁺ + M − 1 must not exceed E.
+def check_window(expert_epochs: int, max_start_epoch: int, schedule: Schedule) -> None:
+    """Refuse windows that the stored epochs do not hold.
+
+    M must be a multiple of n, and the last start below T⁺ plus M must not exceed the last epoch; with every epoch
+    stored: T⁺ + M − 1 ≤ E.
+
+    Args:
+        expert_epochs: M.
+        max_start_epoch: T⁺.
+        schedule: the stored epochs.
 
     Raises:
-        ConfigurationError: with the largest start epoch that works.
+        ConfigurationError: with the largest value that works.
     """
-    last = max_start_epoch + expert_epochs - 1
-    if last > epochs:
-        largest = epochs - expert_epochs + 1
+    every = schedule.every_n_epochs
+    if expert_epochs % every:
+        nearest = max(every, expert_epochs - expert_epochs % every)
+        raise ConfigurationError(
+            "distill.expert_epochs",
+            expert_epochs,
+            f"it is no multiple of expert.every_n_epochs={every}, and the trajectories hold no epochs in between",
+            f"set distill.expert_epochs={nearest}, or train experts with expert.every_n_epochs=1",
+        )
+    last = (max_start_epoch - 1) // every * every + expert_epochs
+    if last > schedule.last:
+        largest = schedule.last - expert_epochs + every
         lower = f"set distill.max_start_epoch={largest} or lower" if largest >= 1 else "lower distill.expert_epochs"
+        ends, remedy = f"expert.epochs={schedule.epochs}", "train experts for more epochs"
+        if schedule.max_epoch is not None and schedule.max_epoch < schedule.epochs:
+            ends, remedy = f"expert.max_epoch={schedule.max_epoch}", "train experts with a larger expert.max_epoch"
         raise ConfigurationError(
             "distill.max_start_epoch",
             max_start_epoch,
             f"a window of distill.expert_epochs={expert_epochs} epochs would reach epoch {last}, "
-            f"but the trajectories end at expert.epochs={epochs}",
-            f"{lower}, or train experts for more epochs",
+            f"but the trajectories end at {ends}",
+            f"{lower}, or {remedy}",
         )

@@ -15,6 +15,9 @@ from ast_lightning.trajectories import TrajectoryStore
 class TrajectoryRecorder(Callback):
     """Writes the parameters before the first and after every epoch, and logs how far each epoch moved them.
 
+    Which epochs are written is the store's to say. Buffers of the network, such as the statistics of batch
+    normalisation, are written with the parameters.
+
     ``movement`` is ‖θ_{t+1} − θ_t‖₂, the smoothness that clipping loss and gradient penalty are for.
 
     Args:
@@ -36,6 +39,8 @@ class TrajectoryRecorder(Callback):
             self.store.drop_snapshots_after(expert.expert_index, trainer.current_epoch)
             if trainer.current_epoch == 0:
                 self._write(expert, 0)
+            # what is damaged or gone would only be found after hours, when the expert is finished
+            self.store.check_snapshots(expert.expert_index, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         expert = _expert(pl_module)
@@ -74,8 +79,9 @@ class TrajectoryRecorder(Callback):
 
     def _write(self, expert: ExpertModule, epoch: int) -> None:
         assert self.store is not None
-        parameters = {name: parameter.detach() for name, parameter in expert.network.named_parameters()}
-        self.store.write_snapshot(expert.expert_index, epoch, parameters)
+        if self.store.schedule.holds(epoch):
+            tensors = {**dict(expert.network.named_parameters()), **dict(expert.network.named_buffers())}
+            self.store.write_snapshot(expert.expert_index, epoch, tensors)
 
 
 def _flat(expert: ExpertModule) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ast_lightning.settings import Settings
+from ast_lightning.trajectories.schedule import SNAPSHOT_DTYPES, Schedule
 
 PENALTY_NORMS = ("pixel", "sample")
 
@@ -15,7 +16,7 @@ class ExpertSettings(Settings):
     """Optimisation, clipping loss and gradient penalty of an expert. The defaults are AST's published values.
 
     Args:
-        epochs: E; the trajectory has E + 1 snapshots.
+        epochs: E; the trajectory has E + 1 snapshots, or as many as ``every_n_epochs`` and ``max_epoch`` leave.
         batch_size: images of one step, over all devices together.
         lr: initial learning rate of SGD.
         momentum: heavy-ball momentum in [0, 1).
@@ -29,6 +30,9 @@ class ExpertSettings(Settings):
         gradient_penalty: λ; 0 turns the penalty off.
         penalty_norm: ``pixel`` (norm over the channel axis, the published code) or ``sample`` (over C·H·W, WGAN-GP).
         augment: whether batches are augmented with the data's Siamese families.
+        snapshot_dtype: of the stored parameters: ``float32``, ``bfloat16`` or ``float16``; training does not see it.
+        every_n_epochs: n; epochs 0, n, 2n, … are stored, and E.
+        max_epoch: nothing beyond it is stored but E; training still runs to E. None stores all.
     """
 
     section: ClassVar[str] = "expert"
@@ -47,19 +51,33 @@ class ExpertSettings(Settings):
     gradient_penalty: float = 2.0
     penalty_norm: str = "pixel"
     augment: bool = True
+    snapshot_dtype: str = "float32"
+    every_n_epochs: int = 1
+    max_epoch: int | None = None
 
     def __post_init__(self) -> None:
-        self.require_at_least_one("epochs", "batch_size")
+        self.require_at_least_one("epochs", "batch_size", "every_n_epochs", "max_epoch")
         self.require_positive("lr", "lr_decay")
         self.require_not_negative("weight_decay", "clip_start", "clip_end", "clip_epochs")
         self.require_not_negative("gradient_penalty", "lr_decay_epoch")
         self.require_momentum("momentum")
         self.require_choice("penalty_norm", PENALTY_NORMS)
+        self.require_choice("snapshot_dtype", SNAPSHOT_DTYPES)
 
     @property
     def decay_after(self) -> int:
         """The last epoch index that is trained at the full learning rate."""
         return self.epochs // 2 + 1 if self.lr_decay_epoch is None else self.lr_decay_epoch
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which epochs are stored."""
+        return Schedule(self.epochs, self.every_n_epochs, self.max_epoch)
+
+    @property
+    def snapshot_options(self) -> dict[str, str | int | None]:
+        """What of the settings concerns storing alone."""
+        return {name: getattr(self, name) for name in ("snapshot_dtype", "every_n_epochs", "max_epoch")}
 
     def clip_factor(self, epoch: int) -> float:
         """Scale of the cross-entropy in ``epoch``.

@@ -60,8 +60,14 @@ def parameter_layout(network: nn.Module) -> ParameterLayout:
 
 
 def describe_network(factory: NetworkFactory) -> dict[str, Any]:
-    """What a stored trajectory records of its network: the class, its arguments, names and shapes of its parameters."""
-    layout = parameter_layout(build_network(factory, 0, "describe"))
+    """What a stored trajectory records of its network: the class, its arguments, names and shapes of its parameters.
+
+    A network with buffers that belong to its state, such as the statistics of batch normalisation, has theirs as well.
+    """
+    network = build_network(factory, 0, "describe")
+    layout = parameter_layout(network)
+    state = network.state_dict()
+    buffers = [[name, list(buffer.shape)] for name, buffer in network.named_buffers() if name in state]
     arguments: dict[str, Any] = {}
     if isinstance(factory, functools.partial):  # a partial of a partial is flat already
         arguments = inspect.signature(factory.func).bind_partial(*factory.args, **factory.keywords).arguments
@@ -69,6 +75,7 @@ def describe_network(factory: NetworkFactory) -> dict[str, Any]:
         "target": _qualified(factory.func if isinstance(factory, functools.partial) else factory),
         "arguments": _plain(arguments, "network"),
         "parameters": [[name, list(shape)] for name, shape in layout],
+        **({"buffers": buffers} if buffers else {}),
     }
 
 

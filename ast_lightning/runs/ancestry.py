@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any
 
 from ast_lightning.networks import describe_network
-from ast_lightning.provenance import store_id
 from ast_lightning.runs.run import Run
 from ast_lightning.synthetic import DistilledDataset, load_distilled
 from ast_lightning.trajectories import TrajectoryStore
@@ -44,7 +43,7 @@ def _trajectories(run: Run, store: TrajectoryStore) -> dict[str, Any]:
     experts = store.experts() if run.config["experts_dir"] else list(range(run.config["num_experts"]))
     imported = {str(expert): store.summary(expert).get("source") for expert in experts}
     return {
-        "id": store_id(store.metadata),
+        "id": store.id,
         "folder": str(store.folder),
         "experts": experts,
         "sources": {expert: source for expert, source in imported.items() if source},

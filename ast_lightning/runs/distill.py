@@ -42,6 +42,7 @@ from ast_lightning.runs.states import RunStates, begin_anew
 from ast_lightning.runs.trainer import build_trainer, log_configuration
 from ast_lightning.synthetic import DistilledDataset, NetworkEvaluator, load_distilled
 from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories.records import PREPROCESSING_FILE
 
 
 def distill(run: Run) -> dict[str, float]:
@@ -59,7 +60,7 @@ def distill(run: Run) -> dict[str, float]:
         _report(folder, result["metrics"])
         return dict(result["metrics"])
     if not run.config["experts_dir"]:  # a folder that is named says itself how long its trajectories are
-        check_window(run.distill.expert_epochs, run.distill.max_start_epoch, run.expert.epochs)
+        check_window(run.distill.expert_epochs, run.distill.max_start_epoch, run.expert.schedule)
     prepare(run)
     store = TrajectoryStore.open(run.experts_folder())
     run.data.setup("fit")
@@ -159,7 +160,8 @@ def check_store(store: TrajectoryStore, run: Run) -> None:
         described.pop(ignored)
     stored = {key: value for key, value in store.metadata["data"].items() if key in described}
     TrajectoryStore(store.folder, {**store.metadata, "data": stored}).require("data", described)
-    theirs = load_preprocessing(store.folder / "preprocessing.safetensors").tensors()
+    store.check_preprocessing()
+    theirs = load_preprocessing(store.folder / PREPROCESSING_FILE).tensors()
     ours = run.data.preprocessing.tensors()
     for name, tensor in ours.items():
         if name not in theirs or not torch.allclose(tensor, theirs[name], rtol=1e-2, atol=1e-3):
@@ -178,6 +180,9 @@ def build_windows(store: TrajectoryStore, run: Run) -> TrajectoryWindows:
         ConfigurationError: some of them are not complete.
     """
     complete = store.experts()
+    if run.config["experts_dir"] and (incomplete := store.incomplete()):
+        count = "1 incomplete expert" if len(incomplete) == 1 else f"{len(incomplete)} incomplete experts"
+        say(f"leaving out {count} of {store.folder}, the first is expert {incomplete[0]}")
     wanted = complete if run.config["experts_dir"] else list(range(run.config["num_experts"]))
     missing = [index for index in wanted if index not in complete]
     if missing:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ast_lightning.callbacks import say
-from ast_lightning.data import save_preprocessing
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import format_bytes
-from ast_lightning.networks import FunctionalNetwork, describe_network
-from ast_lightning.provenance import provenance
+from ast_lightning.networks import FunctionalNetwork
+from ast_lightning.runs.claims import claim_experts
 from ast_lightning.runs.machine import device_type
 from ast_lightning.runs.run import Run
+from ast_lightning.runs.stores import make_store
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.interchange import Source, import_buffers, scan_buffers
 
@@ -36,7 +37,7 @@ def import_experts(run: Run) -> dict[str, float]:
     folder, index = run.experts_folder(), run.config["expert_index"]
     wanted = list(range(run.config["num_experts"])) if index is None else [index]
     store = _existing(run)
-    if store is not None and all(map(store.is_complete, wanted)):
+    if store is not None and not run.fresh and all(map(store.is_complete, wanted)):
         say(f"{len(wanted)} experts are imported already: {folder}")
         return _summarise(store, wanted)
     network = FunctionalNetwork(run.network())
@@ -52,9 +53,15 @@ def import_experts(run: Run) -> dict[str, float]:
         say("fast_dev_run: the files fit, and nothing was written")
         return {}
     store = _store(run)
-    disk = 4 * sum(network.sizes) * (store.epochs + 1) * sum(not store.is_complete(each) for each in wanted)
-    say(f"importing from {run.config['buffers']}; {format_bytes(disk)} of trajectories into {folder}")
-    import_buffers(store, buffers, wanted, judge=_judge(run, network), report=_reporter(run))
+    pending = wanted if run.fresh else [each for each in wanted if not store.is_complete(each)]
+    store.check_room(pending)
+    disk = format_bytes(store.bytes_to_write(pending))
+    say(f"importing from {run.config['buffers']}; {disk} of trajectories into {folder}")
+    judge, report = _judge(run, network), _reporter(run)
+    import_buffers(store, buffers, [each for each in wanted if each not in pending])  # are they what they were?
+    with closing(claim_experts(run, store, pending)) as claimed:
+        for each in claimed:
+            import_buffers(store, buffers, [each], judge=judge, report=report)
     return _summarise(store, wanted)
 
 
@@ -64,25 +71,13 @@ def _existing(run: Run) -> TrajectoryStore | None:
 
 
 def _store(run: Run) -> TrajectoryStore:
-    """Made or opened: its metadata say what was named here, for the files do not say what made them."""
+    """Made or opened: its description says what was named here, for the files do not say what made them."""
     data = run.data.describe()
-    # as for experts of our own; and what augmentation they were trained with, nobody knows
-    fingerprint = data.pop("preprocessing_fingerprint")
-    data.pop("augmentation")
-    metadata = {
-        "network": describe_network(run.network()),
-        "data": data,
-        "preprocessing_fingerprint": fingerprint,
-        "expert": {"buffers": str(Path(run.config["buffers"]).resolve()), "epochs": run.expert.epochs},
-        "epochs": run.expert.epochs,
-        "seed": None,
-        **provenance(),
-        "config": run.config,
-    }
-    store = TrajectoryStore.create(run.experts_folder(), metadata)
-    if not (store.folder / "preprocessing.safetensors").exists():
-        save_preprocessing(store.folder / "preprocessing.safetensors", run.data.preprocessing)
-    return store
+    del data["preprocessing_fingerprint"]
+    del data["augmentation"]  # what augmentation they were trained with, nobody knows
+    buffers = str(Path(run.config["buffers"]).resolve())
+    expert = {"buffers": buffers, "epochs": run.expert.epochs, **run.expert.snapshot_options}
+    return make_store(run, expert=expert, data=data, seed=None)
 
 
 def _judge(run: Run, network: FunctionalNetwork) -> Callable[[Tensor], dict[str, float]]:

@@ -108,6 +108,7 @@ class Run:
             "data": data,
             "network": self.config["network"],
             "epochs": self.expert.epochs,
+            **self.expert.snapshot_options,
             "buffers": str(Path(self.config["buffers"]).resolve()),
         }
 

@@ -9,17 +9,15 @@ from dataclasses import asdict
 from typing import Any
 
 from ast_lightning.callbacks import RunEstimate, RunProgress, StateOfEpochs, is_rank_zero, say
-from ast_lightning.data import save_preprocessing
 from ast_lightning.experts import ExpertModule, ExpertObjective, TrajectoryRecorder
 from ast_lightning.files import clear_leftovers, format_bytes
 from ast_lightning.locks import FolderLock
-from ast_lightning.networks import describe_network
-from ast_lightning.provenance import provenance
 from ast_lightning.runs.claims import claim_experts
 from ast_lightning.runs.import_experts import import_experts
 from ast_lightning.runs.machine import compile_experts, prepare
 from ast_lightning.runs.run import Run, short_hash
 from ast_lightning.runs.states import RunStates
+from ast_lightning.runs.stores import make_store
 from ast_lightning.runs.trainer import build_trainer, log_configuration
 from ast_lightning.trajectories import TrajectoryStore
 
@@ -41,45 +39,18 @@ def train_experts(run: Run) -> dict[str, float]:
         _train_one(run, None, indices[0], ExpertObjective(run.network(), run.expert, compile_experts(run)), None)
         say("fast_dev_run: nothing was written")
         return {}
-    store = open_store(run)
+    store = make_store(run, expert=asdict(run.expert))
     pending = indices if run.fresh else [index for index in indices if not store.is_complete(index)]
     _announce(run, store, indices, pending)
     _drop_states_of_complete(store, [index for index in indices if index not in pending])
     if pending:
+        if is_rank_zero():
+            store.check_room(pending)
         objective = ExpertObjective(run.network(), run.expert, compile_experts(run))
     with closing(claim_experts(run, store, pending)) as claimed:  # locks are given back whatever happens
         for position, index in enumerate(claimed):
             _train_one(run, store, index, objective, RunEstimate(runs=len(pending)) if position == 0 else None)
     return _summarise(store, indices)
-
-
-def open_store(run: Run) -> TrajectoryStore:
-    """Make or open the store of this run; rank 0 writes."""
-    folder = run.experts_folder()
-    data = run.data.describe()
-    # whitening matrices differ in their last bits between machines and numbers of threads: noted, and not compared
-    fingerprint = data.pop("preprocessing_fingerprint")
-    metadata = {
-        "network": describe_network(run.network()),
-        "data": data,
-        "preprocessing_fingerprint": fingerprint,
-        "expert": asdict(run.expert),
-        "epochs": run.expert.epochs,
-        "seed": run.seed,
-        **provenance(),
-        "config": run.config,
-    }
-    if not is_rank_zero():
-        return TrajectoryStore(folder, metadata)
-    if (folder / "store.json").exists() and (folder / "preprocessing.safetensors").exists():
-        return TrajectoryStore.create(folder, metadata)  # nothing to write
-    with FolderLock(folder) as lock:
-        lock.take(seconds=-1)
-        clear_leftovers(folder)
-        store = TrajectoryStore.create(folder, metadata)
-        if not (folder / "preprocessing.safetensors").exists():
-            save_preprocessing(folder / "preprocessing.safetensors", run.data.preprocessing)
-    return store
 
 
 def _wanted(run: Run) -> list[int]:
@@ -95,7 +66,7 @@ def _announce(run: Run, store: TrajectoryStore, indices: list[int], pending: lis
             say(f"expert {index} is complete already: {store.expert_folder(index)}")
     if pending:
         parameters = sum(math.prod(shape) for _, shape in store.layout)
-        disk = 4 * parameters * (run.expert.epochs + 1) * len(pending)
+        disk = store.bytes_to_write(pending)
         say(
             f"training {len(pending)} experts of {parameters:,} parameters for {run.expert.epochs} epochs of "
             f"{len(run.data.train_dataloader())} steps; {format_bytes(disk)} of trajectories into {store.folder}"

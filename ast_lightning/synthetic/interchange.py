@@ -21,7 +21,7 @@ from ast_lightning.data import Preprocessing, load_preprocessing
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import write_file
 from ast_lightning.integrity import bytes_checksum
-from ast_lightning.provenance import provenance, store_id
+from ast_lightning.provenance import provenance
 from ast_lightning.synthetic.dataset import DistilledDataset, load_distilled
 from ast_lightning.torchfiles import check_content, load_plain
 from ast_lightning.trajectories import TrajectoryStore
@@ -130,7 +130,7 @@ def read_likeness(folder: Path | str, option: str = "like") -> Likeness:
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         problem = f"preprocessing.safetensors cannot be read ({error})"
         raise ConfigurationError(option, folder, problem, "name another store of the same data") from error
-    origin = {"trajectories": store_id(store.metadata)}
+    origin = {"trajectories": store.id}
     return Likeness(preprocessing, tuple(data["class_names"]), "_".join(families) or None, data, origin)
 
 

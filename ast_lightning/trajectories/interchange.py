@@ -165,11 +165,20 @@ def export_buffers(store: TrajectoryStore, folder: Path | str, per_file: int = 1
         The files, ``replay_buffer_0.pt`` and on.
 
     Raises:
-        ConfigurationError: the store has no complete expert, a snapshot is damaged, or the folder has such files.
+        ConfigurationError: the store has no complete expert or does not hold every epoch, a snapshot is damaged, or
+            the folder has such files.
     """
     folder, experts = Path(folder), store.experts()
     if not experts:
         raise ConfigurationError("experts_dir", store.folder, "it has no complete expert", "run train_experts.py first")
+    if len(store.schedule.stored()) <= store.epochs:
+        problem = "it does not hold every epoch, and the published form has no way to say which"
+        raise ConfigurationError(
+            "experts_dir",
+            store.folder,
+            problem,
+            "export a store with expert.every_n_epochs=1 and expert.max_epoch=null",
+        )
     if per_file < 1:
         raise ConfigurationError("per_file", per_file, "it must be at least 1", "give a positive whole number")
     if next(folder.glob(PATTERN), None) is not None:
@@ -247,7 +256,8 @@ def _import_one(
             position, name = next((i, n) for i, (n, t) in enumerate(parameters.items()) if not t.isfinite().all())
             problem = f"epoch {epoch}, tensor {position} ({name}) has values that are not finite"
             raise _refused(source, problem, "take the file out of the folder")
-        store.write_snapshot(expert, epoch, parameters)
+        if store.schedule.holds(epoch):
+            store.write_snapshot(expert, epoch, parameters)
         if previous is not None:
             history.append({"trajectory/movement": float((theta - previous).norm())})
         previous = theta

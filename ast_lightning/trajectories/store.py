@@ -6,29 +6,43 @@
       expert_0000/
         epoch_0000.safetensors    the initialisation, tensors under their parameter names
         epoch_0001.safetensors    …
-        expert.json               written last: the expert is complete
+        expert.json               written last, with the checksum of every snapshot: the expert is complete
 
-A window of M + 1 snapshots is M + 1 small files, so that reading it costs the bytes of the window. Every file comes
-into being by a rename; a folder without ``expert.json`` is work in progress.
+A window of snapshots is a few small files, so that reading it costs the bytes of the window. Every file comes into
+being by a rename and carries a checksum that every read compares; a folder without ``expert.json`` is work in progress.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import read_json, write_json, write_tensors
+from ast_lightning.integrity import Damaged
 from ast_lightning.networks import ParameterLayout
+from ast_lightning.trajectories import room
+from ast_lightning.trajectories.listing import expert_folders, snapshot_files
+from ast_lightning.trajectories.records import (
+    EXPERT_FILE,
+    FORMAT_VERSION,
+    IDENTITY,
+    OPTION,
+    STORE_FILE,
+    ExpertRecord,
+    check_preprocessing,
+    first_difference,
+    identity,
+    read_store_record,
+    write_store_record,
+)
+from ast_lightning.trajectories.schedule import Schedule
+from ast_lightning.trajectories.snapshots import SnapshotFormat
 
-FORMAT_VERSION = 1
-OPTION = "experts_dir"
+T = TypeVar("T")
 
 
 class TrajectoryStore:
@@ -37,12 +51,21 @@ class TrajectoryStore:
     Attributes:
         folder: where the store is.
         metadata: the content of ``store.json``: plain containers with the keys ``network``, ``data``, ``expert``,
-            ``epochs``, ``seed``, ``versions`` and ``format``.
+            ``epochs``, ``seed``, ``versions``, ``format`` and ``id``.
+        schedule: which epochs are stored.
     """
 
     def __init__(self, folder: Path, metadata: dict[str, Any]) -> None:
         self.folder = folder
         self.metadata = metadata
+        self.schedule = Schedule.of(metadata)
+        self.format = SnapshotFormat(
+            self.id,
+            self.layout,
+            [(name, tuple(shape)) for name, shape in metadata["network"].get("buffers", [])],
+            getattr(torch, (metadata.get("expert") or {}).get("snapshot_dtype", "float32")),
+        )
+        self._records: dict[int, ExpertRecord] = {}
 
     @classmethod
     def create(cls, folder: Path | str, metadata: Mapping[str, Any]) -> TrajectoryStore:
@@ -52,18 +75,21 @@ class TrajectoryStore:
             folder: a new folder, or one that holds a store.
             metadata: ``network`` (from :func:`~ast_lightning.networks.describe_network`), ``data`` (from
                 ``ImageDataModule.describe``), ``expert`` (the method settings), ``epochs``, ``seed`` and ``versions``.
+                Of ``expert``, the store itself obeys ``snapshot_dtype``, ``every_n_epochs`` and ``max_epoch``.
 
         Raises:
-            ConfigurationError: the folder holds trajectories of something else.
+            ConfigurationError: the folder holds trajectories of something else, or cannot be written.
         """
         folder = Path(folder)
-        complete = {"format": FORMAT_VERSION, **metadata}
-        if (folder / "store.json").exists():
+        if (folder / STORE_FILE).exists():
             store = cls.open(folder)
-            for key in ("network", "data", "expert", "epochs", "seed"):
-                store.require(key, complete.get(key))
+            for key in IDENTITY:
+                store.require(key, metadata.get(key))
             return store
-        write_json(folder / "store.json", complete)
+        store = cls(folder, {"format": FORMAT_VERSION, "id": identity(metadata), **metadata})
+        for expert in store.experts():  # of a store that lost its store.json
+            store.record(expert)
+        room.writing(folder / STORE_FILE, lambda: write_store_record(folder, metadata))
         return cls.open(folder)
 
     @classmethod
@@ -71,25 +97,10 @@ class TrajectoryStore:
         """Open an existing store.
 
         Raises:
-            ConfigurationError: there is none, or a newer version of this package wrote it.
+            ConfigurationError: there is none, it is damaged, or another version of this package wrote it.
         """
         folder = Path(folder)
-        if not (folder / "store.json").exists():
-            raise ConfigurationError(
-                OPTION,
-                folder,
-                "no trajectories are there",
-                "run train_experts.py with the same settings first",
-            )
-        metadata = read_json(folder / "store.json")
-        if metadata.get("format") != FORMAT_VERSION:
-            raise ConfigurationError(
-                OPTION,
-                folder,
-                f"its format is {metadata.get('format')} and this version reads {FORMAT_VERSION}",
-                "install the version of ast_lightning that wrote it",
-            )
-        return cls(folder, metadata)
+        return cls(folder, read_store_record(folder))
 
     def require(self, key: str, expected: Any) -> None:
         """Refuse to go on when the store was made from another ``key`` (``network``, ``data``, …).
@@ -97,7 +108,7 @@ class TrajectoryStore:
         Raises:
             ConfigurationError: naming the first field that differs and both its values.
         """
-        difference = _first_difference(self.metadata.get(key), expected, key)
+        difference = first_difference(self.metadata.get(key), expected, key)
         if difference:
             field, stored, wanted = difference
             raise ConfigurationError(
@@ -108,14 +119,19 @@ class TrajectoryStore:
             )
 
     @property
+    def id(self) -> str:
+        """16 hexadecimal digits of what determines the trajectories."""
+        return str(self.metadata.get("id") or identity(self.metadata))
+
+    @property
     def layout(self) -> ParameterLayout:
         """Names and shapes of the parameters, in the order in which vectors are flattened."""
         return [(name, tuple(shape)) for name, shape in self.metadata["network"]["parameters"]]
 
     @property
     def epochs(self) -> int:
-        """E: a complete trajectory has E + 1 snapshots."""
-        return int(self.metadata["epochs"])
+        """E, the final epoch."""
+        return self.schedule.epochs
 
     def expert_folder(self, expert: int) -> Path:
         """Where the snapshots of an expert are."""
@@ -127,82 +143,170 @@ class TrajectoryStore:
 
     def is_complete(self, expert: int) -> bool:
         """Whether the expert was trained to its end."""
-        return (self.expert_folder(expert) / "expert.json").exists()
+        return (self.expert_folder(expert) / EXPERT_FILE).exists()
 
     def experts(self) -> list[int]:
         """The complete experts in ascending order."""
-        found = (path.parent.name.removeprefix("expert_") for path in self.folder.glob("expert_*/expert.json"))
+        found = (path.parent.name.removeprefix("expert_") for path in self.folder.glob(f"expert_*/{EXPERT_FILE}"))
         return sorted(int(name) for name in found if name.isdecimal())
 
-    def summary(self, expert: int) -> dict[str, Any]:
-        """What :meth:`finish` recorded of a complete expert."""
-        summary: dict[str, Any] = read_json(self.expert_folder(expert) / "expert.json")
-        return summary
+    def incomplete(self) -> list[int]:
+        """The experts that have snapshots and are not complete, in ascending order."""
+        return [expert for expert, _ in expert_folders(self.folder) if not self.is_complete(expert)]
 
-    def write_snapshot(self, expert: int, epoch: int, parameters: Mapping[str, Tensor]) -> None:
-        """Write the parameters after ``epoch`` epochs, as float32; shapes must be those of the layout."""
-        tensors = {name: parameters[name].detach().to("cpu", torch.float32) for name, _ in self.layout}
-        for name, shape in self.layout:
-            if tuple(tensors[name].shape) != shape:
-                raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, the store expects {shape}")
-        write_tensors(self.snapshot_path(expert, epoch), tensors)
+    def record(self, expert: int) -> ExpertRecord:
+        """What :meth:`finish` recorded of a complete expert; read once.
+
+        Raises:
+            ConfigurationError: it is damaged, or that of another expert or store.
+        """
+        if expert not in self._records:
+            folder = self.expert_folder(expert)
+            self._records[expert] = self._reading(
+                folder / EXPERT_FILE, lambda: ExpertRecord.read(folder, expert, self.id)
+            )
+        return self._records[expert]
+
+    def check_preprocessing(self) -> None:
+        """Make sure that the statistics of the preprocessing are those of this store.
+
+        Raises:
+            ConfigurationError: they are missing, damaged, or others.
+        """
+        check_preprocessing(self.folder, self.metadata)
+
+    def summary(self, expert: int) -> dict[str, Any]:
+        """The summary that :meth:`finish` was given of a complete expert."""
+        return self.record(expert).summary
+
+    def write_snapshot(self, expert: int, epoch: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write the parameters after ``epoch`` epochs.
+
+        Args:
+            expert: its index.
+            epoch: one of ``schedule``; an expert whose snapshot is written is complete no more.
+            tensors: parameters and, where they are to be kept, all buffers of the network, by name.
+
+        Raises:
+            ConfigurationError: the disk refuses the file, or a parameter is too large for the type of the snapshots.
+            ValueError: another epoch, another shape.
+        """
+        if not self.schedule.holds(epoch):
+            raise ValueError(f"epoch {epoch} is none of those that {self.folder} stores: {self.schedule}")
+        path = self.snapshot_path(expert, epoch)
+
+        def write() -> None:
+            self.format.write(path, expert, epoch, tensors)
+            self._forget(expert)
+
+        room.writing(path, write)
 
     def drop_snapshots_after(self, expert: int, epoch: int) -> None:
-        """Delete the snapshots beyond ``epoch``: what a killed run wrote after the state it resumes from.
+        """Delete the snapshots beyond ``epoch``, and pieces: what a killed run wrote after the state it resumes from.
 
         An expert that loses a snapshot is complete no more.
         """
-        snapshots = self.expert_folder(expert).glob("epoch_*.safetensors")
-        beyond = [path for path in snapshots if int(path.stem.removeprefix("epoch_")) > epoch]
+        folder = self.expert_folder(expert)
+        beyond = [path for number, path in snapshot_files(folder) if number > epoch]
         if beyond:
-            (self.expert_folder(expert) / "expert.json").unlink(missing_ok=True)
-        for path in beyond:
-            path.unlink()
+            self._forget(expert)
+        for path in (*beyond, *folder.glob(".*.partial")):
+            path.unlink(missing_ok=True)
+
+    def check_snapshots(self, expert: int, epoch: int) -> dict[int, str]:
+        """Read every snapshot up to ``epoch``.
+
+        Returns:
+            Their checksums by epoch.
+
+        Raises:
+            ConfigurationError: one is missing or damaged.
+        """
+        into = torch.empty(self.format.num_parameters)
+        return {each: self._read(expert, each, into)[0] for each in self.schedule.stored() if each <= epoch}
 
     def finish(self, expert: int, summary: Mapping[str, Any]) -> None:
-        """Mark an expert complete.
+        """Mark an expert complete, after reading all its snapshots once more.
 
         Raises:
             RuntimeError: a snapshot is missing.
+            ConfigurationError: a snapshot is damaged, or the disk refuses the file.
         """
-        missing = [epoch for epoch in range(self.epochs + 1) if not self.snapshot_path(expert, epoch).exists()]
+        missing = [epoch for epoch in self.schedule.stored() if not self.snapshot_path(expert, epoch).exists()]
         if missing:
             raise RuntimeError(f"expert {expert} in {self.folder} cannot be complete: snapshots {missing} are missing")
-        write_json(self.expert_folder(expert) / "expert.json", dict(summary))
+        self._forget(expert)
+        record = ExpertRecord(expert, self.id, self.check_snapshots(expert, self.epochs), dict(summary))
+        folder = self.expert_folder(expert)
+        room.writing(folder / EXPERT_FILE, lambda: record.write(folder))
 
     def read_snapshot(self, expert: int, epoch: int) -> Tensor:
         """The flat parameters ``[P]``, float32 on the CPU.
 
         Raises:
-            ConfigurationError: the file is missing, damaged, or holds other tensors than the store says.
+            ConfigurationError: the file is missing or damaged, or not that of this expert and epoch.
         """
-        path = self.snapshot_path(expert, epoch)
-        remedy = f"delete {self.expert_folder(expert)} and run train_experts.py again"
-        try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise ConfigurationError(OPTION, self.folder, f"{path.name} cannot be read ({error})", remedy) from error
-        if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != dict(self.layout):
-            raise ConfigurationError(OPTION, self.folder, f"{path} holds other parameters than store.json says", remedy)
-        return torch.cat([tensors[name].reshape(-1) for name, _ in self.layout])
+        return self.read_window(expert, epoch, 0)[0]
 
     def read_window(self, expert: int, start: int, length: int) -> Tensor:
-        """The snapshots after epochs ``start`` … ``start + length`` as one tensor ``[length + 1, P]``."""
-        return torch.stack([self.read_snapshot(expert, epoch) for epoch in range(start, start + length + 1)])
+        """The snapshots after epochs ``start``, ``start + n``, … ``start + length``, where every n-th epoch is stored.
 
+        Returns:
+            ``[length // n + 1, P]``, float32 on the CPU.
 
-def _first_difference(stored: Any, wanted: Any, field: str) -> tuple[str, Any, Any] | None:
-    """The first leaf in which two trees of plain containers differ, as (path, stored, wanted)."""
-    if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
-        for key in sorted({*stored, *wanted}):
-            difference = _first_difference(stored.get(key), wanted.get(key), f"{field}.{key}")
-            if difference:
-                return difference
-        return None
-    stored, wanted = _plain(stored), _plain(wanted)
-    return None if stored == wanted else (field, stored, wanted)
+        Raises:
+            ConfigurationError: a file is missing or damaged, or not that of this expert and epoch.
+        """
+        epochs = range(start, start + length + 1, self.schedule.every_n_epochs)
+        window = torch.empty(len(epochs), self.format.num_parameters)
+        for row, epoch in zip(window, epochs, strict=True):
+            self._read(expert, epoch, row)
+        return window
 
+    def read_statistics(self, expert: int, epoch: int) -> dict[str, Tensor]:
+        """The buffers of the network by name, in the types that they had; none where the snapshot holds none.
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, the way JSON gives them back."""
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+        Raises:
+            ConfigurationError: the file is missing or damaged, or not that of this expert and epoch.
+        """
+        return self._read(expert, epoch, torch.empty(self.format.num_parameters))[1]
+
+    def bytes_to_write(self, experts: Iterable[int]) -> int:
+        """Bytes of the snapshots that these experts do not have yet."""
+        paths = (self.snapshot_path(expert, epoch) for expert in experts for epoch in self.schedule.stored())
+        return self.format.num_bytes * sum(not path.exists() for path in paths)
+
+    def check_room(self, experts: Iterable[int]) -> None:
+        """Refuse a run that the disk cannot hold, before it begins.
+
+        Raises:
+            ConfigurationError: the folder cannot be written, or has too little room for what is still to be written.
+        """
+        room.check_room(self.folder, self.bytes_to_write(experts) + room.STATE * self.format.num_parameters)
+
+    def _read(self, expert: int, epoch: int, into: Tensor) -> tuple[str, dict[str, Tensor]]:
+        path = self.snapshot_path(expert, epoch)
+        recorded = self.record(expert).snapshots if self.is_complete(expert) else None
+
+        def read() -> tuple[str, dict[str, Tensor]]:
+            checksum, statistics = self.format.read(path, expert, epoch, into)
+            if recorded is not None and checksum != recorded.get(epoch):
+                raise Damaged(f"it is not the one of which {EXPERT_FILE} has the checksum")
+            return checksum, statistics
+
+        return self._reading(path, read)
+
+    def _reading(self, path: Path, read: Callable[[], T]) -> T:
+        remedy = f"bring back a copy of it, or delete {path.parent} and run train_experts.py again"
+        try:
+            return read()
+        except Damaged as error:
+            raise ConfigurationError(OPTION, self.folder, f"{path} cannot be used: {error}", remedy) from error
+        except OSError as error:
+            problem = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+            raise ConfigurationError(OPTION, self.folder, f"{path} {problem}", remedy) from error
+
+    def _forget(self, expert: int) -> None:
+        """Make an expert incomplete."""
+        self._records.pop(expert, None)
+        (self.expert_folder(expert) / EXPERT_FILE).unlink(missing_ok=True)

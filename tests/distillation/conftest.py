@@ -42,21 +42,28 @@ def make_store(tmp_path: Path, network: Callable[[], ConvNet]) -> Callable[..., 
     """Trajectories that walk at random from a true initialisation; ``spoil`` maps (expert, epoch) to a value."""
 
     def make(
-        experts: int = 3, epochs: int = 5, *, finish: bool = True, spoil: dict[tuple[int, int], float] | None = None
+        experts: int = 3,
+        epochs: int = 5,
+        *,
+        finish: bool = True,
+        spoil: dict[tuple[int, int], float] | None = None,
+        expert: dict[str, Any] | None = None,
     ) -> TrajectoryStore:
-        metadata = {"network": describe_network(network), "data": {}, "expert": {}, "epochs": epochs, "seed": 0}
+        metadata = {"network": describe_network(network), "data": {}, "expert": expert or {}, "epochs": epochs}
+        metadata["seed"] = 0
         store = TrajectoryStore.create(tmp_path / "store", {**metadata, "versions": {}})
-        for expert in range(experts):
-            generator = torch.Generator().manual_seed(100 + expert)
-            weights = {name: each.detach() for name, each in build_network(network, 1, expert).named_parameters()}
+        for index in range(experts):
+            generator = torch.Generator().manual_seed(100 + index)
+            weights = {name: each.detach() for name, each in build_network(network, 1, index).named_parameters()}
             for epoch in range(epochs + 1):
                 spoiled = dict(weights)
-                if (expert, epoch) in (spoil or {}):
-                    spoiled["classifier.bias"] = torch.full((CLASSES,), spoil[expert, epoch])
-                store.write_snapshot(expert, epoch, spoiled)
+                if (index, epoch) in (spoil or {}):
+                    spoiled["classifier.bias"] = torch.full((CLASSES,), spoil[index, epoch])
+                if store.schedule.holds(epoch):
+                    store.write_snapshot(index, epoch, spoiled)
                 weights = {n: w + 0.03 * torch.randn(w.shape, generator=generator) for n, w in weights.items()}
             if finish:
-                store.finish(expert, {})
+                store.finish(index, {})
         return store
 
     return make

@@ -85,10 +85,10 @@ class PlainDistillation:
         count, steps, epochs = len(self.store.experts()), settings.syn_steps, settings.expert_epochs
         order = torch.randperm(count, generator=keyed_generator(SEED, "expert order", index // count))
         expert = int(order[index % count])
-        first = int(
-            torch.randint(settings.max_start_epoch, (1,), generator=keyed_generator(SEED, "start epoch", index))
-        )
-        targets = {offset: self.snapshot(expert, first + offset) for offset in range(1, epochs + 1)}
+        every = self.store.schedule.every_n_epochs
+        starts = list(range(0, settings.max_start_epoch, every))
+        first = starts[torch.randint(len(starts), (1,), generator=keyed_generator(SEED, "start epoch", index))]
+        targets = {offset: self.snapshot(expert, first + offset) for offset in range(every, epochs + 1, every)}
         start = self.perturbed(self.snapshot(expert, first), index)
         images = self.images.clone().requires_grad_()
         rate = self.rate.clone().requires_grad_()
@@ -109,7 +109,7 @@ class PlainDistillation:
             return torch.stack([(one[name] - other[name]).square().sum() for name in other]).sum()
 
         terms = {epochs: distance(path[steps], targets[epochs]) / distance(start, targets[epochs])}
-        for offset in range(1, epochs):
+        for offset in range(every, epochs, every):
             weight = {"none": 0.0, "aggregate": 1.0, "adaptive": offset / epochs}[settings.intermediate]
             if weight:
                 reached = path[steps // epochs * offset]
@@ -134,6 +134,10 @@ class PlainDistillation:
         (torch.float64, {"max_steps": 3}),
         (torch.float64, {"intermediate": "adaptive", "batch_syn": None, "perturbation": 0.5}),
         (torch.float64, {"learn_lr": False, "max_start_epoch": 2}),
+        # every second epoch is stored
+        (torch.float64, {"every": 2, "expert_epochs": 4, "syn_steps": 9, "max_start_epoch": 4, "max_steps": 3}),
+        (torch.float64, {"every": 2, "expert_epochs": 4, "intermediate": "adaptive"}),
+        (torch.float64, {"every": 3, "expert_epochs": 3, "max_start_epoch": 1}),
         # MTT
         (
             torch.float64,
@@ -151,7 +155,10 @@ def test_iterations_equal_the_plain_loop(
     dtype: torch.dtype,
     changes: dict[str, Any],
 ) -> None:
-    store, settings = make_store(), ast_settings(**changes)
+    changes = dict(changes)
+    every = changes.pop("every", 1)
+    store = make_store() if every == 1 else make_store(epochs=7, expert={"every_n_epochs": every})
+    settings = ast_settings(**changes)
     images = synthetic_set[0].to(dtype)
     plain = PlainDistillation(store, settings, network, images)
     for index in range(settings.max_steps):

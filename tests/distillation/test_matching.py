@@ -49,6 +49,34 @@ def test_matching_steps_are_distinct_and_ascending(epochs: int, extra: int, inte
     assert max(matched) == epochs + extra
 
 
+@pytest.mark.parametrize(
+    ("steps", "epochs", "every", "intermediate", "expected"),
+    [
+        (20, 4, 2, "aggregate", {10: 2, 20: 4}),
+        (20, 6, 2, "adaptive", {6: 2, 12: 4, 20: 6}),
+        (20, 6, 3, "aggregate", {9: 3, 20: 6}),
+        (20, 3, 3, "aggregate", {20: 3}),
+        (20, 6, 2, "none", {20: 6}),
+    ],
+)
+def test_matching_steps_of_thinned_trajectories(
+    steps: int, epochs: int, every: int, intermediate: str, expected: dict[int, int]
+) -> None:
+    assert matching_steps(steps, epochs, intermediate, every) == expected
+
+
+def test_matching_loss_of_a_thinned_trajectory_by_hand() -> None:
+    targets = torch.tensor([[2.0, 0.0], [0.0, 4.0], [3.0, 4.0]])  # after 2, 4 and 6 epochs
+    steps = matching_steps(7, 6, "adaptive", 2)
+    assert steps == {2: 2, 4: 4, 7: 6}
+    students = {2: torch.tensor([1.0, 1.0]), 4: torch.tensor([1.0, 4.0]), 7: torch.tensor([3.0, 0.0])}
+    loss = matching_loss(students, steps, torch.zeros(2), targets, "adaptive")
+    wanted = {2: 2 / 6 * 2 / 4, 4: 4 / 6 * 1 / 16, 6: 16 / 25}
+    assert {offset: float(part) for offset, part in loss.parts.items()} == pytest.approx(wanted)
+    last = matching_loss({7: students[7]}, {7: 6}, torch.zeros(2), targets, "none")
+    assert float(last.total) == pytest.approx(16 / 25)
+
+
 def test_intermediate_weight() -> None:
     assert [intermediate_weight(offset, 3, "adaptive") for offset in (1, 2, 3)] == pytest.approx([1 / 3, 2 / 3, 1])
     assert [intermediate_weight(offset, 3, "aggregate") for offset in (1, 2, 3)] == [1, 1, 1]

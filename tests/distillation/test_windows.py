@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import islice
@@ -16,6 +20,7 @@ from safetensors.torch import load_file
 from ast_lightning.distillation import TrajectoryWindows, Window, check_window, choose_window
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories.schedule import Schedule
 
 MakeStore = Callable[..., TrajectoryStore]
 
@@ -102,15 +107,15 @@ def test_only_the_named_and_complete_experts_are_used(make_store: MakeStore) -> 
 
 @pytest.mark.parametrize(("epochs", "bound", "total"), [(1, 5, 5), (2, 4, 5), (3, 3, 5), (5, 1, 5), (2, 49, 50)])
 def test_windows_may_reach_the_last_epoch_and_no_further(epochs: int, bound: int, total: int) -> None:
-    check_window(epochs, bound, total)
+    check_window(epochs, bound, Schedule(total))
     with pytest.raises(ConfigurationError, match=rf"max_start_epoch={bound + 1}.*reach epoch {total + 1}") as caught:
-        check_window(epochs, bound + 1, total)
+        check_window(epochs, bound + 1, Schedule(total))
     assert f"set distill.max_start_epoch={bound} " in str(caught.value)
 
 
 def test_a_window_longer_than_any_trajectory() -> None:
     with pytest.raises(ConfigurationError, match=r"lower distill\.expert_epochs"):
-        check_window(6, 1, 5)
+        check_window(6, 1, Schedule(5))
 
 
 def test_the_largest_window_can_be_read(store: TrajectoryStore) -> None:
@@ -124,6 +129,139 @@ def test_a_store_without_complete_experts_is_refused(make_store: MakeStore) -> N
     store = make_store(experts=1, finish=False)
     with pytest.raises(ConfigurationError, match=r"experts_dir=.*no complete expert"):
         TrajectoryWindows(store, expert_epochs=2, max_start_epoch=3)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "bound", "schedule"),
+    [
+        (2, 4, Schedule(6, 2)),  # starts 0, 2 → 4
+        (2, 6, Schedule(6, 2)),  # starts 0, 2, 4 → 6
+        (4, 4, Schedule(7, 2)),  # 0, 2, 4, 6, 7: starts 0, 2 → 6
+        (3, 2, Schedule(9, 1, 4)),
+        (4, 2, Schedule(9, 2, 5)),  # 0, 2, 4, 9: start 0 → 4
+    ],
+)
+def test_the_largest_bounds_of_thinned_trajectories(epochs: int, bound: int, schedule: Schedule) -> None:
+    check_window(epochs, bound, schedule)
+    largest = schedule.last - epochs + schedule.every_n_epochs
+    check_window(epochs, largest, schedule)
+    with pytest.raises(ConfigurationError, match=f"set distill.max_start_epoch={largest} or lower") as caught:
+        check_window(epochs, largest + 1, schedule)
+    ends = "expert.max_epoch" if schedule.max_epoch else "expert.epochs"
+    assert f"the trajectories end at {ends}=" in caught.value.problem
+    for start in range(0, largest, schedule.every_n_epochs):
+        assert all(schedule.holds(start + offset) for offset in range(0, epochs + 1, schedule.every_n_epochs))
+
+
+@pytest.mark.parametrize(("epochs", "nearest"), [(1, 4), (5, 4), (7, 4), (10, 8)])
+def test_windows_that_end_between_stored_epochs_are_refused(epochs: int, nearest: int) -> None:
+    words = rf"distill\.expert_epochs={epochs}: .*expert\.every_n_epochs=4.*set distill\.expert_epochs={nearest},"
+    with pytest.raises(ConfigurationError, match=words):
+        check_window(epochs, 1, Schedule(50, 4))
+
+
+def test_start_epochs_of_thinned_trajectories_are_uniform_among_the_stored() -> None:
+    counts = Counter(choose_window(index, range(4), 7, 1, every_n_epochs=3)[1] for index in range(600))
+    assert sorted(counts) == [0, 3, 6]
+    assert min(counts.values()) > 150
+
+
+def test_windows_of_a_thinned_store(make_store: MakeStore) -> None:
+    store = make_store(experts=2, epochs=7, expert={"every_n_epochs": 2})
+    windows = TrajectoryWindows(store, expert_epochs=4, max_start_epoch=4, seed=1)
+    seen = set()
+    for window in islice(iter(windows), 12):
+        seen.add(window.start_epoch)
+        for row, epoch in zip([window.start, *window.targets], range(window.start_epoch, 9, 2), strict=False):
+            assert torch.equal(row, store.read_snapshot(window.expert, epoch))
+        assert len(window.targets) == 2
+    assert seen == {0, 2}
+    with pytest.raises(ConfigurationError, match=r"distill\.expert_epochs=3"):
+        TrajectoryWindows(store, expert_epochs=3, max_start_epoch=1)
+
+
+def reading(windows: TrajectoryWindows, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """Notes which windows are read, and by which thread."""
+    read, notes = windows.window, []
+
+    def noted(index: int) -> Window:
+        notes.append((index, threading.current_thread().name))
+        return read(index)
+
+    monkeypatch.setattr(windows, "window", noted)
+    return notes
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("next window")]
+
+
+def test_the_next_window_is_read_while_one_is_in_use(store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = TrajectoryWindows(store, expert_epochs=2, max_start_epoch=3)
+    notes = reading(windows, monkeypatch)
+    stream = iter(windows)
+    assert notes == []  # nothing before the first is asked for
+    for count in range(1, 4):
+        next(stream)
+        deadline = time.monotonic() + 10
+        while len(notes) < count + 1 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert [index for index, _ in notes] == list(range(count + 1))
+    assert all(name.startswith("next window") for _, name in notes)
+    assert len({name for _, name in notes}) == 1
+    stream.close()  # type: ignore[attr-defined]
+    assert threads() == []
+
+
+def test_an_iteration_that_is_left_leaves_no_thread(store: TrajectoryStore) -> None:
+    windows = TrajectoryWindows(store, expert_epochs=2, max_start_epoch=3)
+    whole = taken(windows, 6)
+    assert threads() == []
+    for first in (2, 0, 5):
+        windows.start_at(first)
+        assert taken(windows, 1) == whole[first : first + 1]
+    assert threads() == []
+
+
+def test_two_iterations_do_not_disturb_each_other(store: TrajectoryStore) -> None:
+    windows = TrajectoryWindows(store, expert_epochs=2, max_start_epoch=3)
+    first = iter(windows)
+    next(first)
+    windows.start_at(1, rank=1, world_size=2)
+    assert [next(first).index, next(first).index] == [1, 2]
+    assert [index for index, _, _ in taken(windows, 2)] == [3, 5]
+
+
+def test_an_error_surfaces_at_its_window_and_no_earlier(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(experts=3)
+    windows = TrajectoryWindows(store, expert_epochs=2, max_start_epoch=3)
+    bad = next(index for index in range(4, 100) if windows.window(index).expert == windows.window(4).expert)
+    expert, start = choose_window(bad, windows.experts, 3, 0)
+    path = store.snapshot_path(expert, start)
+    stream = iter(windows)
+    for index in range(bad):
+        if index == bad - 1:
+            path.unlink()
+        window = next(stream)
+        assert window.index == index
+    with pytest.raises(ConfigurationError, match=path.name):
+        next(stream)
+    assert threads() == []
+
+
+def test_a_process_ends_with_a_window_in_reserve(store: TrajectoryStore) -> None:
+    """Also where the iteration was never closed."""
+    code = f"""
+import sys, threading
+from ast_lightning.distillation import TrajectoryWindows
+from ast_lightning.trajectories import TrajectoryStore
+stream = iter(TrajectoryWindows(TrajectoryStore.open({str(store.folder)!r}), expert_epochs=2, max_start_epoch=3))
+print(next(stream).index)
+sys.kept = stream
+"""
+    words = [sys.executable, "-c", code]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    assert (result.stdout.strip(), result.stderr) == ("0", "")
 
 
 @pytest.fixture(scope="module")

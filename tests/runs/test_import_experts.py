@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.provenance import store_id
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.torchfiles import fingerprint
 from ast_lightning.trajectories import TrajectoryStore
@@ -83,7 +82,7 @@ def test_what_a_result_records(output: Path, command: Command) -> None:
     run, store = run_of(*SMALL, f"output_dir={output}"), store_of(output)
     metadata = load_distilled(run.synthetic_folder()).metadata
     origin = metadata["trajectories"]
-    assert origin["id"] == store_id(store.metadata)
+    assert origin["id"] == store.id
     assert origin["experts"] == [0, 1]
     assert origin["sources"] == {}
     assert origin["expert"] == store.metadata["expert"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import read_json, write_json
+from ast_lightning.integrity import seal, unseal
 from ast_lightning.networks import FunctionalNetwork
 from ast_lightning.trajectories import TrajectoryStore
 
@@ -32,10 +34,12 @@ def with_change(metadata: Metadata, path: str, value: Any) -> Metadata:
 
 def test_create_writes_what_made_the_store(store: TrajectoryStore, metadata: Metadata) -> None:
     stored = read_json(store.folder / "store.json")
-    assert stored["format"] == 1
+    assert stored["format"] == 2
     assert stored["expert"] == metadata["expert"]
     assert stored["data"]["image_size"] == [4, 4]
-    assert store.metadata == stored
+    assert store.metadata == unseal(stored)
+    assert re.fullmatch("[0-9a-f]{16}", store.id)
+    assert stored["id"] == store.id
     assert store.epochs == 4
 
 
@@ -104,10 +108,18 @@ def test_open_says_that_nothing_is_there(tmp_path: Path, exists: bool) -> None:
     assert folder.exists() == exists
 
 
-@pytest.mark.parametrize("version", [2, None, "1"])
-def test_open_refuses_another_format(store: TrajectoryStore, metadata: Metadata, version: Any) -> None:
-    write_json(store.folder / "store.json", {**store.metadata, "format": version})
-    with pytest.raises(ConfigurationError, match=f"format is {version} and this version reads 1"):
+@pytest.mark.parametrize(
+    ("version", "remedy"),
+    [
+        (3, "install the version"),
+        (1, r"train these experts again with train_experts\.py.*format 1 has no checksums"),
+        (None, "bring back a copy"),
+        ("1", "bring back a copy"),
+    ],
+)
+def test_open_refuses_another_format(store: TrajectoryStore, metadata: Metadata, version: Any, remedy: str) -> None:
+    write_json(store.folder / "store.json", seal({**store.metadata, "format": version}))
+    with pytest.raises(ConfigurationError, match=f"format is {version} and this version reads 2.*{remedy}"):
         TrajectoryStore.open(store.folder)
     with pytest.raises(ConfigurationError, match="format"):
         TrajectoryStore.create(store.folder, metadata)
@@ -127,7 +139,7 @@ def test_truncated_snapshot_is_named(store: TrajectoryStore, fill: Fill, kept: i
     fill(0)
     path = store.snapshot_path(0, 2)
     path.write_bytes(path.read_bytes()[:kept])
-    assert "cannot be read" in refusal(store, 0, 2).problem
+    assert re.search("cut short|header is damaged|speaks of", refusal(store, 0, 2).problem)
 
 
 def test_missing_snapshot_is_named(store: TrajectoryStore, fill: Fill) -> None:

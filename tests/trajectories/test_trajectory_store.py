@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
+from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import FunctionalNetwork, describe_network
 from ast_lightning.trajectories import TrajectoryStore
 
@@ -174,12 +176,12 @@ def test_failed_write_keeps_the_old_snapshot(
     fill(0)
 
     def refuse(*arguments: Any) -> None:
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr("os.replace", refuse)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(ConfigurationError, match=r"output_dir=.*epoch_0001.*no space.*make room and run the same"):
         store.write_snapshot(0, 1, network.unflatten(snapshot(5, 5)))
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(ConfigurationError, match=r"epoch_0000.*no space"):
         store.write_snapshot(1, 0, network.unflatten(snapshot(5, 5)))
     assert torch.equal(store.read_snapshot(0, 1), snapshot(0, 1))
     assert not list(store.folder.rglob("*partial*"))

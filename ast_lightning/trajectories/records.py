@@ -1,0 +1,175 @@
+"""What a store says of itself and of its experts: ``store.json`` and ``expert.json``, sealed and compared.
+
+This module starts without torch, for the command line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.files import read_json, write_json
+from ast_lightning.integrity import Damaged, bytes_checksum, read_checked_tensors, seal, unseal
+
+FORMAT_VERSION = 2
+OPTION = "experts_dir"
+STORE_FILE = "store.json"
+EXPERT_FILE = "expert.json"
+PREPROCESSING_FILE = "preprocessing.safetensors"
+IDENTITY = ("network", "data", "expert", "epochs", "seed")
+"""The keys of ``store.json`` that determine trajectories: two stores that agree in them hold the same experts."""
+
+
+def identity(metadata: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of what determines the trajectories; the same on every machine."""
+    content = {key: metadata.get(key) for key in IDENTITY}
+    return bytes_checksum(json.dumps(content, sort_keys=True).encode())[:16]
+
+
+def write_store_record(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Write ``store.json``."""
+    _write_sealed(folder / STORE_FILE, {"format": FORMAT_VERSION, "id": identity(metadata), **metadata})
+
+
+def read_store_record(folder: Path) -> dict[str, Any]:
+    """The content of ``store.json``.
+
+    Raises:
+        ConfigurationError: there is none, it is damaged, or another version of this package wrote it.
+    """
+    path = folder / STORE_FILE
+    if not path.exists():
+        raise ConfigurationError(
+            OPTION,
+            folder,
+            f"no trajectories are there: it has no {STORE_FILE}",
+            "run train_experts.py with the same settings first",
+        )
+    remedy = (
+        f"bring back a copy of it, or delete it and run train_experts.py with the same settings: that writes it anew "
+        f"and keeps the complete experts of {folder}"
+    )
+    try:
+        content = read_json(path)
+        _check_format(folder, content)
+        return unseal(content)
+    except ConfigurationError:
+        raise
+    except (OSError, ValueError) as error:  # of the file, of JSON, of the checksum
+        raise ConfigurationError(OPTION, folder, f"{path} is damaged ({error})", remedy) from error
+
+
+def _check_format(folder: Path, content: Any) -> None:
+    found = content.get("format") if isinstance(content, dict) else None
+    if found == FORMAT_VERSION:
+        return
+    problem = f"its format is {found} and this version reads {FORMAT_VERSION}"
+    if isinstance(found, int) and found > FORMAT_VERSION:
+        remedy = "install the version of ast_lightning that wrote it"
+    elif found == 1:
+        remedy = (
+            "move this folder away and train these experts again with train_experts.py, or go on with the version of "
+            "ast_lightning that wrote it: format 1 has no checksums"
+        )
+    else:
+        problem, remedy = f"{problem}: {STORE_FILE} is damaged, or no store's", "bring back a copy of that file"
+    raise ConfigurationError(OPTION, folder, problem, remedy)
+
+
+def check_preprocessing(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Make sure that the statistics of the preprocessing are those that ``store.json`` speaks of.
+
+    A store whose ``store.json`` speaks of none, made from Python without the command, may have none.
+
+    Raises:
+        ConfigurationError: they are missing, damaged, or others.
+    """
+    from safetensors import SafetensorError  # late: with torch
+
+    path, fingerprint = folder / PREPROCESSING_FILE, metadata.get("preprocessing_fingerprint")
+    if fingerprint is None and not path.exists():
+        return
+    problem = None
+    try:
+        found, _ = read_checked_tensors(path)
+        if fingerprint not in (None, found.get("fingerprint")):
+            problem = f"is not the one that {STORE_FILE} speaks of"
+    except FileNotFoundError:
+        problem = "is missing"
+    except (OSError, SafetensorError, Damaged) as error:
+        problem = f"is damaged ({error})"
+    if problem:
+        raise ConfigurationError(
+            OPTION,
+            folder,
+            f"{path} {problem}",
+            f"bring back a copy of it, or delete both it and {STORE_FILE} and run train_experts.py with the same "
+            "settings: that writes them anew and keeps the complete experts",
+        )
+
+
+@dataclass(frozen=True)
+class ExpertRecord:
+    """The content of ``expert.json``, which makes an expert complete.
+
+    Attributes:
+        expert: its index.
+        store: the id of its store.
+        snapshots: the checksum of each stored epoch.
+        summary: what training found.
+    """
+
+    expert: int
+    store: str
+    snapshots: dict[int, str]
+    summary: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Write it into the folder of the expert."""
+        snapshots = {str(epoch): checksum for epoch, checksum in self.snapshots.items()}
+        content = {"expert": self.expert, "store": self.store, "snapshots": snapshots, "summary": self.summary}
+        _write_sealed(folder / EXPERT_FILE, content)
+
+    @classmethod
+    def read(cls, folder: Path, expert: int, store: str) -> ExpertRecord:
+        """Read it, and make sure that it is that of ``expert`` of the store with the id ``store``.
+
+        Raises:
+            Damaged: it cannot be read, was changed, or belongs to something else.
+        """
+        try:
+            content = unseal(read_json(folder / EXPERT_FILE))
+            snapshots = {int(epoch): str(checksum) for epoch, checksum in content["snapshots"].items()}
+            record = cls(content["expert"], content["store"], snapshots, content["summary"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Damaged(f"it is damaged ({error})") from error
+        if (record.expert, record.store) != (expert, store):
+            raise Damaged(
+                f"it is that of expert {record.expert} of store {record.store}, not of expert {expert} of store {store}"
+            )
+        return record
+
+
+def _write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    write_json(path, seal(json.loads(json.dumps(content))))  # sealed as it will be read: lists, and texts as keys
+
+
+def first_difference(stored: Any, wanted: Any, field: str) -> tuple[str, Any, Any] | None:
+    """The first leaf in which two trees of plain containers differ, as (path, stored, wanted)."""
+    if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
+        for key in sorted({*stored, *wanted}):
+            difference = first_difference(stored.get(key), wanted.get(key), f"{field}.{key}")
+            if difference:
+                return difference
+        return None
+    stored, wanted = _plain(stored), _plain(wanted)
+    return None if stored == wanted else (field, stored, wanted)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, the way JSON gives them back."""
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

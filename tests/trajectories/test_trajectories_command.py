@@ -1,0 +1,237 @@
+"""``python -m ast_lightning.trajectories``: what it prints, what it returns, and what it does not import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ast_lightning.data import fit_preprocessing, save_preprocessing
+from ast_lightning.networks import FunctionalNetwork
+from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories.__main__ import main
+
+Fill = Callable[[int], None]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Status, output and errors of a command line, on a wide terminal."""
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def call(*words: object) -> tuple[int, str, str]:
+        status = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def family(
+    store: TrajectoryStore, fill: Fill, metadata: dict[str, Any], snapshot: Any, network: FunctionalNetwork
+) -> Path:
+    """Two stores: one with two complete experts and one in the making, one with nothing yet but its record."""
+    fill(0)
+    fill(3)
+    store.finish(3, {"metrics": {"test/accuracy": 0.875}})
+    for epoch in range(2):
+        store.write_snapshot(4, epoch, network.unflatten(snapshot(4, epoch)))
+    other = {**metadata, "seed": 7, "expert": {"every_n_epochs": 2, "snapshot_dtype": "float16"}}
+    TrajectoryStore.create(store.folder.parent / "thin", other)
+    return store.folder.parent
+
+
+def test_ls_of_a_family(run: Run, family: Path, store: TrajectoryStore) -> None:
+    status, text, _ = run("ls", family)
+    assert status == 0
+    for words in (["store", "digits", "0", "4", "5", "2 + 1 incomplete"], ["thin", "digits", "7", "4", "3", "0"]):
+        assert any(words == row(line)[: len(words)] for line in text.splitlines()), text
+    _, text, _ = run("ls", family, "--json")
+    first, second = json.loads(text)
+    size = sum(path.stat().st_size for path in store.folder.rglob("epoch_*"))
+    assert first == {
+        "folder": str(store.folder), "network": "ConvNet", "data": "digits", "seed": 0, "epochs": 4, "stored": 5,
+        "complete": 2, "incomplete": 1, "bytes": size, "problem": None,
+    }  # fmt: skip
+    assert (second["stored"], second["bytes"]) == (3, 0)
+
+
+def row(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("│ ").split("│")]
+
+
+def test_ls_of_a_store(run: Run, family: Path, store: TrajectoryStore) -> None:
+    store.snapshot_path(0, 2).unlink()
+    (store.expert_folder(3) / "epoch_0001 copy.safetensors").touch()
+    status, text, _ = run("ls", store.folder)
+    assert status == 0
+    rows = [row(line) for line in text.splitlines() if "│" in line]
+    assert [each[0] for each in rows] == ["0", "3", "4"]
+    assert rows[0][-1] == "snapshots [2] are missing"
+    assert (rows[1][1], rows[1][2], rows[1][4], rows[1][5]) == ("5", "4", "87.5", "complete")
+    assert (rows[2][1], rows[2][2], rows[2][5]) == ("2", "1", "incomplete")
+    _, text, _ = run("ls", store.folder, "--json")
+    assert [(each["expert"], each["complete"], each["epochs"]) for each in json.loads(text)] == [
+        (0, True, [0, 1, 3, 4]),
+        (3, True, [0, 1, 2, 3, 4]),
+        (4, False, [0, 1]),
+    ]
+
+
+def test_info(run: Run, family: Path, store: TrajectoryStore) -> None:
+    status, text, _ = run("info", store.folder)
+    assert status == 0
+    wanted = {
+        "id": store.id, "format": 2, "seed": 0, "expert.gradient_penalty": 2.0, "versions.torch": "1.0", "complete": 2,
+        "data.counts.train": 10, "network.arguments.width": 2, "stored_epochs": [0, 1, 2, 3, 4],
+        "parameters": store.format.num_parameters,
+    }  # fmt: skip
+    for words in ([name, str(value)] for name, value in wanted.items()):
+        assert any(words == row(line) for line in text.splitlines()), words
+    _, text, _ = run("info", store.folder, "--json")
+    described = json.loads(text)
+    assert described.items() >= store.metadata.items()
+    _, text, _ = run("info", family, "--json")
+    assert [each["seed"] for each in json.loads(text)] == [0, 7]
+
+
+def test_verify_says_that_all_is_well(run: Run, store: TrajectoryStore, fill: Fill) -> None:
+    fill(0)
+    fill(1)
+    status, text, _ = run("verify", store.folder.parent)
+    assert (status, text.endswith("of snapshots: all is well\n")) == (0, True)
+    assert text.startswith("1 store, 2 complete experts, ")
+    status, text, _ = run("verify", store.folder, "--json")
+    report = json.loads(text)
+    assert (status, report["findings"], len(report["stores"])) == (0, [], 1)
+
+
+def test_verify_names_everything_that_is_wrong(run: Run, family: Path, store: TrajectoryStore) -> None:
+    broken = store.snapshot_path(3, 1)
+    content = bytearray(broken.read_bytes())
+    content[-1] ^= 1
+    broken.write_bytes(content)
+    store.snapshot_path(3, 4).unlink()
+    stray = store.snapshot_path(0, 9)
+    stray.write_bytes(b"")
+    piece = store.expert_folder(4) / ".epoch_0002.safetensors.xyz.partial"
+    piece.write_bytes(b"")
+    (store.expert_folder(0) / "notes.txt").write_text("a user's own")
+    status, text, _ = run("verify", family, "--json")
+    assert status == 1
+    found = {each["file"]: each for each in json.loads(text)["findings"]}
+    incomplete = store.expert_folder(4) / "expert.json"
+    assert {Path(name) for name in found} == {broken, store.snapshot_path(3, 4), stray, piece, incomplete}
+    assert "does not fit its checksum" in found[str(broken)]["problem"]
+    assert "is missing" in found[str(store.snapshot_path(3, 4))]["problem"]
+    assert "2 of 5 snapshots" in found[str(incomplete)]["problem"]
+    assert "goes on with this expert" in found[str(incomplete)]["remedy"]
+    assert found[str(piece)]["remedy"] == found[str(stray)]["remedy"] == "delete it"
+
+    status, text, _ = run("verify", family)
+    lines = text.splitlines()
+    assert (status, len(lines)) == (1, 6)
+    assert lines[-1].startswith("2 stores, 2 complete experts, ")
+    assert lines[-1].endswith("5 problems")
+    assert all(". Remedy: " in line for line in lines[:-1])
+    assert any(line.startswith(f"{broken}: cannot be used: its content does not fit") for line in lines)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut short", "newer"])
+def test_a_store_whose_record_is_of_no_use(run: Run, store: TrajectoryStore, fill: Fill, damage: str) -> None:
+    fill(0)
+    path = store.folder / "store.json"
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut short":
+        path.write_text(path.read_text()[:-30])
+    else:
+        path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
+    status, text, _ = run("verify", store.folder.parent, "--json")
+    (finding,) = json.loads(text)["findings"]
+    assert (status, finding["file"]) == (1, str(path))
+    status, text, _ = run("ls", store.folder.parent)
+    assert status == 0
+    assert {"gone": "no store.json", "cut short": "is damaged", "newer": "format is 3"}[damage] in text
+    status, _, errors = run("info", store.folder)
+    assert (status, errors.startswith(f"error: experts_dir={store.folder}: "), "Remedy: " in errors) == (2, True, True)
+    run("ls", store.folder)  # its experts can still be counted
+
+
+def test_verify_covers_the_preprocessing(run: Run, metadata: dict[str, Any], tmp_path: Path, images: Any) -> None:
+    fitted, other = (fit_preprocessing("standardize", each) for each in (images, images // 2))
+    store = TrajectoryStore.create(tmp_path / "s", {**metadata, "preprocessing_fingerprint": fitted.fingerprint()})
+    path = store.folder / "preprocessing.safetensors"
+
+    def problem() -> str:
+        status, text, _ = run("verify", store.folder, "--json")
+        findings = json.loads(text)["findings"]
+        assert status == len(findings) <= 1
+        assert all(each["file"] == str(path) and "delete both it and store.json" in each["remedy"] for each in findings)
+        return findings[0]["problem"] if findings else ""
+
+    assert problem().endswith("is missing")
+    save_preprocessing(path, fitted)
+    assert problem() == ""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 4]))
+    assert "does not fit its checksum" in problem()
+    path.write_bytes(content[:-1])
+    assert "is damaged" in problem()
+    save_preprocessing(path, other)
+    assert "is not the one that store.json speaks of" in problem()
+
+
+@pytest.fixture
+def images() -> Any:
+    import torch
+
+    return torch.randint(256, (6, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+
+
+@pytest.mark.parametrize("command", ["verify", "ls", "info"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_folder_without_stores(run: Run, tmp_path: Path, command: str, exists: bool) -> None:
+    folder = tmp_path / "empty"
+    if exists:
+        folder.mkdir()
+    status, text, errors = run(command, folder)
+    assert (status, text) == (2, "")
+    assert str(folder) in errors
+    assert "runs/experts" in errors
+
+
+def test_help_and_listings_start_without_torch(store: TrajectoryStore, fill: Fill) -> None:
+    fill(0)
+    code = f"""
+import sys
+from ast_lightning.trajectories.__main__ import main
+for words in (["ls", {str(store.folder)!r}], ["info", {str(store.folder)!r}], ["--help"]):
+    try:
+        main(words)
+    except SystemExit as end:
+        assert end.code == 0
+assert "torch" not in sys.modules, "torch"
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    for word in ("verify", "ls", "info", "status 1 if any"):
+        assert word in " ".join(result.stdout.split())
+
+
+def test_it_is_a_module_that_runs(store: TrajectoryStore, fill: Fill) -> None:
+    fill(0)
+    words = [sys.executable, "-m", "ast_lightning.trajectories", "verify", str(store.folder)]
+    result = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    store.snapshot_path(0, 0).unlink()
+    result = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert "epoch_0000.safetensors" in result.stdout
