@@ -55,11 +55,21 @@ def read_json(path: Path) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors as one safetensors file."""
+    """Write named tensors as one safetensors file; the same ones give the same bytes."""
     from safetensors.torch import save  # late: this module also serves what must start without torch
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(plain, metadata=dict(metadata) if metadata else None))
+    write_bytes(path, _settled(save(plain, metadata=dict(metadata) if metadata else None)))
+
+
+def _settled(content: bytes) -> bytes:
+    """A safetensors file with its metadata in order: the library writes them in another one each time."""
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:begin])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
+    return b"".join((len(text).to_bytes(8, "little"), text, content[begin:]))
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:

@@ -87,6 +87,20 @@ def test_tensors_round_trip_with_metadata(tmp_path: Path) -> None:
             assert torch.equal(file.get_tensor(name), tensor.detach())
 
 
+def test_the_same_tensors_give_the_same_bytes(tmp_path: Path) -> None:
+    tensors = {"bytes": torch.arange(3, dtype=torch.uint8), "numbers": torch.arange(4.0)}
+    about = {name: name.upper() for name in "heiß"}
+    files = []
+    for number in range(20):
+        write_tensors(tmp_path / str(number), tensors, about)
+        files.append((tmp_path / str(number)).read_bytes())
+    assert len(set(files)) == 1
+    assert int.from_bytes(files[0][:8], "little") % 8 == 0
+    with safe_open(tmp_path / "0", "pt") as file:
+        assert file.metadata() == about
+        assert torch.equal(file.get_tensor("numbers"), tensors["numbers"])
+
+
 def test_write_folder_makes_the_folder_whole(tmp_path: Path) -> None:
     seen: list[list[str]] = []
 

@@ -17,7 +17,7 @@ from ast_lightning.torchfiles import fingerprint
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.interchange import export_buffers
 
-from .conftest import SMALL, Command, Script, run_of
+from .conftest import ROOT, SMALL, Command, Script, run_of
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,13 @@ def test_import_distil_and_evaluate_with_the_same_words(
     mine = load_distilled(run.synthetic_folder())
     theirs = load_distilled(run_of(*SMALL, f"output_dir={output}").synthetic_folder())
     assert mine.checksum() == theirs.checksum()
-    assert mine.metadata["trajectories"]["expert"] == {"buffers": str(files.resolve()), "epochs": 4}
+    assert mine.metadata["trajectories"]["expert"] == {
+        "buffers": str(files.resolve()),
+        "epochs": 4,
+        "snapshot_dtype": "float32",
+        "every_n_epochs": 1,
+        "max_epoch": None,
+    }
     sources = mine.metadata["trajectories"]["sources"]
     assert [(expert, each["file"]) for expert, each in sources.items()] == [
         ("0", "replay_buffer_2.pt"),
@@ -75,6 +81,32 @@ def test_import_distil_and_evaluate_with_the_same_words(
     assert sources["1"]["checksum"] == fingerprint(files / "replay_buffer_10.pt")
     scores = command("evaluate", tmp_path, words)
     assert scores["whole_accuracy"] == pytest.approx(trained["test_accuracy"])
+
+
+def test_imported_trajectories_are_thinned_like_others(
+    output: Path, files: Path, tmp_path: Path, command: Command
+) -> None:
+    words = (f"buffers={files}", "expert.snapshot_dtype=bfloat16", "expert.every_n_epochs=2", "distill.expert_epochs=2")
+    command("train_experts", tmp_path, *words)
+    thinned, original = store_of(tmp_path, *words), store_of(output)
+    assert thinned.schedule.stored() == [0, 2, 4]
+    for epoch in (0, 2, 4):
+        assert torch.equal(thinned.read_snapshot(1, epoch), original.read_snapshot(1, epoch).bfloat16().float())
+    assert command("distill", tmp_path, *words)
+    with pytest.raises(ConfigurationError, match=r"does not hold every epoch.*every_n_epochs=1"):
+        export_buffers(thinned, tmp_path / "out")
+
+
+def test_beginning_an_import_anew_moves_it_aside(
+    files: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (f"buffers={files}", "expert_index=0")
+    command("train_experts", tmp_path, *words)
+    command("train_experts", tmp_path, *words, "fresh=true")
+    assert "earlier/expert_0000_1" in capsys.readouterr().out
+    store = store_of(tmp_path, *words)
+    assert store.experts() == [0]
+    assert (store.folder / "earlier" / "expert_0000_1" / "expert.json").exists()
 
 
 def test_what_a_result_records(output: Path, command: Command) -> None:
@@ -195,7 +227,7 @@ def test_imported_experts_are_told_from_trained_ones_and_serve_every_seed(files:
 def test_without_buffers_folders_are_what_they_were() -> None:
     """The README names one of them; users have others."""
     run = run_of("experiment=digits_quickstart")
-    assert run.distill_folder().name == "digits_ast_ipc1_seed0_25438afb"
+    assert f"{run.distill_folder()}/" in (ROOT / "README.md").read_text()
     assert run.experts_folder().name.startswith("digits_convnet_ast_seed0_")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ast_lightning.data import fit_preprocessing, save_preprocessing
 from ast_lightning.networks import FunctionalNetwork
@@ -224,6 +225,20 @@ assert "torch" not in sys.modules, "torch"
     assert result.returncode == 0, result.stderr
     for word in ("verify", "ls", "info", "status 1 if any"):
         assert word in " ".join(result.stdout.split())
+
+
+def test_export(run: Run, store: TrajectoryStore, fill: Fill, tmp_path: Path) -> None:
+    fill(0)
+    fill(1)
+    out = tmp_path / "out"
+    assert run("export", store.folder, out, "--per-file", "2")[:2] == (0, f"1 file in {out}\n")
+    (file,) = out.iterdir()
+    content = torch.load(file, weights_only=True)
+    assert len(content) == 2
+    assert torch.equal(torch.cat([each.flatten() for each in content[1][3]]), store.read_snapshot(1, 3))
+    status, _, problem = run("export", store.folder, out)
+    assert status == 2
+    assert "holds replay_buffer_*.pt already" in problem
 
 
 def test_it_is_a_module_that_runs(store: TrajectoryStore, fill: Fill) -> None:
