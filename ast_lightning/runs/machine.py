@@ -59,7 +59,8 @@ def keep_freed_memory() -> bool:
 def device_type(trainer: Mapping[str, Any]) -> str:
     """The kind of device that a Trainer of these options computes on: ``cpu``, ``cuda`` …."""
     accelerator = trainer.get("accelerator", "auto")
-    found = torch.accelerator.current_accelerator() if accelerator != "cpu" else None
+    # torch built for GPUs names one even where there is none
+    found = torch.accelerator.current_accelerator(check_available=True) if accelerator != "cpu" else None
     return found.type if found is not None else "cpu"
 
 

@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.runs.machine import compile_experts, compile_student, keep_freed_memory, prepare
+from ast_lightning.runs.machine import (
+    compile_experts,
+    compile_student,
+    device_type,
+    keep_freed_memory,
+    prepare,
+)
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.trajectories import TrajectoryStore
 
@@ -35,6 +41,12 @@ def test_tf32_holds_for_products_and_convolutions(tf32: bool) -> None:
 
 def test_memory_is_kept_on_glibc() -> None:
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+
+
+def test_the_device_is_one_that_is_there() -> None:
+    assert device_type({"accelerator": "cpu"}) == "cpu"
+    assert (device_type({"accelerator": "auto"}) == "cuda") == torch.cuda.is_available()
+    assert torch.zeros(1, device=device_type({})).device.type == device_type({})
 
 
 def test_the_choice_follows_from_the_configured_length(capsys: pytest.CaptureFixture[str]) -> None:
