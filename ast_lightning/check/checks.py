@@ -132,7 +132,7 @@ def _float32(device: torch.device) -> str:
 
 def _tf32(device: torch.device) -> str:
     if device.type != "cuda":
-        raise Skipped("a matter of GPUs")
+        raise Skipped("TensorFloat-32 is a mode of GPUs")
     if torch.cuda.get_device_capability(device) < (8, 0):
         raise Skipped("this GPU has none")
     torch.set_float32_matmul_precision("high")
@@ -164,6 +164,8 @@ def _expert_compiled(device: torch.device) -> str:
 def _distillation_float64(device: torch.device) -> str:
     adjoint, autograd = (Iteration(device, torch.float64, engine)() for engine in ("adjoint", "autograd"))
     said = _require(relative_error(adjoint, autograd), EXACT, "the adjoint, against autograd")
+    if device.type == "cpu":
+        return said
     return f"{said}; {_require(relative_error(adjoint, _iteration_reference()), EXACT, 'against the CPU')}"
 
 
