@@ -167,21 +167,26 @@ class Pieces:
 
 
 def measure(setting: Setting, size: Size) -> Pieces:
-    """Measure a network at a size of images; batches are as small as the size of images asks for."""
-    few = 2 if setting.side > 64 else 16
-    one, two = Unrolled(setting, few), Unrolled(setting, 2 * few)
-    expert = ExpertStep(setting, few)
+    """Measure a network at a size of images; what a batch adds to memory shows in large ones only."""
+    many = 8 if setting.side > 64 else 64
+    few, one, two, expert = (
+        Unrolled(setting, 2),
+        Unrolled(setting, many),
+        Unrolled(setting, 2 * many),
+        ExpertStep(setting, many),
+    )
     # at two lengths, because the last step of the walk back does without one of the products
-    longer, operations, of_expert = map(_operations, (replace(one, steps=3), one, expert))
+    longer, shorter = _operations(replace(few, steps=3)), _operations(few)
+    of_expert = _operations(replace(expert, batch=2))
     peaks = [peak_memory(Variant("iteration", each)) for each in (one, two)]
     timings = interleaved([Variant("iteration", one), Variant("expert", expert)], size.rounds)
     return Pieces(
         FunctionalNetwork(setting.factory()).num_parameters,
-        (longer - operations) / few,
-        of_expert / few,
-        (peaks[1] - peaks[0]) / few,
-        operations / timings[0].median,
-        of_expert / timings[1].median,
+        (longer - shorter) / 2,
+        of_expert / 2,
+        (peaks[1] - peaks[0]) / many,
+        shorter / 2 * many / timings[0].median,
+        of_expert / 2 * many / timings[1].median,
     )
 
 

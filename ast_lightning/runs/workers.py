@@ -140,10 +140,10 @@ def _gpus(trainer: Mapping[str, Any]) -> list[str]:
 
 
 def _watch(workers: Sequence[_Worker]) -> None:
-    running = {worker.process.sentinel: worker for worker in workers}
+    running: dict[Any, _Worker] = {worker.process.sentinel: worker for worker in workers}
     while running:
         for sentinel in wait(list(running)):
-            worker = running.pop(sentinel)  # type: ignore[call-overload]  # a sentinel is a number here
+            worker = running.pop(sentinel)
             worker.process.join()
             worker.relay.join(_PATIENCE)
             if worker.process.exitcode:
