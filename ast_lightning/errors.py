@@ -36,3 +36,23 @@ class DistillationDiverged(RuntimeError):
     def __init__(self, iteration: int, problem: str, remedy: str) -> None:
         self.iteration = iteration
         super().__init__(f"distillation stopped at iteration {iteration}: {problem}. Remedy: {remedy}.")
+
+
+class WorkerFailed(RuntimeError):
+    """One of several processes that share a command's work has failed; the others have been stopped.
+
+    Args:
+        number: of the process, counted from 0.
+        count: of the processes.
+        code: its exit status, or minus the signal that ended it.
+        last: the last line that it printed.
+    """
+
+    def __init__(self, number: int, count: int, code: int, last: str) -> None:
+        how = f"ended with status {code}" if code > 0 else f"was ended by signal {-code}"
+        said = f" after printing {last!r}" if last else ""
+        self.status = code if code > 0 else 128 - code
+        super().__init__(
+            f"process {number} of {count} {how}{said}, and the others were stopped. Remedy: mend what its lines above "
+            "say; the same command goes on where all of them were."
+        )

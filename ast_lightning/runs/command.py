@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ast_lightning.callbacks import is_rank_zero
 from ast_lightning.distillation import DistillSettings
-from ast_lightning.errors import ConfigurationError, DistillationDiverged
+from ast_lightning.errors import ConfigurationError, DistillationDiverged, WorkerFailed
 from ast_lightning.experts import ExpertSettings
 from ast_lightning.runs.run import Run, check_run, devices_of, settings_from
 from ast_lightning.synthetic import EvaluationSettings
@@ -43,18 +43,19 @@ _DISK_REMEDIES = {
 def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
     """Run a command; end the process with status 2 and a plain message on an error that the user can mend.
 
-    In a multirun the error is raised instead, so that the other jobs of the sweep still run.
+    Where one of several processes has failed, the status is that of the process. In a multirun the error is raised
+    instead, so that the other jobs of the sweep still run.
     """
     _quieten()
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         with _disk_trouble_named(config):
             return task(build_run(config, in_sweep))
-    except (ConfigurationError, DistillationDiverged) as error:
+    except (ConfigurationError, DistillationDiverged, WorkerFailed) as error:
         if in_sweep:
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from error
+        raise SystemExit(error.status if isinstance(error, WorkerFailed) else 2) from error
 
 
 @contextmanager

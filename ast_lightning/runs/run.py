@@ -207,6 +207,11 @@ def check_run(config: Config) -> None:
     index = config["expert_index"]
     if index is not None and index < 0:
         raise ConfigurationError("expert_index", index, "experts are counted from 0", "give 0 or more, or null for all")
+    processes = config["expert_processes"]
+    if processes != "auto" and (isinstance(processes, bool) or not isinstance(processes, int) or processes < 1):
+        raise ConfigurationError(
+            "expert_processes", processes, "it must be auto or a number of at least 1", "give one of these"
+        )
     check_choice(config["compile"])
     if not isinstance(config["fresh"], bool):
         raise ConfigurationError("fresh", config["fresh"], "it must be true or false", "give one of the two")

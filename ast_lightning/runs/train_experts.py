@@ -5,27 +5,29 @@ from __future__ import annotations
 import math
 import shutil
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ast_lightning.callbacks import RunEstimate, RunProgress, StateOfEpochs, is_rank_zero, say
 from ast_lightning.experts import ExpertModule, ExpertObjective, TrajectoryRecorder
 from ast_lightning.files import clear_leftovers, format_bytes
 from ast_lightning.locks import FolderLock
-from ast_lightning.runs.claims import claim_experts
+from ast_lightning.runs.claims import all_locked, claim_experts, held_by_others
 from ast_lightning.runs.import_experts import import_experts
 from ast_lightning.runs.machine import compile_experts, prepare
 from ast_lightning.runs.run import Run, short_hash
 from ast_lightning.runs.states import RunStates
 from ast_lightning.runs.stores import make_store
 from ast_lightning.runs.trainer import build_trainer, log_configuration
+from ast_lightning.runs.workers import count_processes, run_workers
 from ast_lightning.trajectories import TrajectoryStore
 
 
 def train_experts(run: Run) -> dict[str, float]:
     """Train the experts that are not there yet, or import them where ``buffers`` is set.
 
-    Several processes may share the work.
+    Several processes may share the work: this one starts some where ``expert_processes`` says so, and others may run
+    the same command.
 
     Returns:
         Means over these experts: ``test_accuracy`` in per cent, ``movement`` of an epoch, ``cross_entropy``.
@@ -33,6 +35,7 @@ def train_experts(run: Run) -> dict[str, float]:
     prepare(run)
     if run.config["buffers"]:
         return import_experts(run)
+    processes = count_processes(run)
     run.data.setup("fit")
     indices = _wanted(run)
     if run.fast_dev_run:
@@ -40,17 +43,48 @@ def train_experts(run: Run) -> dict[str, float]:
         say("fast_dev_run: nothing was written")
         return {}
     store = make_store(run, expert=asdict(run.expert))
-    pending = indices if run.fresh else [index for index in indices if not store.is_complete(index)]
-    _announce(run, store, indices, pending)
+    pending = indices if run.fresh else _incomplete(store, indices)
+    processes = min(processes, len(pending))
+    _announce(run, store, indices, pending, processes)
     _drop_states_of_complete(store, [index for index in indices if index not in pending])
+    if pending and is_rank_zero():
+        store.check_room(pending)
+    if processes > 1:
+        if run.fresh:
+            with all_locked(run, store, pending):
+                run = replace(run, config={**run.config, "fresh": False})  # they are moved aside, and begin anew
+        run_workers(run, train_share, processes)
+        pending = held_by_others(store, _incomplete(store, pending))  # by other commands: wait for those, or take over
     if pending:
-        if is_rank_zero():
-            store.check_room(pending)
-        objective = ExpertObjective(run.network(), run.expert, compile_experts(run))
-    with closing(claim_experts(run, store, pending)) as claimed:  # locks are given back whatever happens
-        for position, index in enumerate(claimed):
-            _train_one(run, store, index, objective, RunEstimate(runs=len(pending)) if position == 0 else None)
+        _train(run, store, pending)
     return _summarise(store, indices)
+
+
+def train_share(run: Run, number: int, count: int) -> None:
+    """Train experts as one of several processes, until none is left that no other process trains.
+
+    Args:
+        run: of this process alone.
+        number: of the process; the first speaks where all would say the same.
+        count: of the processes.
+    """
+    prepare(run)
+    run.data.setup("fit")
+    store = make_store(run, expert=asdict(run.expert))
+    _train(run, store, _incomplete(store, _wanted(run)), count, estimate=number == 0)
+
+
+def _train(run: Run, store: TrajectoryStore, pending: list[int], processes: int = 1, *, estimate: bool = True) -> None:
+    objective = ExpertObjective(run.network(), run.expert, compile_experts(run))
+    first = RunEstimate(runs=-(-len(pending) // processes)) if estimate else None
+    with closing(claim_experts(run, store, pending, wait=processes == 1)) as claimed:  # gives locks back
+        for index in claimed:
+            _train_one(run, store, index, objective, first)
+            first = None
+
+
+def _incomplete(store: TrajectoryStore, indices: list[int]) -> list[int]:
+    return [index for index in indices if not store.is_complete(index)]
 
 
 def _wanted(run: Run) -> list[int]:
@@ -60,7 +94,7 @@ def _wanted(run: Run) -> list[int]:
     return list(range(run.config["num_experts"])) if index is None else [index]
 
 
-def _announce(run: Run, store: TrajectoryStore, indices: list[int], pending: list[int]) -> None:
+def _announce(run: Run, store: TrajectoryStore, indices: list[int], pending: list[int], processes: int) -> None:
     for index in indices:
         if index not in pending:
             say(f"expert {index} is complete already: {store.expert_folder(index)}")
@@ -68,7 +102,8 @@ def _announce(run: Run, store: TrajectoryStore, indices: list[int], pending: lis
         parameters = sum(math.prod(shape) for _, shape in store.layout)
         disk = store.bytes_to_write(pending)
         say(
-            f"training {len(pending)} experts of {parameters:,} parameters for {run.expert.epochs} epochs of "
+            f"training {len(pending)} experts {f'in {processes} processes ' if processes > 1 else ''}"
+            f"of {parameters:,} parameters for {run.expert.epochs} epochs of "
             f"{len(run.data.train_dataloader())} steps; {format_bytes(disk)} of trajectories into {store.folder}"
         )
 

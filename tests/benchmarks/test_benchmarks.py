@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import arguments, evaluation, experts
+from benchmarks import arguments, evaluation, experts, scaling, stacked
 from benchmarks import unroll as unrolls
 from benchmarks.arguments import Size
 from benchmarks.convolutions import convolutions_alone, count_operations
@@ -95,3 +95,28 @@ def test_no_rounds_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         arguments.run(lambda size: [], "x", ["--rounds", "0"])
     assert "--rounds=0 must be at least 1" in capsys.readouterr().err
+
+
+def test_stacked_experts_take_the_same_steps() -> None:
+    tiny = functools.partial(stacked.FourSteps, compiled=False, batch=4, side=8, channels=1, width=4, depth=1)
+    expected = tiny(0).build()()
+    for at_once in (2, 4):
+        torch.testing.assert_close(tiny(at_once).build()(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_costs_follow_from_the_pieces() -> None:
+    """A hundred images, K = 20, 10⁹ operations an image: 2 · 10¹² operations, 0.2 s at 10¹³ a second."""
+    keys = {(setting.network, setting.side) for setting in scaling.SETTINGS}
+    measured = dict.fromkeys(keys, scaling.Pieces(1_000_000, 1e9, 2e9, 5e6, 1e11, 1e11))
+    first = scaling.iteration_table(measured).splitlines()[2]
+    cells = [cell.strip() for cell in first.strip("|").split("|")]
+    assert cells[5:] == ["2.0e+12", "0.2 s", "500 MB", "80 MB", "3.69 MB", "16 MB", "1.23 MB", "160 MB"]
+    experts_row = scaling.experts_table(measured).splitlines()[2]
+    assert "| 5.0e+15 | 0.14 | 14 | 20.4 GB | 10.2 GB | 5.2 GB |" in experts_row
+
+
+def test_operations_of_an_image_do_not_depend_on_the_batch() -> None:
+    setting = scaling.SETTINGS[0]
+    counts = [scaling._operations(scaling.ExpertStep(setting, batch)) / batch for batch in (1, 3)]
+    assert counts[0] == pytest.approx(counts[1])
+    assert counts[0] > 1e8

@@ -1,0 +1,123 @@
+"""One step of an expert and one iteration of distillation, small, on random images."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from ast_lightning.compilation import Compilation
+from ast_lightning.data import SiameseAugmentation
+from ast_lightning.distillation import InnerProblem, matching_loss, unroll
+from ast_lightning.experts import ExpertObjective, ExpertSettings
+from ast_lightning.networks import ConvNet, FunctionalNetwork, build_network
+from ast_lightning.randomness import keyed_generator
+
+STEPS = 4
+"""K of an iteration; it matches after the second step and the fourth."""
+_MATCHES = {STEPS // 2: 1, STEPS: 2}
+_SIZE, _IMAGES = (32, 32), 10
+_FACTORY = functools.partial(ConvNet, 3, 10, _SIZE, width=16, depth=2)
+
+
+class ExpertStep:
+    """The gradient of the expert objective with gradient penalty; calling it computes it.
+
+    Args:
+        device: where.
+        dtype: of parameters and images.
+        compilation: whether it is compiled; None for not.
+    """
+
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype = torch.float32, compilation: Compilation | None = None
+    ) -> None:
+        self._network = build_network(_FACTORY, 0, "network").to(device, dtype)
+        self._raw = _images("expert").to(device, dtype)
+        self._labels = (torch.arange(_IMAGES) % 10).to(device)
+        self._objective = ExpertObjective(_FACTORY, ExpertSettings(), compilation)
+
+    def __call__(self) -> Tensor:
+        """The gradient ``[P]``."""
+        self._network.zero_grad()
+        loss = self._objective(self._network, self._raw.flip(3), self._raw, self._labels, 0.5)
+        loss.total.backward()
+        return torch.cat([each.grad.reshape(-1) for each in self._network.parameters() if each.grad is not None])
+
+
+class Iteration:
+    """The gradients of the matching loss in the images and α; calling it computes them.
+
+    Args:
+        device: where.
+        dtype: float32 or float64.
+        engine: of the unroll.
+        compilation: whether the student's derivatives are compiled; None for not.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        engine: str = "adjoint",
+        compilation: Compilation | None = None,
+    ) -> None:
+        self._network = FunctionalNetwork(_FACTORY).to(device)
+        self._problem = InnerProblem(self._network, compilation)
+        self._augmentation = SiameseAugmentation("color_crop_cutout_flip_scale_rotate")
+        self._device, self._dtype, self._engine = device, dtype, engine
+        self.images = _images("synthetic").to(device, dtype)
+        self._labels = (torch.arange(_IMAGES) % 10).to(device)
+
+    def loss(self, images: Tensor, learning_rate: Tensor, window: int = 0) -> Tensor:
+        """The matching loss of a window that no expert has made.
+
+        Args:
+            images: X.
+            learning_rate: α.
+            window: keys the window and the augmentation.
+        """
+        start, middle, end = (
+            self._network.initial_parameters(0, "window", window, place).to(self._device, self._dtype)
+            for place in range(3)
+        )
+
+        def batch(step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            draw = self._augmentation.draw(len(images), _SIZE, keyed_generator(0, "augmentation", window, step))
+            return self._augmentation.apply(images, draw), labels
+
+        matched = unroll(
+            self._problem,
+            start,
+            images,
+            self._labels,
+            batch,
+            learning_rate,
+            steps=STEPS,
+            momentum=0.9,
+            match_at=list(_MATCHES),
+            engine=self._engine,
+        )
+        return matching_loss(matched, _MATCHES, start, torch.stack([middle, end]), "aggregate").total
+
+    def __call__(self, window: int = 0) -> Tensor:
+        """The gradients, as one vector."""
+        images = self.images.detach().requires_grad_()
+        learning_rate = torch.tensor(0.01, device=self._device, dtype=self._dtype, requires_grad=True)
+        return torch.cat(
+            [
+                each.reshape(-1)
+                for each in torch.autograd.grad(self.loss(images, learning_rate, window), [images, learning_rate])
+            ]
+        )
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """‖found − expected‖ / ‖expected‖, in float64 on the CPU."""
+    expected = expected.detach().cpu().double()
+    return float((found.detach().cpu().double() - expected).norm() / expected.norm())
+
+
+def _images(purpose: str) -> Tensor:
+    return torch.randn(_IMAGES, 3, *_SIZE, generator=keyed_generator(0, "check", purpose))
