@@ -50,8 +50,8 @@ class DistillModule(LightningModule):
         seed: of every draw.
         compilation: whether the student's derivatives are compiled; None for not.
 
-    Logged each iteration, as means over its windows: ``train/loss``, ``train/match_<i>`` (the weighted term of expert epoch s + i),
-    ``train/start_distance`` ‖θ_0 − θ*_{s+M}‖, ``train/student_lr``, ``train/start_epoch``,
+    Logged each iteration, as means over its windows: ``train/loss``, ``train/match_<i>`` (the weighted term of expert
+    epoch s + i), ``train/start_distance`` ‖θ_0 − θ*_{s+M}‖, ``train/start_epoch``; and ``train/student_lr``,
     ``train/image_gradient_norm``. At each validation: ``<split>/accuracy`` and ``<split>/accuracy_std`` in per cent.
 
     Raises:
@@ -122,7 +122,7 @@ class DistillModule(LightningModule):
     def on_fit_start(self) -> None:
         check_precision(str(self.trainer.precision))
         self.settings.windows_of_a_device(self.trainer.world_size)
-        self._student.to(self.device)
+        self._student.to(self.device, self.images.dtype)
         if self.settings.split == "batch" and self.trainer.world_size > 1:
             self._problem = SplitProblem(self._student, self._compilation)
 

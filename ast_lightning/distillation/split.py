@@ -55,7 +55,7 @@ class SplitProblem(InnerProblem):
         """As of :class:`InnerProblem`; those in the images and labels are 0 in the rows of other processes."""
         rows, share = self._share(len(images))
         total = theta.new_zeros(1 + (len(theta) if wanted[0] else 0))  # the slope and ∇_θ, in one message
-        parts = [torch.zeros_like(each) if asked else None for each, asked in ((images, wanted[1]), (labels, wanted[2]))]
+        parts = [torch.zeros_like(images) if wanted[1] else None, torch.zeros_like(labels) if wanted[2] else None]
         if share:
             found = super().products(theta, images[rows], labels[rows], share * direction, wanted)
             total[0] = found.slope

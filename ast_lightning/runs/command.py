@@ -24,6 +24,7 @@ from ast_lightning.callbacks import is_rank_zero
 from ast_lightning.distillation import DistillSettings
 from ast_lightning.errors import ConfigurationError, DistillationDiverged
 from ast_lightning.experts import ExpertSettings
+from ast_lightning.runs.peers import local_rank, watched
 from ast_lightning.runs.run import Run, check_run, devices_of, settings_from
 from ast_lightning.synthetic import EvaluationSettings
 
@@ -48,12 +49,14 @@ def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
     _quieten()
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        with _disk_trouble_named(config):
-            return task(build_run(config, in_sweep))
+        run = build_run(config, in_sweep)
+        with watched(run), _disk_trouble_named(config):
+            return task(run)
     except (ConfigurationError, DistillationDiverged) as error:
         if in_sweep:
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if local_rank() == 0:  # what is wrong before a process watches the others is wrong in all of them
+            print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from error
 
 
