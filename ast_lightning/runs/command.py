@@ -151,7 +151,8 @@ def _instantiate(section: str, config: DictConfig) -> Any:
 
 def _quieten() -> None:
     """Keep Lightning's start-up chatter from the terminal; warnings that ask for something stay."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of a deprecated torch function
     if not is_rank_zero():

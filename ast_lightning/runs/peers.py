@@ -111,6 +111,7 @@ class Peers:
         self.ranks = ranks
         self.timeout = timeout
         self._store: PrefixStore | None = None
+        self._parent = os.getppid() if _by_torchrun() else None
         self._ended = threading.Event()
         self._printing = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
@@ -217,6 +218,8 @@ class Peers:
         self._store.add(f"alive/{self.rank}", 1)
         if self._store.check(["failure"]):
             return Failure(**json.loads(self._store.get("failure")))
+        if self._parent not in (None, os.getppid()):
+            return self._claim(Failure(self.rank, f"torchrun, which had started it, has ended; {GOES_ON}", 1))
         now = time.monotonic()
         for rank, (before, since) in seen.items():
             signs = self._store.add(f"alive/{rank}", 0)
@@ -240,7 +243,7 @@ class Peers:
     def _linger(self) -> None:
         """Stay until all have seen the failure; where rank 0 started this process, until it has gone."""
         assert self._store is not None
-        started_by_rank_0 = local_rank() > 0 and "TORCHELASTIC_RUN_ID" not in os.environ
+        started_by_rank_0 = local_rank() > 0 and not _by_torchrun()
         until = time.monotonic() + (4 * _GRACE if started_by_rank_0 else _GRACE)
         while time.monotonic() < until:
             time.sleep(0.1)
@@ -250,6 +253,10 @@ class Peers:
         """Print it, once."""
         if self._printing.acquire(blocking=False):  # and never given back
             print(failure.message(self.ranks), file=sys.stderr, flush=True)
+
+
+def _by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _of_network(error: Exception) -> bool:
