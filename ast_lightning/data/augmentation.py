@@ -121,7 +121,7 @@ def _per_image(value: Tensor) -> Tensor:
 
 
 def _draw_color(count: int, image_size: tuple[int, int], generator: torch.Generator) -> Values:
-    uniform = torch.rand(3, count, generator=generator)
+    uniform = torch.rand(3, count, generator=generator, dtype=torch.float32)
     return {
         "brightness": (uniform[0] - 0.5) * BRIGHTNESS,
         "saturation": uniform[1] * SATURATION,
@@ -190,7 +190,7 @@ def _inside(centre: Tensor, side: int, images: Tensor) -> Tensor:
 
 
 def _draw_flip(count: int, image_size: tuple[int, int], generator: torch.Generator) -> Values:
-    return {"flip": torch.rand(count, generator=generator) < 0.5}
+    return {"flip": torch.rand(count, generator=generator, dtype=torch.float32) < 0.5}
 
 
 def _apply_flip(images: Tensor, values: Values) -> Tensor:
@@ -199,7 +199,7 @@ def _apply_flip(images: Tensor, values: Values) -> Tensor:
 
 def _draw_scale(count: int, image_size: tuple[int, int], generator: torch.Generator) -> Values:
     low = 1 / SCALE_RATIO
-    uniform = torch.rand(2, count, generator=generator) * (SCALE_RATIO - low) + low
+    uniform = torch.rand(2, count, generator=generator, dtype=torch.float32) * (SCALE_RATIO - low) + low
     return {"scale_x": uniform[0], "scale_y": uniform[1]}
 
 
@@ -210,7 +210,7 @@ def _apply_scale(images: Tensor, values: Values) -> Tensor:
 
 
 def _draw_rotate(count: int, image_size: tuple[int, int], generator: torch.Generator) -> Values:
-    return {"angle": (torch.rand(count, generator=generator) * 2 - 1) * math.radians(ROTATION)}
+    return {"angle": (torch.rand(count, generator=generator, dtype=torch.float32) * 2 - 1) * math.radians(ROTATION)}
 
 
 def _apply_rotate(images: Tensor, values: Values) -> Tensor:

@@ -12,6 +12,7 @@ from ast_lightning.distillation.matching import (
 from ast_lightning.distillation.module import DistillModule
 from ast_lightning.distillation.perturbation import perturb
 from ast_lightning.distillation.settings import DistillSettings, check_precision
+from ast_lightning.distillation.split import SplitProblem
 from ast_lightning.distillation.unroll import unroll
 from ast_lightning.distillation.windows import TrajectoryWindows, Window, check_window, choose_window
 
@@ -20,6 +21,7 @@ __all__ = [
     "DistillSettings",
     "InnerProblem",
     "MatchingLoss",
+    "SplitProblem",
     "TrajectoryWindows",
     "Window",
     "balance_factor",

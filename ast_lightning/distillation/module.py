@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -12,11 +13,13 @@ from torch.utils.data import DataLoader
 
 from ast_lightning.compilation import Compilation
 from ast_lightning.data import SiameseAugmentation
+from ast_lightning.distillation.accumulation import KnownGradients
 from ast_lightning.distillation.adjoint import StepBatch
 from ast_lightning.distillation.inner import InnerProblem
 from ast_lightning.distillation.matching import balance_factor, matching_loss, matching_steps
 from ast_lightning.distillation.perturbation import perturb
 from ast_lightning.distillation.settings import DistillSettings, check_precision
+from ast_lightning.distillation.split import SplitProblem, check_network
 from ast_lightning.distillation.unroll import unroll
 from ast_lightning.distillation.windows import TrajectoryWindows, Window
 from ast_lightning.errors import DistillationDiverged
@@ -26,7 +29,11 @@ from ast_lightning.synthetic import NetworkEvaluator, TrainingSet, evaluation_lo
 
 
 class DistillModule(LightningModule):
-    """Distils trajectories into images: one optimiser step is one outer iteration over one window a rank.
+    """Distils trajectories into images: one optimiser step is one outer iteration over W windows.
+
+    The ranks of a Trainer with several devices divide the windows, or with ``split=batch`` the rows of every inner
+    batch. Every draw is keyed by the number of its window, so that the result does not depend on how many ranks there
+    are, up to the order of summation.
 
     X (``images``) and α (``learning_rate``) are its only parameters. Train it with a Trainer of
     ``max_steps=settings.max_steps``, ``inference_mode=False``, ``num_sanity_val_steps=0`` and, where an evaluator is
@@ -43,12 +50,13 @@ class DistillModule(LightningModule):
         seed: of every draw.
         compilation: whether the student's derivatives are compiled; None for not.
 
-    Logged each iteration: ``train/loss``, ``train/match_<i>`` (the weighted term of expert epoch s + i),
-    ``train/start_distance`` ‖θ_0 − θ*_{s+M}‖, ``train/student_lr``, ``train/start_epoch``,
+    Logged each iteration, as means over its windows: ``train/loss``, ``train/match_<i>`` (the weighted term of expert
+    epoch s + i), ``train/start_distance`` ‖θ_0 − θ*_{s+M}‖, ``train/start_epoch``; and ``train/student_lr``,
     ``train/image_gradient_norm``. At each validation: ``<split>/accuracy`` and ``<split>/accuracy_std`` in per cent.
 
     Raises:
-        ConfigurationError: ``batch_syn`` is larger than the set, or the Trainer's precision has 16 bits.
+        ConfigurationError: ``batch_syn`` is larger than the set, the Trainer's precision has 16 bits, its devices
+            cannot divide the windows, or a layer of the student looks at the whole of a batch that is split.
         DistillationDiverged: during training, see :meth:`on_before_optimizer_step`.
     """
 
@@ -67,6 +75,8 @@ class DistillModule(LightningModule):
     ) -> None:
         super().__init__()
         settings.check_batch(len(images))
+        if settings.split == "batch":
+            check_network(network)
         self.settings = settings
         self.seed = seed
         self.images = nn.Parameter(images.detach().clone())
@@ -78,6 +88,7 @@ class DistillModule(LightningModule):
         self.register_buffer("labels", labels.clone())
         self.labels: Tensor
         self._student = FunctionalNetwork(network)  # a plain object: nothing in it is trained or wrapped by DDP
+        self._compilation = compilation
         self._problem = InnerProblem(self._student, compilation)
         self._windows = windows
         self._augmentation = augmentation if settings.augment and augmentation else SiameseAugmentation(None)
@@ -96,8 +107,11 @@ class DistillModule(LightningModule):
         return torch.optim.SGD(groups, momentum=self.settings.outer_momentum)
 
     def train_dataloader(self) -> DataLoader[Window]:
-        self._windows.start_at(self.global_step, self.global_rank, self.trainer.world_size)
-        return DataLoader(self._windows, batch_size=None)
+        settings, ranks = self.settings, self.trainer.world_size
+        rank = self.global_rank if settings.split == "windows" else 0  # all ranks follow the same windows
+        stride = ranks if settings.split == "windows" else 1
+        self._windows.start_at(self.global_step, rank, stride, settings.windows_in_all(ranks))
+        return DataLoader(self._windows, batch_size=settings.windows_of_a_device(ranks), collate_fn=list)
 
     def val_dataloader(self) -> DataLoader[list[int]] | list[DataLoader[list[int]]]:
         if self._evaluator is None:
@@ -107,17 +121,45 @@ class DistillModule(LightningModule):
 
     def on_fit_start(self) -> None:
         check_precision(str(self.trainer.precision))
-        self._student.to(self.device)
+        self.settings.windows_of_a_device(self.trainer.world_size)
+        self._student.to(self.device, self.images.dtype)
+        if self.settings.split == "batch" and self.trainer.world_size > 1:
+            self._problem = SplitProblem(self._student, self._compilation)
 
-    def training_step(self, window: Window, batch_index: int) -> Tensor:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Windows stay in the machine's memory until their turn; networks to evaluate are plain numbers."""
+        return batch
+
+    def training_step(self, windows: list[Window], batch_index: int) -> Tensor:
+        """This rank's part of an outer iteration: the mean loss of its windows, each differentiated in its turn."""
+        learned = [each for each in (self.images, self.learning_rate) if each.requires_grad]
+        sums: list[Tensor] = []
+        measured: list[dict[str, Tensor]] = []
+        for window in windows:
+            loss, found = self.match(window)
+            gradients = torch.autograd.grad(loss, learned)
+            sums = [total + each for total, each in zip(sums, gradients, strict=True)] if sums else list(gradients)
+            measured.append(found)
+        means = [total / len(windows) for total in sums]
+        if isinstance(self._problem, SplitProblem):
+            means[0] = self._problem.ranks * means[0]  # the averages over ranks become the sum over their rows
+        averages = self._averages(measured)
+        self._loss = averages["train/loss"]
+        for name, value in averages.items():
+            self.log(name, value, prog_bar=name == "train/loss")
+        self.log("train/student_lr", self.learning_rate.detach())
+        return KnownGradients.apply(self._loss, means, *learned)  # type: ignore[no-any-return, no-untyped-call]
+
+    def match(self, window: Window) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of the student that follows one window, and what is logged of it, detached scalars by name."""
         settings = self.settings
         start = perturb(
-            window.start.to(self.images.dtype),
+            window.start.to(self.images),
             self._student.layout,
             settings.perturbation,
             keyed_generator(self.seed, "perturbation", window.index),
         )
-        targets = window.targets.to(self.images.dtype)
+        targets = window.targets.to(self.images)
         matched = unroll(
             self._problem,
             start,
@@ -133,14 +175,20 @@ class DistillModule(LightningModule):
             recompute=settings.recompute,
         )
         loss = matching_loss(matched, self._match_at, start, targets, settings.intermediate)
-        self._loss = loss.total.detach()
-        self.log("train/loss", self._loss, prog_bar=True, sync_dist=True)
-        for offset, part in loss.parts.items():
-            self.log(f"train/match_{offset}", part, sync_dist=True)
-        self.log("train/start_distance", (start - targets[-1]).norm(), sync_dist=True)
-        self.log("train/start_epoch", float(window.start_epoch), sync_dist=True)
-        self.log("train/student_lr", self.learning_rate.detach())
-        return loss.total
+        measured = {"train/loss": loss.total.detach()}
+        measured |= {f"train/match_{offset}": part for offset, part in loss.parts.items()}
+        measured["train/start_distance"] = (start - targets[-1]).norm()
+        measured["train/start_epoch"] = start.new_tensor(window.start_epoch)
+        return loss.total, measured
+
+    def _averages(self, measured: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Means over the windows of all ranks, the same on each."""
+        means = torch.stack([torch.stack(list(each.values())) for each in measured]).mean(0)
+        if self.trainer.world_size > 1:
+            reduced = self.trainer.strategy.reduce(means, reduce_op="mean")
+            assert isinstance(reduced, Tensor)
+            means = reduced
+        return dict(zip(measured[0], means.unbind(), strict=True))
 
     def inner_batches(self, window_index: int) -> StepBatch:
         """The augmented batch of each inner step of the student that follows window ``window_index``.
@@ -168,7 +216,7 @@ class DistillModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse an update that would spoil the synthetic set.
 
-        Gradients are averaged over ranks by now, so that every rank comes to the same verdict.
+        Loss and gradients are averaged over ranks by now, so that every rank comes to the same verdict.
 
         Raises:
             DistillationDiverged: the loss or a gradient is not finite.
@@ -187,7 +235,7 @@ class DistillModule(LightningModule):
                 f"or begin with a lower distill.lr_teacher ({self.settings.lr_teacher:g})",
             )
 
-    def on_train_batch_end(self, outputs: object, batch: Window, batch_index: int) -> None:
+    def on_train_batch_end(self, outputs: object, batch: list[Window], batch_index: int) -> None:
         """Stop when the update has taken α to 0 or below.
 
         Raises:

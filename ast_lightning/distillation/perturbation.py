@@ -24,8 +24,9 @@ def perturb(theta: Tensor, layout: ParameterLayout, scale: float, generator: tor
     for _, shape in layout:
         size = torch.Size(shape).numel()
         if len(shape) == 4:
-            direction = torch.randn(size, generator=generator)
-            direction = (direction / direction.norm()).to(theta)
+            # drawn in float32 whatever torch's default is: the same draw at every precision
+            direction = torch.randn(size, generator=generator, dtype=torch.float32).to(theta.dtype)
+            direction = (direction / direction.norm()).to(theta.device)
             perturbed[offset : offset + size] *= 1 + scale * direction
         offset += size
     return perturbed

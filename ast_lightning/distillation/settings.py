@@ -12,6 +12,7 @@ from ast_lightning.settings import Settings
 
 INITIALIZATIONS = ("representative", "real", "noise")
 PRECISIONS = ("32-true", "64-true")
+SPLITS = ("windows", "batch")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class DistillSettings(Settings):
         recompute: whether the adjoint keeps every ⌈√K⌉-th step only; for networks of ten million parameters and more.
         save_every: outer iterations between the states that a killed run goes on from.
         eval_networks: networks of an evaluation during distillation; None takes ``evaluation.networks``.
+        windows_per_step: W, windows of an outer iteration over all devices; X and α move by the average of their
+            gradients. None takes one a device, or one in all where the batch is split.
+        split: what the devices divide: ``windows``, so that W is a multiple of their number, or ``batch``, the rows of
+            every inner batch.
     """
 
     section: ClassVar[str] = "distill"
@@ -72,18 +77,28 @@ class DistillSettings(Settings):
     eval_every: int = 500
     save_every: int = 50
     eval_networks: int | None = None
+    windows_per_step: int | None = None
+    split: str = "windows"
 
     def __post_init__(self) -> None:
         self.require_at_least_one("ipc", "init_clusters", "syn_steps", "expert_epochs", "max_start_epoch")
         self.require_at_least_one("batch_syn", "max_steps", "eval_every", "save_every", "eval_networks")
+        self.require_at_least_one("windows_per_step")
         self.require_positive("lr_teacher", "lr_img")
         self.require_not_negative("perturbation", "lr_lr")
         self.require_momentum("momentum", "outer_momentum")
         self.require_choice("init", INITIALIZATIONS)
         self.require_choice("intermediate", INTERMEDIATE)
         self.require_choice("engine", ENGINES)
+        self.require_choice("split", SPLITS)
         if self.recompute and self.engine != "adjoint":
             raise self.refused("recompute", "the autograd engine keeps every step", "set distill.engine=adjoint")
+        if self.split == "batch" and self.engine != "adjoint":
+            raise self.refused(
+                "engine",
+                "the derivatives of a batch that is split over devices (distill.split=batch) are summed in the adjoint",
+                "set distill.engine=adjoint",
+            )
         if self.intermediate != "none" and self.syn_steps < self.expert_epochs:
             raise self.refused(
                 "syn_steps",
@@ -91,6 +106,29 @@ class DistillSettings(Settings):
                 f"distill.expert_epochs={self.expert_epochs}",
                 "raise distill.syn_steps or set distill.intermediate=none",
             )
+
+    def windows_in_all(self, devices: int) -> int:
+        """W, the windows of an outer iteration on so many devices."""
+        return self.windows_per_step or (devices if self.split == "windows" else 1)
+
+    def windows_of_a_device(self, devices: int) -> int:
+        """How many of the W windows each device matches.
+
+        Raises:
+            ConfigurationError: the devices cannot divide them evenly.
+        """
+        windows = self.windows_in_all(devices)
+        if self.split == "batch":
+            return windows
+        if windows % devices:
+            below = windows // devices * devices
+            near = f"{below} or {below + devices}" if below else str(devices)
+            raise self.refused(
+                "windows_per_step",
+                f"{devices} devices cannot divide so many windows evenly",
+                f"set distill.windows_per_step={near}, or take a number of devices that divides {windows}",
+            )
+        return windows // devices
 
     def check_batch(self, num_images: int) -> None:
         """Refuse a ``batch_syn`` larger than the synthetic set.

@@ -91,9 +91,16 @@ class TrajectoryWindows(IterableDataset[Window]):
             )
         check_window(expert_epochs, max_start_epoch, store.schedule)
 
-    def start_at(self, step: int, rank: int = 0, world_size: int = 1) -> None:
-        """Let the next iteration begin with the window that this rank takes at outer iteration ``step``."""
-        self.next_index = step * world_size + rank
+    def start_at(self, step: int, rank: int = 0, world_size: int = 1, windows_per_step: int | None = None) -> None:
+        """Let the next iteration begin with the first window that this rank takes at outer iteration ``step``.
+
+        Args:
+            step: outer iteration, counted from 0.
+            rank: r.
+            world_size: R.
+            windows_per_step: W of an outer iteration, a multiple of R; None takes R.
+        """
+        self.next_index = step * (windows_per_step or world_size) + rank
         self.stride = world_size
 
     def __iter__(self) -> Iterator[Window]:

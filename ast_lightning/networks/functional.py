@@ -11,7 +11,8 @@ import copy
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,13 +30,13 @@ ParameterLayout = list[tuple[str, tuple[int, ...]]]
 
 
 def build_network(factory: NetworkFactory, *key: Key) -> nn.Module:
-    """A network whose initial parameters depend on ``key`` alone (drawn on the CPU).
+    """A network whose initial parameters depend on ``key`` alone: drawn on the CPU, in float32 at every precision.
 
     Raises:
         ConfigurationError: the factory does not take the arguments it is given, or builds no parameters.
     """
     try:
-        with keyed_global_state(*key):
+        with keyed_global_state(*key), _float32_by_default():
             network = factory()
     except TypeError as error:
         raise ConfigurationError(
@@ -52,6 +53,16 @@ def build_network(factory: NetworkFactory, *key: Key) -> nn.Module:
             "give a network that can be trained",
         )
     return network
+
+
+@contextmanager
+def _float32_by_default() -> Iterator[None]:
+    before = torch.get_default_dtype()  # a Trainer of another precision changes it around each step
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def parameter_layout(network: nn.Module) -> ParameterLayout:
@@ -126,9 +137,9 @@ class FunctionalNetwork:
             if is_dropout(module):
                 module.eval()
 
-    def to(self, device: torch.device | str) -> FunctionalNetwork:
-        """Move the skeleton's constant buffers; parameters come with every call."""
-        self._skeleton.to(device)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> FunctionalNetwork:
+        """Move the skeleton's constant buffers, and convert the floating ones; parameters come with every call."""
+        self._skeleton.to(device, dtype)
         return self
 
     def __call__(self, theta: Tensor, images: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from ast_lightning.callbacks import is_rank_zero
 from ast_lightning.distillation import DistillSettings
 from ast_lightning.errors import ConfigurationError, DistillationDiverged, WorkerFailed
 from ast_lightning.experts import ExpertSettings
+from ast_lightning.runs.peers import local_rank, watched
 from ast_lightning.runs.run import Run, check_run, devices_of, settings_from
 from ast_lightning.synthetic import EvaluationSettings
 
@@ -49,12 +50,14 @@ def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
     _quieten()
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     try:
-        with _disk_trouble_named(config):
-            return task(build_run(config, in_sweep))
+        run = build_run(config, in_sweep)
+        with watched(run), _disk_trouble_named(config):
+            return task(run)
     except (ConfigurationError, DistillationDiverged, WorkerFailed) as error:
         if in_sweep:
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if local_rank() == 0:  # what is wrong before a process watches the others is wrong in all of them
+            print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.status if isinstance(error, WorkerFailed) else 2) from error
 
 
@@ -149,7 +152,8 @@ def _instantiate(section: str, config: DictConfig) -> Any:
 
 def _quieten() -> None:
     """Keep Lightning's start-up chatter from the terminal; warnings that ask for something stay."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of a deprecated torch function
     if not is_rank_zero():

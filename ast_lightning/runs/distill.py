@@ -37,7 +37,7 @@ from ast_lightning.networks import FunctionalNetwork, describe_network
 from ast_lightning.runs.ancestry import ancestry_of
 from ast_lightning.runs.claims import sole_writer
 from ast_lightning.runs.machine import compile_student, describe_machine, prepare, say_what_changed
-from ast_lightning.runs.run import Run, short_hash
+from ast_lightning.runs.run import Run, devices_of, short_hash
 from ast_lightning.runs.states import RunStates, begin_anew
 from ast_lightning.runs.trainer import build_trainer, log_configuration
 from ast_lightning.synthetic import DistilledDataset, NetworkEvaluator, load_distilled
@@ -53,6 +53,8 @@ def distill(run: Run) -> dict[str, float]:
         hold it out), in per cent, with ``student_lr``.
     """
     check_precision(str(run.config["trainer"].get("precision", "32-true")), run.experts_folder())
+    ranks = devices_of(run.config["trainer"])
+    run.distill.windows_of_a_device(ranks)
     folder = run.distill_folder()
     result = None if run.fresh or run.fast_dev_run else finished_result(folder, run.distill.max_steps)
     if result is not None:
@@ -86,7 +88,7 @@ def distill(run: Run) -> dict[str, float]:
         val_check_interval=settings.eval_every,
         check_val_every_n_epoch=None,
     )
-    _announce(run, store, windows, len(images))
+    _announce(run, store, windows, len(images), ranks)
     if states is None:
         trainer.fit(module)
         say("fast_dev_run: nothing was written")
@@ -115,9 +117,9 @@ def _distil(
         clear_leftovers(folder)
         clear_leftovers(states.folder)
         if resume:
-            say_what_changed(folder / "machine.json", compilation)
+            say_what_changed(folder / "machine.json", compilation, trainer.world_size)
         write_json(folder / "config.json", run.config)
-        write_json(folder / "machine.json", describe_machine(compilation))
+        write_json(folder / "machine.json", describe_machine(compilation, trainer.world_size))
     log_configuration(trainer, run.config)
     if resume:
         say(f"going on from {resume}")
@@ -301,13 +303,16 @@ def dataset_maker(run: Run, store: TrajectoryStore) -> MakeDataset:
     return make
 
 
-def _announce(run: Run, store: TrajectoryStore, windows: TrajectoryWindows, count: int) -> None:
+def _announce(run: Run, store: TrajectoryStore, windows: TrajectoryWindows, count: int, ranks: int) -> None:
     settings = run.distill
     networks = settings.eval_networks or run.evaluation.networks
+    several = settings.windows_in_all(ranks)
+    over = f" over {several} windows" if several > 1 else ""
+    divided = f", {'windows' if settings.split == 'windows' else 'batches'} divided by {ranks} devices"
     say(
         f"distilling {count} images from {len(windows.experts)} experts in {store.folder}: {settings.max_steps} "
-        f"iterations of {settings.syn_steps} inner steps; an evaluation of {networks} networks every "
-        f"{settings.eval_every}"
+        f"iterations{over} of {settings.syn_steps} inner steps{divided if ranks > 1 else ''}; an evaluation of "
+        f"{networks} networks every {settings.eval_every}"
     )
 
 

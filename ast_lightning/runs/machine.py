@@ -83,18 +83,23 @@ def compile_student(run: Run, images: int) -> Compilation:
     return _choose(run, trained * PASSES_OF_AN_INNER_STEP)
 
 
-def describe_machine(compilation: Compilation) -> dict[str, Any]:
+def describe_machine(compilation: Compilation, processes: int) -> dict[str, Any]:
     """What equality to the last bit depends on, beside the settings."""
-    return {"compile": str(compilation), "threads": torch.get_num_threads(), **versions()}
+    return {
+        "compile": str(compilation),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+        **versions(),
+    }
 
 
-def say_what_changed(path: Path, compilation: Compilation) -> None:
+def say_what_changed(path: Path, compilation: Compilation, processes: int) -> None:
     """Say in which of these an earlier sitting of the run differs, which left its description at ``path``."""
     try:
         earlier = {str(key): value for key, value in read_json(path).items()}
     except (OSError, ValueError, AttributeError):
         return
-    for name, value in describe_machine(compilation).items():
+    for name, value in describe_machine(compilation, processes).items():
         before, now = (str(each).split(" ")[0] for each in (earlier.get(name, value), value))
         if before != now:
             say(f"note: {name} was {before} and is {now} now; the last bits may differ from a run in one sitting")

@@ -38,6 +38,8 @@ _NOT_RESULT = (
     "eval_networks",
     "engine",  # how the same gradients are computed
     "recompute",
+    "split",
+    "windows_per_step",  # null means another number on other devices: the number itself is in the identity
 )
 
 
@@ -122,7 +124,7 @@ class Run:
             "distill": settings,
             "num_experts": self.config["num_experts"],
             "experts_dir": self.config["experts_dir"],
-            "windows_per_iteration": devices_of(self.config["trainer"]),
+            "windows_per_iteration": self.distill.windows_in_all(devices_of(self.config["trainer"])),
         }
 
     def experts_folder(self) -> Path:

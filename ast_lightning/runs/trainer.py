@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ast_lightning.callbacks import RunProgress
@@ -16,6 +17,7 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.runs.states import RunStates
 
 LOGGERS = ("tensorboard", "csv", "none", "false")
+_OURS = ("logger", "timeout_seconds")
 
 
 def build_logger(choice: Any, folder: Path) -> Logger | bool:
@@ -51,7 +53,8 @@ def build_trainer(
     """A Trainer whose files are in ``folder``; nothing is written before it is used.
 
     Args:
-        options: the ``trainer`` section; everything but ``logger`` is an argument of Lightning's Trainer.
+        options: the ``trainer`` section; everything but ``logger`` and ``timeout_seconds`` is an argument of
+            Lightning's Trainer.
         folder: for logs.
         callbacks: of this run; the progress bar is added where ``options`` enable it.
         progress: the bar.
@@ -62,7 +65,7 @@ def build_trainer(
     Raises:
         ConfigurationError: Lightning does not accept the options.
     """
-    arguments = {key: value for key, value in options.items() if key != "logger"}
+    arguments = {key: value for key, value in options.items() if key not in _OURS}
     bar = [progress] if progress is not None and arguments.get("enable_progress_bar", True) else []
     log = log and not arguments.get("fast_dev_run")
     logger = build_logger(options.get("logger"), folder) if log else False
@@ -79,7 +82,7 @@ def build_trainer(
                 "enable_model_summary": False,
                 "enable_progress_bar": bool(bar),
                 "enable_checkpointing": states is not None,
-                "plugins": [*(arguments.get("plugins") or []), *([] if states is None else [states])],
+                "plugins": [*(arguments.get("plugins") or []), *_cluster(), *([] if states is None else [states])],
                 **fixed,
             }
         )
@@ -87,6 +90,13 @@ def build_trainer(
         raise ConfigurationError(
             "trainer", "…", f"Lightning's Trainer refuses it ({error})", "correct the option that this message names"
         ) from error
+
+
+def _cluster() -> list[ClusterEnvironment]:
+    """Under SLURM, an environment that leaves states and the queue to us: Lightning would keep states of its own."""
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    return [SLURMEnvironment(auto_requeue=False)]
 
 
 def log_configuration(trainer: Trainer, configuration: Mapping[str, Any]) -> None:

@@ -106,6 +106,8 @@ class NetworkEvaluator:
     ) -> dict[str, list[float]]:
         """Train the networks ``indices`` and test each on every split.
 
+        They compute in the type of the sets, or in torch's default type where that is the finer one.
+
         Args:
             indices: a group from :meth:`groups`, or nothing.
             training_set: what the network of a given index is trained on; all sets of a group have one size.
@@ -122,14 +124,16 @@ class NetworkEvaluator:
                 classify = self._train_module(indices[0], sets[0], device)
             else:
                 classify = self._train_stacked(indices, sets, device)
-        return {name: self._test(classify, real, device) for name, real in self.splits.items()}
+        dtype = _precision(sets[0])
+        return {name: self._test(classify, real, device, dtype) for name, real in self.splits.items()}
 
     def _train_stacked(
         self, indices: Sequence[int], sets: Sequence[TrainingSet], device: torch.device
     ) -> Callable[[Tensor], Tensor]:
-        network = self._functional.to(device)
+        dtype = _precision(sets[0])
+        network = self._functional.to(device, dtype)
         initial = [network.initial_parameters(*self.key, "network", index) for index in indices]
-        theta = torch.stack(initial).to(device).requires_grad_()
+        theta = torch.stack(initial).to(device, dtype).requires_grad_()
         streams = [self._batches(index, each, device) for index, each in zip(indices, sets, strict=True)]
 
         def steps() -> Iterator[tuple[int, Callable[[], Tensor]]]:
@@ -145,7 +149,8 @@ class NetworkEvaluator:
         return lambda images: stacked(trained, images)
 
     def _train_module(self, index: int, training_set: TrainingSet, device: torch.device) -> Callable[[Tensor], Tensor]:
-        module: nn.Module = build_network(self._factory, *self.key, "network", index).to(device).train()
+        module: nn.Module = build_network(self._factory, *self.key, "network", index)
+        module.to(device, _precision(training_set)).train()
 
         def steps() -> Iterator[tuple[int, Callable[[], Tensor]]]:
             for epoch, images, labels in self._batches(index, training_set, device):
@@ -160,7 +165,10 @@ class NetworkEvaluator:
         self, index: int, training_set: TrainingSet, device: torch.device
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """(epoch, augmented images, labels) of every step of one network."""
-        images, labels = training_set.images.detach().to(device), training_set.labels.to(device)
+        dtype = _precision(training_set)
+        images, labels = training_set.images.detach().to(device, dtype), training_set.labels.to(device)
+        if labels.is_floating_point():
+            labels = labels.to(dtype)
         height, width = images.shape[-2:]
         for epoch in range(self.settings.epochs):
             generator = keyed_generator(*self.key, "batches", index, epoch)
@@ -197,12 +205,19 @@ class NetworkEvaluator:
             optimizer.step()
 
     @torch.no_grad()
-    def _test(self, classify: Callable[[Tensor], Tensor], real: LabelledImages, device: torch.device) -> list[float]:
-        logits = torch.cat([classify(part.to(device)).cpu() for part in real.images.split(500)], dim=1)
+    def _test(
+        self, classify: Callable[[Tensor], Tensor], real: LabelledImages, device: torch.device, dtype: torch.dtype
+    ) -> list[float]:
+        parts = (part.to(device, dtype) for part in real.images.split(500))
+        logits = torch.cat([classify(part).cpu() for part in parts], dim=1)
         classes = logits.shape[-1]
         return [
             100 * float(multiclass_accuracy(each, real.labels, num_classes=classes, average="micro")) for each in logits
         ]
+
+
+def _precision(training_set: TrainingSet) -> torch.dtype:
+    return torch.promote_types(training_set.images.dtype, torch.get_default_dtype())
 
 
 def _summed_loss(network: FunctionalNetwork, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:

@@ -222,7 +222,7 @@ class TrajectoryStore:
         Raises:
             ConfigurationError: one is missing or damaged.
         """
-        into = torch.empty(self.format.num_parameters)
+        into = torch.empty(self.format.num_parameters, dtype=torch.float32)
         return {each: self._read(expert, each, into)[0] for each in self.schedule.stored() if each <= epoch}
 
     def finish(self, expert: int, summary: Mapping[str, Any]) -> None:
@@ -258,7 +258,7 @@ class TrajectoryStore:
             ConfigurationError: a file is missing or damaged, or not that of this expert and epoch.
         """
         epochs = range(start, start + length + 1, self.schedule.every_n_epochs)
-        window = torch.empty(len(epochs), self.format.num_parameters)
+        window = torch.empty(len(epochs), self.format.num_parameters, dtype=torch.float32)
         for row, epoch in zip(window, epochs, strict=True):
             self._read(expert, epoch, row)
         return window
@@ -269,7 +269,7 @@ class TrajectoryStore:
         Raises:
             ConfigurationError: the file is missing or damaged, or not that of this expert and epoch.
         """
-        return self._read(expert, epoch, torch.empty(self.format.num_parameters))[1]
+        return self._read(expert, epoch, torch.empty(self.format.num_parameters, dtype=torch.float32))[1]
 
     def bytes_to_write(self, experts: Iterable[int]) -> int:
         """Bytes of the snapshots that these experts do not have yet."""

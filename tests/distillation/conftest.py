@@ -41,32 +41,35 @@ def network() -> Callable[[], ConvNet]:
 def make_store(tmp_path: Path, network: Callable[[], ConvNet]) -> Callable[..., TrajectoryStore]:
     """Trajectories that walk at random from a true initialisation; ``spoil`` maps (expert, epoch) to a value."""
 
-    def make(
-        experts: int = 3,
-        epochs: int = 5,
-        *,
-        finish: bool = True,
-        spoil: dict[tuple[int, int], float] | None = None,
-        expert: dict[str, Any] | None = None,
-    ) -> TrajectoryStore:
-        metadata = {"network": describe_network(network), "data": {}, "expert": expert or {}, "epochs": epochs}
-        metadata["seed"] = 0
-        store = TrajectoryStore.create(tmp_path / "store", {**metadata, "versions": {}})
-        for index in range(experts):
-            generator = torch.Generator().manual_seed(100 + index)
-            weights = {name: each.detach() for name, each in build_network(network, 1, index).named_parameters()}
-            for epoch in range(epochs + 1):
-                spoiled = dict(weights)
-                if (index, epoch) in (spoil or {}):
-                    spoiled["classifier.bias"] = torch.full((CLASSES,), spoil[index, epoch])
-                if store.schedule.holds(epoch):
-                    store.write_snapshot(index, epoch, spoiled)
-                weights = {n: w + 0.03 * torch.randn(w.shape, generator=generator) for n, w in weights.items()}
-            if finish:
-                store.finish(index, {})
-        return store
+    return functools.partial(make_trajectories, tmp_path / "store", network)
 
-    return make
+
+def make_trajectories(
+    folder: Path,
+    network: Callable[[], ConvNet],
+    experts: int = 3,
+    epochs: int = 5,
+    *,
+    finish: bool = True,
+    spoil: dict[tuple[int, int], float] | None = None,
+    expert: dict[str, Any] | None = None,
+) -> TrajectoryStore:
+    metadata = {"network": describe_network(network), "data": {}, "expert": expert or {}, "epochs": epochs}
+    metadata["seed"] = 0
+    store = TrajectoryStore.create(folder, {**metadata, "versions": {}})
+    for index in range(experts):
+        generator = torch.Generator().manual_seed(100 + index)
+        weights = {name: each.detach() for name, each in build_network(network, 1, index).named_parameters()}
+        for epoch in range(epochs + 1):
+            spoiled = dict(weights)
+            if spoil and (index, epoch) in spoil:
+                spoiled["classifier.bias"] = torch.full((CLASSES,), spoil[index, epoch])
+            if store.schedule.holds(epoch):
+                store.write_snapshot(index, epoch, spoiled)
+            weights = {n: w + 0.03 * torch.randn(w.shape, generator=generator) for n, w in weights.items()}
+        if finish:
+            store.finish(index, {})
+    return store
 
 
 @pytest.fixture

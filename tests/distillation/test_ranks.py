@@ -1,0 +1,159 @@
+"""Two and three gloo processes against one: gradients, images, logged numbers, and evaluations."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ast_lightning.distillation import DistillSettings
+from ast_lightning.distillation.split import check_network
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.networks import ConvNet
+
+from .conftest import make_trajectories
+from .ranks import CLASSES, network
+
+ROOT = Path(__file__).parents[2]
+BASE: dict[str, Any] = {
+    "ipc": 2, "syn_steps": 5, "expert_epochs": 3, "max_start_epoch": 3, "batch_syn": 4, "lr_teacher": 0.05,
+    "lr_img": 10.0, "lr_lr": 2e-5, "max_steps": 3, "eval_every": 100,
+}  # fmt: skip
+PARTS: dict[str, Any] = {
+    "windows": {"settings": {**BASE, "max_steps": 20, "windows_per_step": 6}},
+    "one_each": {"settings": {**BASE, "max_steps": 1}},
+    "batch": {"settings": {**BASE, "split": "batch", "windows_per_step": 2, "recompute": True}},
+    "tiny_batch": {"settings": {**BASE, "split": "batch", "batch_syn": 1, "max_steps": 2}},
+    "odd": {"settings": {**BASE, "windows_per_step": 5}},
+    "evaluated": {"settings": {**BASE, "max_steps": 1, "eval_every": 1, "windows_per_step": 6}, "networks": 2},
+}
+Results = dict[str, dict[str, Tensor]]
+
+
+def run_ranks(folder: Path, ranks: int, parts: dict[str, Any]) -> list[Results]:
+    """The results of each rank; a single process has no process group."""
+    folder.mkdir()
+    (folder / "store").symlink_to(folder.parent / "store")
+    (folder / "parts.json").write_text(json.dumps(parts))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(ranks):
+        variables = {"OMP_NUM_THREADS": "1"}
+        if ranks > 1:  # as torchrun sets them, a node a rank
+            variables |= {"RANK": str(rank), "GROUP_RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(ranks)}
+            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
+        words = [sys.executable, "-m", "tests.distillation.ranks", str(folder)]
+        processes.append(subprocess.Popen(words, cwd=ROOT, env={**os.environ, **variables}))
+    assert [process.wait(timeout=240) for process in processes] == [0] * ranks
+    return [
+        {name: torch.load(folder / f"{name}_{rank}.pt", weights_only=True) for name in parts} for rank in range(ranks)
+    ]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Results]]:
+    """By number of ranks, what each rank found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    make_trajectories(folder / "store", network)
+    single = {name: part for name, part in PARTS.items() if name not in ("one_each", "odd")}
+    single["alone"] = {"settings": BASE, "alone": 3}
+    return {
+        1: run_ranks(folder / "one", 1, single),
+        2: run_ranks(folder / "two", 2, PARTS),
+        3: run_ranks(folder / "three", 3, PARTS),
+    }
+
+
+SEVERAL = pytest.mark.parametrize("ranks", [2, 3])
+
+
+@SEVERAL
+def test_gradients_are_the_average_of_the_windows(results: dict[int, list[Results]], ranks: int) -> None:
+    """Of X and α, in float64, against the windows of one process, one after the other and with no Trainer."""
+    windows = results[1][0]["alone"]["gradients"][:ranks]
+    assert windows.dtype == torch.float64
+    images = windows[:, :-1]  # α is the last
+    assert (images[0] - images[1]).norm() > 0.1 * images[0].norm()
+    for rank in range(ranks):
+        (gradients,) = results[ranks][rank]["one_each"]["gradients"]
+        torch.testing.assert_close(gradients, windows.mean(0), rtol=1e-9, atol=1e-12)
+
+
+@SEVERAL
+@pytest.mark.parametrize("part", ["windows", "batch", "tiny_batch"])
+def test_ranks_end_like_one_process(results: dict[int, list[Results]], part: str, ranks: int) -> None:
+    """The same images on all ranks, to the last bit, and those of one process; so is what is logged."""
+    alone, first = results[1][0][part], results[ranks][0][part]
+    assert len(alone["gradients"]) == PARTS[part]["settings"]["max_steps"]
+    for other in results[ranks][1:]:
+        assert all(torch.equal(other[part][name], value) for name, value in first.items())
+    assert set(first) == set(alone)
+    for name, value in alone.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-8, atol=1e-11, msg=lambda text, name=name: name + text)
+    assert alone["images"].dtype == torch.float64
+
+
+@SEVERAL
+def test_the_gradients_of_a_split_batch_are_those_of_the_whole(results: dict[int, list[Results]], ranks: int) -> None:
+    for part in ("batch", "tiny_batch"):  # the second has fewer images than there are ranks
+        alone, split = results[1][0][part]["gradients"], results[ranks][0][part]["gradients"]
+        torch.testing.assert_close(split[0], alone[0], rtol=1e-9, atol=1e-12)
+
+
+@SEVERAL
+def test_windows_that_do_not_divide_are_refused(results: dict[int, list[Results]], ranks: int) -> None:
+    near = {2: "4 or 6", 3: "3 or 6"}[ranks]
+    for rank in range(ranks):
+        message = bytes(results[ranks][rank]["odd"]["refused"].tolist()).decode()
+        assert message.startswith(f"distill.windows_per_step=5: {ranks} devices cannot divide")
+        assert f"set distill.windows_per_step={near}," in message
+
+
+@SEVERAL
+def test_evaluation_networks_are_divided(results: dict[int, list[Results]], ranks: int) -> None:
+    """Two networks over two and over three ranks find what one process finds."""
+    alone = results[1][0]["evaluated"]
+    assert alone["test/accuracy_std"] > 0
+    for rank in range(ranks):
+        found = results[ranks][rank]["evaluated"]
+        for name in ("test/accuracy", "test/accuracy_std"):
+            assert float(found[name]) == pytest.approx(float(alone[name]), rel=1e-6)
+
+
+def test_students_with_batch_normalisation_cannot_be_split() -> None:
+    def batch() -> ConvNet:
+        return ConvNet(channels=3, num_classes=CLASSES, image_size=(8, 8), width=4, depth=1, normalization="batch")
+
+    check_network(network)
+    with pytest.raises(ConfigurationError, match=r"distill\.split=batch: the layer features\.1 \(BatchNorm2d\)"):
+        check_network(batch)
+
+
+@pytest.mark.parametrize(
+    ("windows", "split", "devices", "own"), [(None, "windows", 4, 1), (8, "windows", 4, 2), (3, "batch", 4, 3)]
+)
+def test_windows_of_a_device(windows: int | None, split: str, devices: int, own: int) -> None:
+    settings = DistillSettings(windows_per_step=windows, split=split)
+    assert settings.windows_of_a_device(devices) == own
+    assert settings.windows_of_a_device(1) == settings.windows_in_all(1)
+
+
+def test_settings_of_several_devices_that_cannot_work() -> None:
+    with pytest.raises(ConfigurationError, match=r"distill\.windows_per_step=0"):
+        DistillSettings(windows_per_step=0)
+    with pytest.raises(ConfigurationError, match=r"distill\.split=images"):
+        DistillSettings(split="images")
+    with pytest.raises(ConfigurationError, match=r"distill\.engine=autograd.*distill\.split=batch.*engine=adjoint"):
+        DistillSettings(split="batch", engine="autograd")
+    with pytest.raises(ConfigurationError, match=r"windows_per_step=2: 3 devices.*set distill\.windows_per_step=3,"):
+        DistillSettings(windows_per_step=2).windows_of_a_device(3)

@@ -1,0 +1,24 @@
+"""distill.py with an error that nobody foresaw in the third iteration of rank 1: ``python -m tests.runs.failing …``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning import LightningModule
+
+from ast_lightning.distillation import DistillModule
+from distill import main
+
+
+class FailingModule(DistillModule):
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:
+        if self.global_step == 2 and self.global_rank == 1:
+            raise ZeroDivisionError("nobody foresaw this")
+
+
+if __name__ == "__main__":
+    import ast_lightning.runs.distill
+
+    replacement: type[LightningModule] = FailingModule
+    ast_lightning.runs.distill.DistillModule = replacement  # type: ignore[misc, assignment]
+    main()
