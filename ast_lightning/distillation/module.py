@@ -148,8 +148,8 @@ class DistillModule(LightningModule):
         for name, value in averages.items():
             self.log(name, value, prog_bar=name == "train/loss")
         self.log("train/student_lr", self.learning_rate.detach())
-        loss: Tensor = KnownGradients.apply(self._loss, means, *learned)
-        return loss
+        known: Tensor = KnownGradients.apply(self._loss, means, *learned)
+        return known
 
     def match(self, window: Window) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the student that follows one window, and what is logged of it, detached scalars by name."""
