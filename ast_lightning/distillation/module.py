@@ -148,8 +148,7 @@ class DistillModule(LightningModule):
         for name, value in averages.items():
             self.log(name, value, prog_bar=name == "train/loss")
         self.log("train/student_lr", self.learning_rate.detach())
-        known: Tensor = KnownGradients.apply(self._loss, means, *learned)
-        return known
+        return KnownGradients.apply(self._loss, means, *learned)
 
     def match(self, window: Window) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of the student that follows one window, and what is logged of it, detached scalars by name."""
@@ -251,6 +250,10 @@ class DistillModule(LightningModule):
             DistillationDiverged: with the value of α.
         """
         self._refuse_lost_rate()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the values as they are: a Trainer of 64-true loads them before it converts the module."""
+        self.to(checkpoint["state_dict"]["images"].dtype)
 
     def _refuse_lost_rate(self) -> None:
         learning_rate = float(self.learning_rate.detach())

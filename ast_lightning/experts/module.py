@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -87,6 +89,10 @@ class ExpertModule(LightningModule):
         if self.current_epoch == self.settings.decay_after + 1 and self.settings.lr_decay != 1:
             optimizer = self.trainer.optimizers[0]
             optimizer.state.clear()  # the published code builds a fresh optimiser here: momentum starts from zero
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the values as they are: a Trainer of 64-true loads them before it converts the module."""
+        self.to(next(value.dtype for value in checkpoint["state_dict"].values() if value.is_floating_point()))
 
     def training_step(self, batch: TrainingBatch, batch_index: int) -> Tensor:
         assert self.augmentation is not None

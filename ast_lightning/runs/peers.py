@@ -111,7 +111,7 @@ class Peers:
         self.ranks = ranks
         self.timeout = timeout
         self._store: PrefixStore | None = None
-        self._parent = os.getppid() if _by_torchrun() else None
+        self._parent = os.getppid() if _by_torchrun() or local_rank() else None  # of the others, people may end it
         self._ended = threading.Event()
         self._printing = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
@@ -215,10 +215,12 @@ class Peers:
             forgive: whether this process itself was away, so that it cannot say how long others were.
         """
         assert self._store is not None
+        if self._orphaned() and not _by_torchrun():
+            raise DistError("the process that started this one has ended")
         self._store.add(f"alive/{self.rank}", 1)
         if self._store.check(["failure"]):
             return Failure(**json.loads(self._store.get("failure")))
-        if self._parent not in (None, os.getppid()):
+        if self._orphaned():
             return self._claim(Failure(self.rank, f"torchrun, which had started it, has ended; {GOES_ON}", 1))
         now = time.monotonic()
         for rank, (before, since) in seen.items():
@@ -242,12 +244,13 @@ class Peers:
 
     def _linger(self) -> None:
         """Stay until all have seen the failure; where rank 0 started this process, until it has gone."""
-        assert self._store is not None
         started_by_rank_0 = local_rank() > 0 and not _by_torchrun()
         until = time.monotonic() + (4 * _GRACE if started_by_rank_0 else _GRACE)
-        while time.monotonic() < until:
+        while time.monotonic() < until and not self._orphaned():
             time.sleep(0.1)
-            self._store.check(["failure"])
+
+    def _orphaned(self) -> bool:
+        return self._parent not in (None, os.getppid())
 
     def _tell(self, failure: Failure) -> None:
         """Print it, once."""

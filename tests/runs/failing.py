@@ -1,4 +1,4 @@
-"""distill.py with an error that nobody foresaw in the third iteration of rank 1: ``python -m tests.runs.failing …``."""
+"""distill.py with an error that nobody foresaw on rank 1: ``PYTHONPATH=. python tests/runs/failing.py …``."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def words_of(folder: Path, *words: str) -> list[str]:
 
 def start(*words: str) -> subprocess.Popen[str]:
     """In a process group of its own, which can be killed as a whole."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, start_new_session=True, **pipes)
 
@@ -168,10 +168,9 @@ def test_an_error_of_one_rank_is_that_of_the_run(trained: Path, alone: dict[str,
     assert time.monotonic() - began < SOON
     assert status == 2, errors
     assert f"error on rank 1 of 2: experts_dir={store.folder}" in errors
-    assert errors.count(path.name) == 1
-    assert "Traceback" not in errors
-    assert "into" in said
-    assert index < 20
+    assert path.name in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert f"iteration {index // 2}" not in said
 
     path.write_bytes(content)
     ((status, said, errors),) = ended([start(*words_of(folder, "distill.windows_per_step=2"))])
@@ -192,8 +191,7 @@ def test_what_all_ranks_find_is_told_once(trained: Path, tmp_path: Path) -> None
 
 def test_an_unforeseen_error_shows_its_traceback_and_rank(trained: Path, tmp_path: Path) -> None:
     folder = fresh_copy(trained, tmp_path / "unforeseen")
-    words = ["-m", "tests.runs.failing", *words_of(folder, *TWO_DEVICES)[1:]]
-    ((status, _, errors),) = ended([start(*words)], SOON)
+    ((status, _, errors),) = ended([start("tests/runs/failing.py", *words_of(folder, *TWO_DEVICES)[1:])], SOON)
     assert status == 1, errors
     assert "error on rank 1 of 2: Traceback" in errors
     assert errors.count("ZeroDivisionError") == 1
