@@ -23,6 +23,9 @@ class ConfigurationError(ValueError):
         self.remedy = remedy
         super().__init__(f"{option}={value}: {problem}. Remedy: {remedy}.")
 
+    def __reduce__(self) -> tuple[type[ConfigurationError], tuple[str, str, str, str]]:
+        return type(self), (self.option, str(self.value), self.problem, self.remedy)  # for other processes
+
 
 class DistillationDiverged(RuntimeError):
     """The loss or a gradient is no longer finite, or the student learning rate is no longer positive.
@@ -35,4 +38,9 @@ class DistillationDiverged(RuntimeError):
 
     def __init__(self, iteration: int, problem: str, remedy: str) -> None:
         self.iteration = iteration
+        self.problem = problem
+        self.remedy = remedy
         super().__init__(f"distillation stopped at iteration {iteration}: {problem}. Remedy: {remedy}.")
+
+    def __reduce__(self) -> tuple[type[DistillationDiverged], tuple[int, str, str]]:
+        return type(self), (self.iteration, self.problem, self.remedy)

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from ast_lightning.callbacks import RunProgress
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.runs.states import RunStates
+from ast_lightning.runs.tasks import environment_plugins
 
 LOGGERS = ("tensorboard", "csv", "none", "false")
 
@@ -79,7 +80,11 @@ def build_trainer(
                 "enable_model_summary": False,
                 "enable_progress_bar": bool(bar),
                 "enable_checkpointing": states is not None,
-                "plugins": [*(arguments.get("plugins") or []), *([] if states is None else [states])],
+                "plugins": [
+                    *(arguments.get("plugins") or []),
+                    *environment_plugins(),
+                    *([] if states is None else [states]),
+                ],
                 **fixed,
             }
         )
