@@ -25,6 +25,8 @@ from ast_lightning.runs.tasks import is_first_task, join_tasks
 
 Row = dict[str, Any]
 
+_ENDED = "it was ended before it finished: interrupted, killed, or out of memory"
+
 
 def sweep_name(arguments: Sequence[str] | None = None) -> str:
     """The folder name of a multirun, which follows from its command line: the same sweep finds its own folder again."""
@@ -33,8 +35,8 @@ def sweep_name(arguments: Sequence[str] | None = None) -> str:
     return f"{Path(words[0]).stem}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-# Here, because the processes of a launcher import this module with the callback, and nothing of the script. They take the
-# value that Hydra kept when the multirun began.
+# Here, because the processes of a launcher import this module with the callback, and nothing of the script. They take
+# the value that Hydra kept when the multirun began.
 OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
 
 
@@ -80,22 +82,13 @@ class SweepTable(Callback):
     def on_job_end(self, config: Any, job_return: Any, **_: Any) -> None:
         if not _is_multirun(config):
             return
-        failed = job_return.status != JobStatus.COMPLETED
-        value = job_return._return_value  # its property would raise the error of a failed job
-        results, error = ({}, value) if failed else (dict(value or {}), None)
-        if error is None and is_search(config):
-            try:
-                job_return.return_value = objective(results)
-            except ConfigurationError as missing:
-                error = missing
-        row = _row(config, "completed" if error is None else "failed", results)
-        if error is not None:
-            row["error"] = _describe(error)
-            job_return.status = JobStatus.FAILED if is_search(config) else JobStatus.COMPLETED
-            # a plain error: it has to survive the way back to the process that began the multirun
-            job_return.return_value = RuntimeError(row["error"]) if is_search(config) else None
+        results, error = _outcome(config, job_return)
+        message = "" if error is None else _describe(error)
+        if message:
+            print(f"job {config.hydra.job.num} failed: {message}", file=sys.stderr, flush=True)
+        _tell_sweeper(config, job_return, results, message)
         if is_first_task():
-            self._write_row(row)
+            self._write_row(_row(config, "failed" if message else "completed", results, message))
             self._write_table()
             if self._lock is not None:
                 self._lock.release()
@@ -120,8 +113,9 @@ class SweepTable(Callback):
         """Write all rows that are there: the last job to do so writes the rows of all."""
         with FolderLock(self.folder / "results.csv") as lock:
             lock.take(seconds=-1)
-            rows = [read_json(path) for path in sorted(self._jobs.glob("*.json"))]
-            write_bytes(self.folder / "results.csv", _as_csv(rows).encode())
+            rows = sorted((read_json(path) for path in self._jobs.glob("*.json")), key=lambda row: int(row["job"]))
+            if rows:
+                write_bytes(self.folder / "results.csv", _as_csv(rows).encode())
         return rows
 
     def _finish(self) -> bool:
@@ -130,10 +124,14 @@ class SweepTable(Callback):
         Returns:
             Whether every job completed.
         """
+        if self._lock is not None:
+            self._lock.release()
         for path in sorted(self._jobs.glob("*.json")):
-            self._settle(read_json(path))
+            if read_json(path)["status"] == "running":
+                self._settle(path)
         rows = self._write_table()
-        print(f"settings and results of {len(rows)} jobs: {self.folder / 'results.csv'}", flush=True)
+        if rows:
+            print(f"settings and results of {len(rows)} jobs: {self.folder / 'results.csv'}", flush=True)
         failures = [row for row in rows if row["status"] != "completed"]
         if failures:
             print(f"error: {len(failures)} of {len(rows)} jobs did not complete", file=sys.stderr)
@@ -141,31 +139,55 @@ class SweepTable(Callback):
             print(f"  job {row['job']} ({_differing(row, rows)}): {row['error']}", file=sys.stderr, flush=True)
         return not failures
 
-    def _settle(self, row: Row) -> None:
-        """Say what became of a job whose process is gone."""
-        if row["status"] == "running":
-            with self._lock_of(row["job"]) as lock:
-                if lock.take():
-                    row |= {"status": "failed", "error": "its process ended before the job did: killed, or out of memory"}
-                else:
-                    row["error"] = "it still runs, in a process of its own"
-                self._write_row(row)
+    def _settle(self, path: Path) -> None:
+        """Say what became of a job that wrote its first row and not yet its last."""
+        with FolderLock(path.with_suffix("")) as lock:
+            gone = lock.take()
+            row = read_json(path)
+            if row["status"] == "running":
+                told = {"status": "failed", "error": _ENDED} if gone else {"error": "it still runs by itself"}
+                self._write_row(row | told)
 
 
 def _is_multirun(config: Any) -> bool:
     return str(config.hydra.mode).endswith("MULTIRUN")
 
 
-def _row(config: Any, status: str, results: Row | None = None) -> Row:
+def _row(config: Any, status: str, results: Row | None = None, error: str = "") -> Row:
     settings = {}
     for override in config.hydra.overrides.task:
         name, _, value = override.partition("=")
         settings[name.lstrip("+")] = value
-    return {"job": int(config.hydra.job.num), "status": status, "settings": settings, "results": results or {}, "error": ""}
+    number = int(config.hydra.job.num)
+    return {"job": number, "status": status, "settings": settings, "results": results or {}, "error": error}
+
+
+def _outcome(config: Any, job_return: Any) -> tuple[Row, BaseException | None]:
+    """The numbers that a job returned, and why it failed, a search's job also where it has no objective."""
+    value = job_return._return_value  # its property would raise the error of a failed job
+    if job_return.status != JobStatus.COMPLETED:
+        return {}, value
+    results = dict(value or {})
+    try:
+        if is_search(config) and is_first_task():
+            objective(results)
+    except ConfigurationError as error:
+        return results, error
+    return results, None
+
+
+def _tell_sweeper(config: Any, job_return: Any, results: Row, error: str) -> None:
+    """Give Hydra's sweeper what it can use, in a form that survives the way back to its process."""
+    if not is_search(config):  # Hydra's own would raise the first error, and leave the batches that follow
+        job_return.status, job_return.return_value = JobStatus.COMPLETED, None
+    elif error:
+        job_return.status, job_return.return_value = JobStatus.FAILED, RuntimeError(error)
+    elif is_first_task():
+        job_return.return_value = objective(results)
 
 
 def _describe(error: BaseException) -> str:
-    """The message of an error, for the row; on the terminal of the job, with its traceback where it is a surprise."""
+    """The message of an error; where it is a surprise, its traceback is printed."""
     if isinstance(error, ConfigurationError | DistillationDiverged):
         return str(error)
     traceback.print_exception(error)
@@ -173,7 +195,8 @@ def _describe(error: BaseException) -> str:
 
 
 def _as_csv(rows: list[Row]) -> str:
-    columns = {part: list(dict.fromkeys(name for row in rows for name in row[part])) for part in ("settings", "results")}
+    parts = ("settings", "results")
+    columns = {part: list(dict.fromkeys(name for row in rows for name in row[part])) for part in parts}
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["job", "status", *columns["settings"], *columns["results"], "error"])

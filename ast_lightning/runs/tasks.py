@@ -29,7 +29,7 @@ def join_tasks() -> None:
 
 
 def environment_plugins() -> list[Any]:
-    """What a Trainer must be told of the cluster: under submitit's SLURM jobs, that submitit requeues, not Lightning."""
+    """What a Trainer must be told: in a SLURM job of submitit's, it is submitit that requeues, not Lightning."""
     if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
         return []
     from lightning.pytorch.plugins.environments import SLURMEnvironment
