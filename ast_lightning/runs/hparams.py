@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ def log_outcome(
             logger.finalize("success")  # Lightning has closed the file already, and this is a new one
 
 
-def hyperparameters(config: Mapping[str, Any], sections: Sequence[str]) -> dict[str, bool | int | float | str]:
+def hyperparameters(config: Mapping[str, Any], sections: Sequence[str]) -> dict[str, int | float | str]:
     """The settings that matter, by the names that they have on the command line, as scalars and words."""
     chosen = {"seed": config["seed"], "num_experts": config["num_experts"]}
     chosen |= {f"data.{name}": config["data"].get(name) for name in _OF_DATA}
