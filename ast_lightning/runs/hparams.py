@@ -36,10 +36,11 @@ def hyperparameters(config: Mapping[str, Any], sections: Sequence[str]) -> dict[
     chosen |= {f"data.{name}": config["data"].get(name) for name in _OF_DATA}
     for section in ("network", *sections):
         chosen |= {f"{section}.{name}": value for name, value in config[section].items()}
-    return {
-        name: value if isinstance(value, bool | int | float | str) else _word(value) for name, value in chosen.items()
-    }
+    return {name: _scalar(value) for name, value in chosen.items()}
 
 
-def _word(value: Any) -> str:
-    return "null" if value is None else str(value)
+def _scalar(value: Any) -> int | float | str:
+    """A number, or a word as on the command line: TensorBoard would show true as 1."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    return value if isinstance(value, str) else json.dumps(value)

@@ -12,6 +12,7 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import read_json
 from ast_lightning.runs.command import build_run
 from ast_lightning.runs.tasks import environment_plugins, is_first_task, join_tasks, tasks_of_job
+from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.synthetic import load_distilled
 
 from .conftest import SMALL, Script, composed, run_of
@@ -29,7 +30,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, tasks: int, rank: int = 0, executor
     monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
     local = executor == "local"
     given = {"JOB_ID": 4711, "NTASKS": tasks, "NTASKS_PER_NODE": tasks}
-    given |= {"GLOBALID": rank, "LOCALID": rank} if local else {"PROCID": rank, "LOCALID": rank}
+    given |= {"GLOBALID" if local else "PROCID": rank, "LOCALID": rank, "NODEID": 0}
     for name, value in given.items():
         monkeypatch.setenv(f"{'SUBMITIT_LOCAL' if local else 'SLURM'}_{name}", str(value))
 
@@ -65,7 +66,7 @@ def test_one_task_is_an_ordinary_process(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "LOCAL_RANK" not in os.environ
 
 
-def test_under_slurm_submitit_requeues_and_lightning_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_under_slurm_submitit_requeues_and_lightning_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment_plugins() == []
     pretend(monkeypatch, 2, rank=1, executor="slurm")
     (environment,) = environment_plugins()
@@ -74,6 +75,11 @@ def test_under_slurm_submitit_requeues_and_lightning_does_not(monkeypatch: pytes
     assert (tasks_of_job(), is_first_task()) == (2, False)
     join_tasks()
     assert "LOCAL_RANK" not in os.environ  # SLURM's own variables say it
+    options = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "logger": False}
+    trainer = build_trainer(options, tmp_path, callbacks=[])
+    used = trainer.strategy.cluster_environment
+    assert isinstance(used, SLURMEnvironment)
+    assert (used.auto_requeue, used.creates_processes_externally) == (False, True)
 
 
 @pytest.mark.slow
