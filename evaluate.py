@@ -1,11 +1,9 @@
 """Judge a distilled dataset by networks trained on nothing else."""
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from ast_lightning.runs.sweeps import sweep_name
-
-OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True)
+import ast_lightning.runs.sweeps  # noqa: F401  it tells Hydra what ${sweep_name:} is
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

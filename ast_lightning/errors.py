@@ -23,6 +23,9 @@ class ConfigurationError(ValueError):
         self.remedy = remedy
         super().__init__(f"{option}={value}: {problem}. Remedy: {remedy}.")
 
+    def __reduce__(self) -> tuple[type[ConfigurationError], tuple[str, str, str, str]]:
+        return type(self), (self.option, str(self.value), self.problem, self.remedy)  # for other processes
+
 
 class DistillationDiverged(RuntimeError):
     """The loss or a gradient is no longer finite, or the student learning rate is no longer positive.
@@ -35,7 +38,12 @@ class DistillationDiverged(RuntimeError):
 
     def __init__(self, iteration: int, problem: str, remedy: str) -> None:
         self.iteration = iteration
+        self.problem = problem
+        self.remedy = remedy
         super().__init__(f"distillation stopped at iteration {iteration}: {problem}. Remedy: {remedy}.")
+
+    def __reduce__(self) -> tuple[type[DistillationDiverged], tuple[int, str, str]]:
+        return type(self), (self.iteration, self.problem, self.remedy)
 
 
 class WorkerFailed(RuntimeError):
@@ -51,8 +59,12 @@ class WorkerFailed(RuntimeError):
     def __init__(self, number: int, count: int, code: int, last: str) -> None:
         how = f"ended with status {code}" if code > 0 else f"was ended by signal {-code}"
         said = f" after printing {last!r}" if last else ""
+        self._made_from = (number, count, code, last)
         self.status = code if code > 0 else 128 - code
         super().__init__(
             f"process {number} of {count} {how}{said}, and the others were stopped. Remedy: mend what its lines above "
             "say; the same command goes on where all of them were."
         )
+
+    def __reduce__(self) -> tuple[type[WorkerFailed], tuple[int, int, int, str]]:
+        return type(self), self._made_from

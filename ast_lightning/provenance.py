@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ PACKAGES = (
     "safetensors",
 )
 """What takes part in the numbers, by the names of their distributions."""
+
+_remembered: list[str] = []
 
 
 def provenance() -> dict[str, Any]:
@@ -60,8 +63,15 @@ def git_revision() -> dict[str, Any] | None:
     return _revisions(Path(ast_lightning.__file__).parent, Path.cwd())
 
 
+def remember_command(words: Sequence[str]) -> None:
+    """Let :func:`command_words` give these words: a job of a multirun is made again by a command of its own."""
+    _remembered[:] = words
+
+
 def command_words() -> list[str]:
     """The command line as it was typed, with the script by its name alone."""
+    if _remembered:
+        return list(_remembered)
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     start = ["python", "-m", spec.name.removesuffix(".__main__")] if spec else [Path(sys.argv[0]).name]
     return [*start, *sys.argv[1:]]

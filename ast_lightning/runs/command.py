@@ -26,6 +26,7 @@ from ast_lightning.errors import ConfigurationError, DistillationDiverged, Worke
 from ast_lightning.experts import ExpertSettings
 from ast_lightning.runs.peers import local_rank, watched
 from ast_lightning.runs.run import Run, check_run, devices_of, settings_from
+from ast_lightning.runs.tasks import tasks_of_job
 from ast_lightning.synthetic import EvaluationSettings
 
 Metrics = dict[str, float]
@@ -102,13 +103,8 @@ def build_run(config: DictConfig, in_sweep: bool = False) -> Run:
             key, "???", str(error).splitlines()[0].rstrip("."), f"give it on the command line: {key}=…"
         ) from error
     check_run(plain)
-    if in_sweep and devices_of(plain["trainer"]) > 1:
-        raise ConfigurationError(
-            "trainer.devices",
-            plain["trainer"].get("devices"),
-            "the jobs of a multirun cannot each start processes of their own",
-            "run the settings one after another without -m, or with trainer.devices=1",
-        )
+    if in_sweep:
+        _check_tasks(plain["trainer"])
     choices = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
     return Run(
         config=plain,
@@ -120,6 +116,24 @@ def build_run(config: DictConfig, in_sweep: bool = False) -> Run:
         choices={group: str(choice) for group, choice in choices.items()},
         in_sweep=in_sweep,
     )
+
+
+def _check_tasks(trainer: dict[str, Any]) -> None:
+    """Refuse a job of a multirun on other than as many devices as there are tasks to run it.
+
+    Raises:
+        ConfigurationError: naming ``trainer.devices``.
+    """
+    devices, tasks = devices_of(trainer), tasks_of_job()
+    if devices != tasks:
+        problem = f"the launcher gives each job {tasks} tasks, and there is a task a device"
+        raise ConfigurationError(
+            "trainer.devices",
+            trainer.get("devices"),
+            "the jobs of a multirun cannot each start processes of their own" if tasks == 1 else problem,
+            f"take hydra/launcher=submitit_local or submitit_slurm with hydra.launcher.tasks_per_node={devices}, or "
+            f"trainer.devices={tasks}, or run the settings one after another without -m",
+        )
 
 
 def _network(section: dict[str, Any]) -> Callable[..., Any]:

@@ -36,6 +36,7 @@ from ast_lightning.files import clear_leftovers, read_json, write_json
 from ast_lightning.networks import FunctionalNetwork, describe_network
 from ast_lightning.runs.ancestry import ancestry_of
 from ast_lightning.runs.claims import sole_writer
+from ast_lightning.runs.hparams import log_outcome
 from ast_lightning.runs.machine import compile_student, describe_machine, prepare, say_what_changed
 from ast_lightning.runs.run import Run, devices_of, short_hash
 from ast_lightning.runs.states import RunStates, begin_anew
@@ -131,6 +132,7 @@ def _distil(
     found = {} if writer.last is None else writer.last["metrics"]
     metrics = {name.replace("/", "_"): value for name, value in found.items()}
     metrics["student_lr"] = float(module.learning_rate.detach())
+    log_outcome(trainer, run.config, ("expert", "distill", "evaluation"), metrics)
     if trainer.is_global_zero:
         result = {"iteration": trainer.global_step, "metrics": metrics, "config": run.config}
         write_json(folder / "result.json", result)

@@ -13,6 +13,7 @@ from ast_lightning.experts import ExpertModule, ExpertObjective, TrajectoryRecor
 from ast_lightning.files import clear_leftovers, format_bytes
 from ast_lightning.locks import FolderLock
 from ast_lightning.runs.claims import all_locked, claim_experts, held_by_others
+from ast_lightning.runs.hparams import log_outcome
 from ast_lightning.runs.import_experts import import_experts
 from ast_lightning.runs.machine import compile_experts, prepare
 from ast_lightning.runs.run import Run, short_hash
@@ -141,6 +142,17 @@ def _train_one(
     trainer.fit(expert, datamodule=run.data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero and store.is_complete(index):  # not where max_time ended it before its time
         shutil.rmtree(states.folder, ignore_errors=True)
+        log_outcome(trainer, run.config, ("expert",), _results(store, index))
+
+
+def _results(store: TrajectoryStore, index: int) -> dict[str, float]:
+    """Of one expert, by the names of :func:`_summarise`."""
+    history = store.summary(index)["history"]
+    return {
+        "test_accuracy": 100 * history[-1]["test/accuracy"],
+        "movement": sum(row["trajectory/movement"] for row in history) / len(history),
+        "cross_entropy": history[-1]["train/cross_entropy"],
+    }
 
 
 def _drop_states_of_complete(store: TrajectoryStore, complete: list[int]) -> None:

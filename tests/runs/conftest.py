@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from ast_lightning.runs.command import build_run
 from ast_lightning.runs.run import Run
-from ast_lightning.runs.sweeps import sweep_name
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -42,7 +41,6 @@ Script = Callable[..., subprocess.CompletedProcess[str]]
 
 def composed(*overrides: str) -> DictConfig:
     """The configuration of these overrides, as a script would see it."""
-    OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         config = compose("config", overrides=list(overrides), return_hydra_config=True)
         HydraConfig.instance().set_config(config)

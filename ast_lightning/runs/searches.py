@@ -1,0 +1,84 @@
+"""What a multirun is checked for before it begins, and the number that steers a search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from ast_lightning.errors import ConfigurationError
+
+OBJECTIVE = "validation_accuracy"
+"""The result that a search maximises."""
+
+
+def is_search(config: Any) -> bool:
+    """Whether results steer which settings come next: under any sweeper but Hydra's own, which takes them all."""
+    return not str(config.hydra.sweeper.get("_target_")).endswith(".BasicSweeper")
+
+
+def check_multirun(config: Any) -> None:
+    """Refuse, before any job begins, a multirun that cannot work or that the test set would steer.
+
+    Args:
+        config: Hydra's, of the whole multirun.
+
+    Raises:
+        ConfigurationError: naming the option.
+    """
+    launcher = str(config.hydra.launcher.get("_target_"))
+    if not _is_installed(launcher):
+        raise ConfigurationError(
+            "hydra/launcher", launcher, "its package is not installed", "pip install '.[sweep]' in this environment"
+        )
+    if is_search(config):
+        _check_search(config)
+
+
+def objective(results: Mapping[str, float]) -> float:
+    """What a sweeper is told of a job: the accuracy on the validation split, in per cent.
+
+    Raises:
+        ConfigurationError: the job has none.
+    """
+    value = float(results.get(OBJECTIVE, math.nan))
+    if not math.isfinite(value):
+        raise ConfigurationError(
+            OBJECTIVE, value, "the job has no such number to steer a search", "hold out data.validation_fraction=0.1"
+        )
+    return value
+
+
+def _check_search(config: Any) -> None:
+    script = str(config.hydra.job.name)
+    if script != "distill":
+        raise ConfigurationError(
+            "hydra/sweeper",
+            config.hydra.runtime.choices.get("hydra/sweeper"),
+            f"{script}.py measures on the test set alone, which must not steer a search",
+            "search with distill.py, or leave the sweeper out and list the values: -m option=1,2,3",
+        )
+    fraction = config.data.validation_fraction
+    if not isinstance(fraction, float) or not fraction > 0:
+        raise ConfigurationError(
+            "data.validation_fraction",
+            fraction,
+            "nothing is held out of the training data, so the test set would steer the search",
+            "set data.validation_fraction=0.2 or so, for train_experts.py as well",
+        )
+    direction = config.hydra.sweeper.get("direction", "maximize")
+    if getattr(direction, "name", direction) != "maximize":
+        raise ConfigurationError(
+            "hydra.sweeper.direction",
+            direction,
+            f"the objective is the {OBJECTIVE.replace('_', ' ')}, more of which is better",
+            "set hydra.sweeper.direction=maximize",
+        )
+
+
+def _is_installed(target: str) -> bool:
+    try:
+        return find_spec(target.rpartition(".")[0]) is not None
+    except ModuleNotFoundError:
+        return False
