@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import read_json
@@ -24,6 +25,7 @@ RANKS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCA
 
 def pretend(monkeypatch: pytest.MonkeyPatch, tasks: int, rank: int = 0, executor: str = "local") -> None:
     """The environment that submitit gives a task."""
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # a Trainer sets it, for all that this process does later
     for name in RANKS:
         monkeypatch.setenv(name, "")  # so that it is as before after the test, whatever the test sets
         monkeypatch.delenv(name)
