@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
 from typing import Any
 
-from lightning import LightningModule
-
+import ast_lightning.runs.distill
 from ast_lightning.distillation import DistillModule
-from distill import main
 
 
 class FailingModule(DistillModule):
@@ -17,8 +17,5 @@ class FailingModule(DistillModule):
 
 
 if __name__ == "__main__":
-    import ast_lightning.runs.distill
-
-    replacement: type[LightningModule] = FailingModule
-    ast_lightning.runs.distill.DistillModule = replacement  # type: ignore[misc, assignment]
-    main()
+    ast_lightning.runs.distill.DistillModule = FailingModule  # type: ignore[misc]
+    runpy.run_path(str(Path(__file__).parents[2] / "distill.py"), run_name="__main__")
