@@ -10,7 +10,9 @@ from typing import Any
 from ast_lightning.errors import ConfigurationError
 
 OBJECTIVE = "validation_accuracy"
-"""The result that a search maximises."""
+"""The result that a search maximises, in per cent."""
+WORST = 0.0
+"""What a search is told of a trial that diverged."""
 
 
 def is_search(config: Any) -> bool:

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from ast_lightning.errors import ConfigurationError, DistillationDiverged
 from ast_lightning.files import read_json, write_bytes, write_json
 from ast_lightning.locks import FolderLock
-from ast_lightning.runs.searches import check_multirun, is_search, objective
+from ast_lightning.runs.searches import WORST, check_multirun, is_search, objective
 from ast_lightning.runs.tasks import is_first_task, join_tasks
 
 Row = dict[str, Any]
@@ -48,7 +48,8 @@ class SweepTable(Callback):
     the process that began the multirun.
 
     A failed job does not end the others: Hydra's own sweeper is told that it returned nothing, a search that the trial
-    failed. At the end the failures are named, and the exit status is 1.
+    failed, or, where it diverged, that it is the worst there can be: such settings are proposed less. At the end the
+    failures are named, and the exit status is 1.
     """
 
     def __init__(self) -> None:
@@ -86,7 +87,7 @@ class SweepTable(Callback):
         message = "" if error is None else _describe(error)
         if message:
             print(f"job {config.hydra.job.num} failed: {message}", file=sys.stderr, flush=True)
-        _tell_sweeper(config, job_return, results, message)
+        _tell_sweeper(config, job_return, results, error)
         if is_first_task():
             self._write_row(_row(config, "failed" if message else "completed", results, message))
             self._write_table()
@@ -176,12 +177,15 @@ def _outcome(config: Any, job_return: Any) -> tuple[Row, BaseException | None]:
     return results, None
 
 
-def _tell_sweeper(config: Any, job_return: Any, results: Row, error: str) -> None:
+def _tell_sweeper(config: Any, job_return: Any, results: Row, error: BaseException | None) -> None:
     """Give Hydra's sweeper what it can use, in a form that survives the way back to its process."""
+    job_return.status = JobStatus.COMPLETED
     if not is_search(config):  # Hydra's own would raise the first error, and leave the batches that follow
-        job_return.status, job_return.return_value = JobStatus.COMPLETED, None
-    elif error:
-        job_return.status, job_return.return_value = JobStatus.FAILED, RuntimeError(error)
+        job_return.return_value = None
+    elif isinstance(error, DistillationDiverged):
+        job_return.return_value = WORST
+    elif error is not None:
+        job_return.status, job_return.return_value = JobStatus.FAILED, RuntimeError(str(error))
     elif is_first_task():
         job_return.return_value = objective(results)
 

@@ -188,7 +188,8 @@ def test_a_search_is_told_the_validation_accuracy_and_its_failures(tmp_path: Pat
     for result in (good, without, nan, diverged):
         table.on_job_end(config, result)
     assert good.return_value == 40.0
-    for result in (without, nan, diverged):
+    assert diverged.return_value == 0.0  # the worst, of which the search can learn
+    for result in (without, nan):
         assert result.status == JobStatus.FAILED
         with pytest.raises(RuntimeError):
             _ = result.return_value

@@ -73,6 +73,7 @@ def test_under_slurm_submitit_requeues_and_lightning_does_not(tmp_path: Path, mo
     assert (tasks_of_job(), is_first_task()) == (2, False)
     join_tasks()
     assert "LOCAL_RANK" not in os.environ  # SLURM's own variables say it
+    pretend(monkeypatch, 2, executor="slurm")
     options = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "logger": False}
     trainer = build_trainer(options, tmp_path, callbacks=[])
     used = trainer.strategy.cluster_environment
