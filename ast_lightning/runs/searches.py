@@ -70,7 +70,8 @@ def _check_search(config: Any) -> None:
             "set data.validation_fraction=0.2 or so, for train_experts.py as well",
         )
     direction = config.hydra.sweeper.get("direction", "maximize")
-    if getattr(direction, "name", direction) != "maximize":
+    direction = getattr(direction, "name", direction)  # Optuna's sweeper has an enumeration
+    if direction != "maximize":
         raise ConfigurationError(
             "hydra.sweeper.direction",
             direction,
