@@ -46,6 +46,11 @@ class DistillationDiverged(RuntimeError):
         return type(self), (self.iteration, self.problem, self.remedy)
 
 
+def foreseen(error: BaseException) -> bool:
+    """Whether an error is one whose message is all that its user needs."""
+    return isinstance(error, ConfigurationError | DistillationDiverged)
+
+
 class WorkerFailed(RuntimeError):
     """One of several processes that share a command's work has failed; the others have been stopped.
 

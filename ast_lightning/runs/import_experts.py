@@ -20,6 +20,7 @@ from ast_lightning.runs.run import Run
 from ast_lightning.runs.stores import make_store
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.interchange import Source, import_buffers, scan_buffers
+from ast_lightning.trajectories.records import STORE_FILE
 
 _AT_ONCE = 500  # test images
 
@@ -67,7 +68,7 @@ def import_experts(run: Run) -> dict[str, float]:
 
 def _existing(run: Run) -> TrajectoryStore | None:
     folder = run.experts_folder()
-    return _store(run) if (folder / "store.json").exists() and not run.fast_dev_run else None
+    return _store(run) if (folder / STORE_FILE).exists() and not run.fast_dev_run else None
 
 
 def _store(run: Run) -> TrajectoryStore:

@@ -24,7 +24,7 @@ import torch.distributed
 from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed import DistError, PrefixStore, TCPStore
 
-from ast_lightning.errors import ConfigurationError, DistillationDiverged
+from ast_lightning.errors import ConfigurationError, foreseen
 from ast_lightning.runs.run import Run, devices_of
 
 GOES_ON = "every file is whole, and the same command goes on from the last state"
@@ -57,11 +57,6 @@ class Failure:
 def local_rank() -> int:
     """The number of this process on its node; right also before there is a Trainer."""
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
-
-
-def foreseen(error: BaseException) -> bool:
-    """Whether an error is one whose message is all that its user needs."""
-    return isinstance(error, ConfigurationError | DistillationDiverged)
 
 
 @contextmanager
@@ -169,8 +164,7 @@ class Peers:
         if foreseen(error):
             return Failure(self.rank, str(error), 2)
         if _of_network(error):
-            first = str(error).strip().splitlines()[0]
-            return Failure(self.rank, f"another process of this run has ended ({first}); {GOES_ON}", 1)
+            return Failure(self.rank, f"another process of this run has ended ({_first_line(error)}); {GOES_ON}", 1)
         return Failure(self.rank, "".join(traceback.format_exception(error)).rstrip(), 1)
 
     def _watch(self) -> None:

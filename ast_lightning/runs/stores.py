@@ -12,7 +12,7 @@ from ast_lightning.networks import describe_network
 from ast_lightning.provenance import provenance
 from ast_lightning.runs.run import Run
 from ast_lightning.trajectories import TrajectoryStore
-from ast_lightning.trajectories.records import PREPROCESSING_FILE
+from ast_lightning.trajectories.records import PREPROCESSING_FILE, STORE_FILE
 from ast_lightning.trajectories.room import writing
 
 
@@ -43,7 +43,7 @@ def make_store(run: Run, **differs: Any) -> TrajectoryStore:
     if not is_rank_zero():
         return TrajectoryStore(folder, metadata)
     preprocessing = folder / PREPROCESSING_FILE
-    if (folder / "store.json").exists() and preprocessing.exists():
+    if (folder / STORE_FILE).exists() and preprocessing.exists():
         return TrajectoryStore.create(folder, metadata)  # nothing to write
     with FolderLock(folder) as lock:
         lock.take(seconds=-1)

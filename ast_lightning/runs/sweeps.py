@@ -17,7 +17,7 @@ from hydra.core.utils import JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
-from ast_lightning.errors import ConfigurationError, DistillationDiverged
+from ast_lightning.errors import ConfigurationError, DistillationDiverged, foreseen
 from ast_lightning.files import read_json, write_bytes, write_json
 from ast_lightning.locks import FolderLock
 from ast_lightning.runs.searches import WORST, check_multirun, is_search, objective
@@ -192,7 +192,7 @@ def _tell_sweeper(config: Any, job_return: Any, results: Row, error: BaseExcepti
 
 def _describe(error: BaseException) -> str:
     """The message of an error; where it is a surprise, its traceback is printed."""
-    if isinstance(error, ConfigurationError | DistillationDiverged):
+    if foreseen(error):
         return str(error)
     traceback.print_exception(error)
     return f"{type(error).__name__}: {error}"

@@ -25,6 +25,7 @@ from ast_lightning.provenance import provenance
 from ast_lightning.synthetic.dataset import DistilledDataset, load_distilled
 from ast_lightning.torchfiles import check_content, load_plain
 from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories.records import STORE_FILE
 
 IMAGES, LABELS, RATE = "images", "labels", "lr"
 
@@ -119,7 +120,7 @@ def read_likeness(folder: Path | str, option: str = "like") -> Likeness:
         origin = {"distilled": dataset.checksum()}
         data = dataset.metadata.get("data") or {}
         return Likeness(dataset.preprocessing, dataset.class_names, dataset.augmentation, data, origin)
-    if not (folder / "store.json").exists():
+    if not (folder / STORE_FILE).exists():
         problem = "it is neither a trajectory store nor a distilled dataset"
         raise ConfigurationError(option, folder, problem, "name a folder with store.json or dataset.json")
     store = TrajectoryStore.open(folder)
