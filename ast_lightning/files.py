@@ -1,4 +1,4 @@
-"""Writing files so that a kill at any instant leaves the old content or the new, never a piece of either."""
+"""Writing files: a kill or power failure at any instant leaves the old content or the new, never a piece of either."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -38,7 +39,7 @@ def write_file(path: Path, fill: Callable[[BinaryIO], object], keep: Path | None
         os.chmod(name, 0o644)
         if keep is not None and path.exists():
             os.replace(path, keep)
-        os.replace(name, path)
+        _rename(Path(name), path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -87,13 +88,13 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
             aside = hidden.with_suffix(".old")
             os.replace(path, aside)
             try:
-                os.replace(hidden, path)
+                _rename(hidden, path)
             except OSError:
                 os.replace(aside, path)
                 raise
             shutil.rmtree(aside)
         else:
-            os.replace(hidden, path)
+            _rename(hidden, path)
     except BaseException:
         shutil.rmtree(hidden, ignore_errors=True)
         raise
@@ -135,7 +136,18 @@ def point_to(link: Path, target: Path) -> None:
     hidden = link.with_name(f".{link.name}.partial")
     hidden.unlink(missing_ok=True)
     hidden.symlink_to(os.path.relpath(target, link.parent))
-    os.replace(hidden, link)
+    _rename(hidden, link)
+
+
+def _rename(path: Path, place: Path) -> None:
+    """Rename ``path`` to ``place`` in its folder, so that it holds after a power failure too."""
+    os.replace(path, place)
+    with suppress(OSError):  # not every file system can put a folder's names on the disk at once
+        folder = os.open(place.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _delete(path: Path) -> None:
