@@ -88,16 +88,26 @@ def _missing_compiler(device_type: str) -> str | None:
     return None if any(shutil.which(name) for name in compilers if name) else "no C++ compiler was found"
 
 
-def keep_compiled_code() -> Path:
+def keep_compiled_code() -> Path | None:
     """Keep compiled code where later runs find it, unless ``TORCHINDUCTOR_CACHE_DIR`` names a place already.
 
     torch's own default is a temporary folder, which a restart of the machine empties.
 
     Returns:
-        The folder.
+        The folder; None where there is no home to write to, and torch's default is left to serve.
     """
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "ast_lightning" / "compiled")))
+    named = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if named:
+        return Path(named)
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ast_lightning" / "compiled"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # read-only, or a user without a home
+        return None
+    if not os.access(folder, os.W_OK):
+        return None
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    return folder
 
 
 class Compiled:
@@ -107,6 +117,7 @@ class Compiled:
     neither size pays for being variable.
 
     Args:
+        name: of what it computes, for messages.
         function: pure, of tensors and containers of tensors.
         compilation: the choice.
         otherwise: called in its place where compilation is off or fails; None takes ``function`` itself.
@@ -117,12 +128,13 @@ class Compiled:
 
     def __init__(
         self,
+        name: str,
         function: Callable[..., Any],
         compilation: Compilation,
         otherwise: Callable[..., Any] | None = None,
     ) -> None:
         self.choice = compilation
-        self._name = getattr(function, "__name__", type(function).__name__)
+        self._name = name
         self._otherwise = otherwise or function
         self._compiled = torch.compile(function, fullgraph=True, dynamic=False) if compilation.enabled else None
 

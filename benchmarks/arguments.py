@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.measure import describe_machine
+import torch
+
+from benchmarks.measure import describe_machine, use_float32
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,11 @@ class Size:
 
 
 def run(
-    report: Callable[[Size], Sequence[str]], description: str | None, arguments: Sequence[str] | None = None
+    report: Callable[[Size], Sequence[str]],
+    description: str | None,
+    arguments: Sequence[str] | None = None,
+    *,
+    on_devices: bool = True,
 ) -> None:
     """Print a report, and write it to a file where one is named.
 
@@ -34,15 +40,22 @@ def run(
         report: the sections, in Markdown.
         description: of the command; its first line is shown by ``--help``.
         arguments: of the command line; None takes the process's.
+        on_devices: whether it can be measured elsewhere than on the CPU.
     """
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--small", action="store_true", help="a few minutes' set in place of the whole")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each variant (default 5)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+    if on_devices:
+        parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where (default cpu)")
+    else:
+        parser.set_defaults(device="cpu")
     parser.add_argument("--output", type=Path, help="a Markdown file to write as well")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"--rounds={options.rounds} must be at least 1")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device=cuda: torch finds no CUDA device here; take --device=cpu")
+    use_float32()
     sections = [describe_machine(), *report(Size(options.small, options.rounds, options.device))]
     text = "\n\n".join(sections) + "\n"
     print(text)

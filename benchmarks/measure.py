@@ -102,6 +102,12 @@ def describe_machine() -> str:
     return ", ".join([threads, *devices, f"torch {torch.__version__}", f"Python {platform.python_version()}"])
 
 
+def use_float32() -> None:
+    """Products of float32 in float32 on every device, as ``tf32=false`` has them."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+
+
 @contextlib.contextmanager
 def _process(target: Callable[[Variant, Connection], None], variant: Variant) -> Iterator[Connection]:
     context = multiprocessing.get_context("spawn")
@@ -125,6 +131,7 @@ def _answer(connection: Connection, variant: Variant) -> float:
 
 
 def _time(variant: Variant, connection: Connection) -> None:
+    use_float32()
     run = variant.prepare()
     first = _seconds(run)
     for _ in range(WARM_UPS - 1):
@@ -143,6 +150,7 @@ def _seconds(run: Step) -> float:
 
 
 def _weigh(variant: Variant, connection: Connection) -> None:
+    use_float32()
     run = variant.prepare()
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()

@@ -293,4 +293,4 @@ def report(size: Size) -> list[str]:
 
 
 if __name__ == "__main__":
-    run(report, __doc__)
+    run(report, __doc__, on_devices=False)

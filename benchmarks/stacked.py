@@ -97,7 +97,7 @@ def _stacked(factory: NetworkFactory, images: Tensor, labels: Tensor, choice: Co
         penalty = (slope.norm(dim=1) - 1).square().mean()
         return 0.5 * F.cross_entropy(apply(augmented), labels) + SETTINGS.gradient_penalty * penalty
 
-    gradients = Compiled(vmap(grad(loss)), choice)
+    gradients = Compiled("stacked gradients", vmap(grad(loss)), choice)
 
     def step() -> Tensor:
         for group in groups:
@@ -128,4 +128,4 @@ def report(size: Size) -> list[str]:
 
 
 if __name__ == "__main__":
-    run(report, __doc__)
+    run(report, __doc__, on_devices=False)

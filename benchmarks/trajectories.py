@@ -174,4 +174,4 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 if __name__ == "__main__":
-    run(report, __doc__)
+    run(report, __doc__, on_devices=False)

@@ -78,10 +78,25 @@ def test_the_cache_is_kept_where_the_user_says(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
 
 
+def test_without_a_home_the_folder_is_torchs_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert keep_compiled_code() is None
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert keep_compiled_code() is None
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_smaller_last_batch_is_compiled_once() -> None:
-    compiled = Compiled(lambda x: (x * x).sum(), ON)
+    compiled = Compiled("square", lambda x: (x * x).sum(), ON)
     for _ in range(6):  # more epochs than would be allowed to compile anew
         for size in (4, 4, 3):
             assert float(compiled(torch.ones(size))) == size
@@ -96,8 +111,8 @@ def uncompilable(x: Tensor) -> Tensor:
 
 @pytest.mark.usefixtures("fresh_compiler")
 def test_what_cannot_be_compiled_runs_without_and_says_so_once() -> None:
-    compiled = Compiled(uncompilable, ON)
-    with pytest.warns(RuntimeWarning, match=r"uncompilable runs uncompiled: .+"):
+    compiled = Compiled("the sum", uncompilable, ON)
+    with pytest.warns(RuntimeWarning, match=r"the sum runs uncompiled: .+"):
         assert float(compiled(torch.ones(()))) == 2
     assert not compiled.enabled
     assert compiled.choice.reason.startswith("it failed: ")
@@ -108,19 +123,19 @@ def test_what_cannot_be_compiled_runs_without_and_says_so_once() -> None:
 
 @pytest.mark.usefixtures("fresh_compiler")
 def test_what_must_be_compiled_and_cannot_is_an_error() -> None:
-    compiled = Compiled(uncompilable, Compilation(True, True, "compile=true"))
-    with pytest.raises(ConfigurationError, match=r"compile=True: uncompilable cannot be compiled \(.*compile=auto"):
+    compiled = Compiled("the sum", uncompilable, Compilation(True, True, "compile=true"))
+    with pytest.raises(ConfigurationError, match=r"compile=True: the sum cannot be compiled \(.*compile=auto"):
         compiled(torch.ones(()))
 
 
 @pytest.mark.usefixtures("fresh_compiler")
 def test_an_error_of_the_function_itself_is_shown() -> None:
-    compiled = Compiled(lambda x, y: x @ y, ON)
+    compiled = Compiled("a product", lambda x, y: x @ y, ON)
     with pytest.raises(RuntimeError, match=r"size mismatch|shapes cannot be multiplied|inconsistent"):
         compiled(torch.ones(2, 3), torch.ones(2, 3))
     assert compiled.enabled  # it was no fault of the compiler's
 
 
 def test_uncompiled_calls_what_stands_in() -> None:
-    assert Compiled(uncompilable, Compilation(), lambda x: x - 1)(torch.ones(())) == 0
-    assert Compiled(uncompilable, Compilation())(torch.ones(())) == 2
+    assert Compiled("the sum", uncompilable, Compilation(), lambda x: x - 1)(torch.ones(())) == 0
+    assert Compiled("the sum", uncompilable, Compilation())(torch.ones(())) == 2

@@ -115,8 +115,9 @@ class ImageDataModule(LightningDataModule):
             ("batch_size", batch_size),
             ("eval_batch_size", eval_batch_size),
         ):
-            if value is not None and value < 1:
-                raise ConfigurationError(f"data.{option}", value, "it has to be at least 1", "raise it")
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                problem = "it has to be one whole number of at least 1"
+                raise ConfigurationError(f"data.{option}", value, problem, "give such a number")
         self.augmentation = SiameseAugmentation(augmentation)
         self.shuffle_key: tuple[Key, ...] = (seed,)
         self._source, self._given_name, self._root, self._download = source, name, root, download

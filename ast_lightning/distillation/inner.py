@@ -54,11 +54,16 @@ class InnerProblem:
 
     def __init__(self, network: Apply, compilation: Compilation | None = None) -> None:
         self.network = network
-        choice = compilation or Compilation()
-        self._gradient = Compiled(grad(self._fused_loss), choice, self._plain_gradient)
+        self._choice = compilation or Compilation()
+        self._gradient = Compiled("the inner gradient", grad(self._fused_loss), self._choice, self._plain_gradient)
         self._products: dict[tuple[int, ...], Compiled] = {}
         self._forward_mode: bool | None = None  # not known yet
-        self._choice = choice
+
+    @property
+    def compilation(self) -> Compilation:
+        """Whether both derivatives are compiled, and why: the choice, or off with the reason once one has failed."""
+        choices = [each.choice for each in (self._gradient, *self._products.values())]
+        return next((choice for choice in choices if not choice.enabled), self._choice)
 
     def loss(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The mean cross-entropy of ``images`` ``[B, C, H, W]``; labels ``[B]`` int64 or ``[B, classes]`` float."""
@@ -87,7 +92,7 @@ class InnerProblem:
         if places not in self._products:
             plain = functools.partial(self._plain_products, places)
             fused = _products(self._fused_slope(theta, images, labels), places)
-            self._products[places] = Compiled(fused, self._choice, plain)
+            self._products[places] = Compiled("the product with it", fused, self.compilation, plain)
         slope, *gradients = self._products[places](theta, images, labels, direction)
         found: list[Tensor | None] = [None, None, None]
         for place, gradient in zip(places, gradients, strict=True):
@@ -142,7 +147,7 @@ def forward_mode_is_exact(loss: Loss, theta: Tensor, images: Tensor, labels: Ten
         forward, reverse = (_products(slope(loss), (0, 1))(*doubled) for slope in (_forward_slope, _reverse_slope))
     except (RuntimeError, TypeError):  # no forward mode for a layer, or no float64 on this device
         return False
-    return all(torch.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(forward, reverse, strict=True))
+    return all(bool((a - b).norm() < 1e-6 * b.norm()) for a, b in zip(forward, reverse, strict=True))
 
 
 def _forward_slope(loss: Loss) -> Slope:

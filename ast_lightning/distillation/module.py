@@ -88,6 +88,7 @@ class DistillModule(LightningModule):
         self.register_buffer("labels", labels.clone())
         self.labels: Tensor
         self._student = FunctionalNetwork(network)  # a plain object: nothing in it is trained or wrapped by DDP
+        self._student.require_pure(images[0])
         self._compilation = compilation
         self._problem = InnerProblem(self._student, compilation)
         self._windows = windows
@@ -99,6 +100,11 @@ class DistillModule(LightningModule):
         self._loss = torch.tensor(math.nan)
         self._scores: dict[int, dict[str, float]] = {}
         self.evaluated_at: int | None = None
+
+    @property
+    def compilation(self) -> Compilation:
+        """Whether the student's derivatives are compiled, and why; off with the reason once compilation has failed."""
+        return self._problem.compilation
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = [{"params": [self.images], "lr": self.settings.lr_img}]
@@ -138,6 +144,7 @@ class DistillModule(LightningModule):
         for window in windows:
             loss, found = self.match(window)
             gradients = torch.autograd.grad(loss, learned)
+            del loss  # and with it what the way back needed, before the next window makes its own
             sums = [total + each for total, each in zip(sums, gradients, strict=True)] if sums else list(gradients)
             measured.append(found)
         means = [total / len(windows) for total in sums]

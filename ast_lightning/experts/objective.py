@@ -116,7 +116,7 @@ class ExpertObjective:
 
             return _terms(apply, aside, parameters, augmented, raw, labels, norm)
 
-        self._terms = Compiled(objective, compilation or Compilation())
+        self._terms = Compiled("the expert objective", objective, compilation or Compilation())
 
     @property
     def compilation(self) -> Compilation:

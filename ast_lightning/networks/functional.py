@@ -33,7 +33,7 @@ def build_network(factory: NetworkFactory, *key: Key) -> nn.Module:
     """A network whose initial parameters depend on ``key`` alone: drawn on the CPU, in float32 at every precision.
 
     Raises:
-        ConfigurationError: the factory does not take the arguments it is given, or builds no parameters.
+        ConfigurationError: the factory does not take the arguments it is given, or parameters are missing or frozen.
     """
     try:
         with keyed_global_state(*key), _float32_by_default():
@@ -51,6 +51,13 @@ def build_network(factory: NetworkFactory, *key: Key) -> nn.Module:
             type(network).__name__,
             "it has no trainable parameters",
             "give a network that can be trained",
+        )
+    if frozen := [name for name, parameter in network.named_parameters() if not parameter.requires_grad]:
+        raise ConfigurationError(
+            "network",
+            type(network).__name__,
+            f"its parameter {frozen[0]} is frozen, and a student trains all that a trajectory holds",
+            "make it trainable, or a buffer",
         )
     return network
 
@@ -118,9 +125,9 @@ class FunctionalNetwork:
     """A stateless view of the networks that ``factory`` builds.
 
     Batch normalisation uses the statistics of the batch at hand, and dropout is off: running statistics and random
-    numbers are state, which a pure function cannot have. The module inside is a skeleton: its own parameter values are
-    never used, and it is no ``nn.Module`` attribute of anything, so that no optimiser or DistributedDataParallel finds
-    it.
+    numbers are state, which a pure function cannot have. State in other layers is found by :meth:`require_pure`. The
+    module inside is a skeleton: its own parameter values are never used, and it is no ``nn.Module`` attribute of
+    anything, so that no optimiser or DistributedDataParallel finds it.
 
     Args:
         factory: builds the network.
@@ -136,6 +143,39 @@ class FunctionalNetwork:
         for module in self._skeleton.modules():
             if is_dropout(module):
                 module.eval()
+
+    def impurity(self, image: Tensor) -> str | None:
+        """What the logits depend on beside parameters and images, or None; to be asked before :meth:`to`.
+
+        Args:
+            image: any one, ``[C, H, W]``.
+        """
+        before = {name: buffer.clone() for name, buffer in self._skeleton.named_buffers()}
+        with keyed_global_state(0, "impurity"), torch.no_grad():
+            state = torch.get_rng_state()
+            self(self.initial_parameters(0, "skeleton"), image.expand(2, *image.shape))
+            if not torch.equal(state, torch.get_rng_state()):
+                return "it draws random numbers that no torch.nn.Dropout layer draws"
+        moved = (name for name, buffer in self._skeleton.named_buffers() if not torch.equal(buffer, before[name]))
+        name = next(moved, None)
+        return None if name is None else f"its buffer {name} changes when it is evaluated"
+
+    def require_pure(self, image: Tensor) -> None:
+        """Refuse a network that cannot be a student.
+
+        Args:
+            image: any one, ``[C, H, W]``.
+
+        Raises:
+            ConfigurationError: its logits depend on more than its parameters and the images.
+        """
+        if problem := self.impurity(image):
+            raise ConfigurationError(
+                "network",
+                _qualified(getattr(self.factory, "func", self.factory)),
+                f"{problem}, and a student must be a function of its parameters and images alone",
+                "leave that layer out; dropout of torch.nn.Dropout layers is turned off in students",
+            )
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> FunctionalNetwork:
         """Move the skeleton's constant buffers, and convert the floating ones; parameters come with every call."""

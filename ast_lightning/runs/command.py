@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -24,12 +26,15 @@ from ast_lightning.callbacks import is_rank_zero
 from ast_lightning.distillation import DistillSettings
 from ast_lightning.errors import ConfigurationError, DistillationDiverged, WorkerFailed
 from ast_lightning.experts import ExpertSettings
-from ast_lightning.runs.peers import local_rank, watched
+from ast_lightning.runs.peers import by_torchrun, local_rank, watched
 from ast_lightning.runs.run import Run, check_run, devices_of, settings_from
 from ast_lightning.runs.tasks import tasks_of_job
 from ast_lightning.synthetic import EvaluationSettings
 
 Metrics = dict[str, float]
+
+_PRECISIONS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
+"""Lightning's short names of precisions: runs that differ in the name alone are the same run."""
 
 _FULL = "make room and run the same command again: it goes on where it stopped"
 _CLOSED = "make the folder writable, or give another output_dir"
@@ -52,12 +57,15 @@ def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     try:
         run = build_run(config, in_sweep)
+        if run.is_alone:
+            vars(rank_zero_only)["rank"] = 0  # the numbers of a launcher's tasks are none of this run's
         with watched(run), _disk_trouble_named(config):
             return task(run)
     except (ConfigurationError, DistillationDiverged, WorkerFailed) as error:
         if in_sweep:
             raise
-        if local_rank() == 0:  # what is wrong before a process watches the others is wrong in all of them
+        # what is wrong before a process watches the others is wrong in all of them
+        if local_rank() == 0 or config.trainer.get("devices") == 1:
             print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.status if isinstance(error, WorkerFailed) else 2) from error
 
@@ -103,6 +111,9 @@ def build_run(config: DictConfig, in_sweep: bool = False) -> Run:
             key, "???", str(error).splitlines()[0].rstrip("."), f"give it on the command line: {key}=…"
         ) from error
     check_run(plain)
+    _check_processes(plain["trainer"])
+    precision = plain["trainer"].get("precision")
+    plain["trainer"]["precision"] = _PRECISIONS.get(str(precision), precision)
     if in_sweep:
         _check_tasks(plain["trainer"])
     choices = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
@@ -116,6 +127,22 @@ def build_run(config: DictConfig, in_sweep: bool = False) -> Run:
         choices={group: str(choice) for group, choice in choices.items()},
         in_sweep=in_sweep,
     )
+
+
+def _check_processes(trainer: dict[str, Any]) -> None:
+    """Refuse processes that torchrun has started for a run of one.
+
+    Raises:
+        ConfigurationError: naming ``trainer.devices``.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if by_torchrun() and processes > 1 and devices_of(trainer) == 1:
+        raise ConfigurationError(
+            "trainer.devices",
+            trainer.get("devices"),
+            f"torchrun has started {processes} processes, each of which would do the whole work",
+            "set trainer=torchrun, which takes the numbers from it, or start python without torchrun",
+        )
 
 
 def _check_tasks(trainer: dict[str, Any]) -> None:

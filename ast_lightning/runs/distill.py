@@ -86,6 +86,7 @@ def distill(run: Run) -> dict[str, float]:
         states=states,
         max_steps=settings.max_steps,
         max_epochs=-1,
+        accumulate_grad_batches=1,  # an iteration has distill.windows_per_step windows
         val_check_interval=settings.eval_every,
         check_val_every_n_epoch=None,
     )
@@ -126,6 +127,8 @@ def _distil(
         say(f"going on from {resume}")
     say(f"into {folder}")
     trainer.fit(module, ckpt_path=resume, weights_only=True)
+    if is_rank_zero() and module.compilation != compilation:  # it failed on the way
+        write_json(folder / "machine.json", describe_machine(module.compilation, trainer.world_size))
     evaluated = writer.last is not None and writer.last["iteration"] == trainer.global_step
     if not evaluated or not (writer.has_written or dataset_is_there):
         trainer.validate(module, verbose=False)

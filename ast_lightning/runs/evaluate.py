@@ -173,7 +173,7 @@ def judgement_key(run: Run, settings: EvaluationSettings, training_sets: Sequenc
         "network": run.config["network"],
         "evaluation": asdict(settings),
         "augmentation": run.data.augmentation.families,
-        "precision": run.config["trainer"].get("precision"),
+        **run.arithmetic(),
         "seed": run.seed,
         "versions": versions(),
     }

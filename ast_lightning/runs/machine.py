@@ -15,10 +15,12 @@ from ast_lightning.compilation import Compilation, choose_compilation, keep_comp
 from ast_lightning.files import read_json
 from ast_lightning.networks import FunctionalNetwork
 from ast_lightning.provenance import versions
-from ast_lightning.runs.run import Run
+from ast_lightning.runs.run import Run, devices_of
 
 PASSES_OF_AN_EXPERT_STEP = 9
 """Forward passes' worth of operations in an expert's step with gradient penalty."""
+PASSES_OF_A_PLAIN_STEP = 3
+"""The same without penalty."""
 PASSES_OF_AN_INNER_STEP = 11
 """The same of an inner step of the student, its way back included."""
 
@@ -68,7 +70,9 @@ def compile_experts(run: Run) -> Compilation:
     """The choice for expert training, by all ``num_experts``: one of them alone is compiled as in its family."""
     data, settings = run.data, run.expert
     images = len(data.train.labels) * settings.epochs * int(run.config["num_experts"])
-    return _choose(run, images * PASSES_OF_AN_EXPERT_STEP)
+    return _choose(
+        run, images * (PASSES_OF_AN_EXPERT_STEP if settings.gradient_penalty > 0 else PASSES_OF_A_PLAIN_STEP)
+    )
 
 
 def compile_student(run: Run, images: int) -> Compilation:
@@ -79,7 +83,8 @@ def compile_student(run: Run, images: int) -> Compilation:
         images: N, of the synthetic set.
     """
     settings = run.distill
-    trained = settings.max_steps * settings.syn_steps * (settings.batch_syn or images)
+    windows = settings.windows_of_a_device(devices_of(run.config["trainer"]))
+    trained = settings.max_steps * windows * settings.syn_steps * (settings.batch_syn or images)
     return _choose(run, trained * PASSES_OF_AN_INNER_STEP)
 
 
@@ -107,6 +112,7 @@ def say_what_changed(path: Path, compilation: Compilation, processes: int) -> No
 
 def _choose(run: Run, forward_passes: int) -> Compilation:
     network = FunctionalNetwork(run.network())
+    network.require_pure(torch.zeros(run.data.channels, *run.data.image_size))
     image = torch.zeros(1, run.data.channels, *run.data.image_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(network.initial_parameters(0), image)

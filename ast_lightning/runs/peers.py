@@ -106,7 +106,7 @@ class Peers:
         self.ranks = ranks
         self.timeout = timeout
         self._store: PrefixStore | None = None
-        self._parent = os.getppid() if _by_torchrun() or local_rank() else None  # of the others, people may end it
+        self._parent = os.getppid() if by_torchrun() or local_rank() else None  # of the others, people may end it
         self._ended = threading.Event()
         self._printing = threading.Lock()
         self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
@@ -149,7 +149,7 @@ class Peers:
             self._tell(own)
             raise SystemExit(own.status) from error
         # what all find at once is told by rank 0; and an error of the network is the consequence of another one
-        time.sleep(0 if self.rank == 0 and not _of_network(error) else _BEAT)
+        time.sleep(0 if self.rank == 0 and not of_network(error) else _BEAT)
         try:
             failure = self._claim(own)
             if local_rank() == 0:
@@ -163,7 +163,7 @@ class Peers:
     def _describe(self, error: Exception) -> Failure:
         if foreseen(error):
             return Failure(self.rank, str(error), 2)
-        if _of_network(error):
+        if of_network(error):
             return Failure(self.rank, f"another process of this run has ended ({_first_line(error)}); {GOES_ON}", 1)
         return Failure(self.rank, "".join(traceback.format_exception(error)).rstrip(), 1)
 
@@ -209,7 +209,7 @@ class Peers:
             forgive: whether this process itself was away, so that it cannot say how long others were.
         """
         assert self._store is not None
-        if self._orphaned() and not _by_torchrun():
+        if self._orphaned() and not by_torchrun():
             raise DistError("the process that started this one has ended")
         self._store.add(f"alive/{self.rank}", 1)
         if self._store.check(["failure"]):
@@ -238,7 +238,7 @@ class Peers:
 
     def _linger(self) -> None:
         """Stay until all have seen the failure; where rank 0 started this process, until it has gone."""
-        started_by_rank_0 = local_rank() > 0 and not _by_torchrun()
+        started_by_rank_0 = local_rank() > 0 and not by_torchrun()
         until = time.monotonic() + (4 * _GRACE if started_by_rank_0 else _GRACE)
         while time.monotonic() < until and not self._orphaned():
             time.sleep(0.1)
@@ -252,11 +252,13 @@ class Peers:
             print(failure.message(self.ranks), file=sys.stderr, flush=True)
 
 
-def _by_torchrun() -> bool:
+def by_torchrun() -> bool:
+    """Whether torchrun has started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def _of_network(error: Exception) -> bool:
+def of_network(error: BaseException) -> bool:
+    """Whether the error says no more than that another process is not there."""
     return isinstance(error, DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in _NETWORK)
     )

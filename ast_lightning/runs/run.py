@@ -41,6 +41,13 @@ _NOT_RESULT = (
     "split",
     "windows_per_step",  # null means another number on other devices: the number itself is in the identity
 )
+_CHANGE_NUMBERS = (  # arguments of the Trainer that users may add
+    "limit_train_batches",
+    "overfit_batches",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,11 @@ class Run:
         return int(self.config["seed"])
 
     @property
+    def is_alone(self) -> bool:
+        """Whether this process is the whole run."""
+        return devices_of(self.config["trainer"]) == 1
+
+    @property
     def fast_dev_run(self) -> bool:
         return bool(self.config["trainer"].get("fast_dev_run"))
 
@@ -91,8 +103,15 @@ class Run:
             "network": config["network"],
             "expert": asdict(self.expert),
             "seed": self.seed,
-            "precision": config["trainer"].get("precision"),
+            **self.arithmetic(),
         }
+
+    def arithmetic(self) -> Config:
+        """What of the machine's and the Trainer's options changes the numbers; what is as usual is left out."""
+        trainer = self.config["trainer"]
+        changed = {name: trainer[name] for name in _CHANGE_NUMBERS if trainer.get(name) is not None}
+        tf32 = {"tf32": True} if self.config["tf32"] else {}
+        return {"precision": trainer.get("precision"), **changed, **tf32}
 
     def _data_identity(self) -> Config:
         data = self.config["data"]
@@ -117,7 +136,7 @@ class Run:
     def distill_identity(self) -> Config:
         """What determines the synthetic images, save for how many iterations they are trained."""
         settings = {key: value for key, value in asdict(self.distill).items() if key not in _NOT_RESULT}
-        own = {"seed": self.seed, "data": self._data_identity(), "precision": self.config["trainer"].get("precision")}
+        own = {"seed": self.seed, "data": self._data_identity(), **self.arithmetic()}
         return {
             **self.expert_identity(),
             **(own if self.config["buffers"] else {}),  # of what is done here with imported trajectories
@@ -215,8 +234,9 @@ def check_run(config: Config) -> None:
             "expert_processes", processes, "it must be auto or a number of at least 1", "give one of these"
         )
     check_choice(config["compile"])
-    if not isinstance(config["fresh"], bool):
-        raise ConfigurationError("fresh", config["fresh"], "it must be true or false", "give one of the two")
+    for option in ("fresh", "tf32"):
+        if not isinstance(config[option], bool):
+            raise ConfigurationError(option, config[option], "it must be true or false", "give one of the two")
     for name in config["baselines"]:
         if name not in _BASELINES:
             raise ConfigurationError("baselines", name, "there is no such baseline", f"take of {', '.join(_BASELINES)}")

@@ -34,6 +34,8 @@ def check_multirun(config: Any) -> None:
         raise ConfigurationError(
             "hydra/launcher", launcher, "its package is not installed", "pip install '.[sweep]' in this environment"
         )
+    if launcher.endswith(".LocalLauncher") and not config.hydra.launcher.get("gpus_per_node"):
+        _check_hidden_gpus(config)
     if is_search(config):
         _check_search(config)
 
@@ -50,6 +52,18 @@ def objective(results: Mapping[str, float]) -> float:
             OBJECTIVE, value, "the job has no such number to steer a search", "hold out data.validation_fraction=0.1"
         )
     return value
+
+
+def _check_hidden_gpus(config: Any) -> None:
+    from ast_lightning.runs.machine import device_type  # late: loads torch
+
+    if device_type(config.trainer) == "cuda":
+        raise ConfigurationError(
+            "hydra.launcher.gpus_per_node",
+            config.hydra.launcher.get("gpus_per_node"),
+            "the jobs would not see the GPUs of this machine",
+            "set hydra.launcher.gpus_per_node=1, the number of devices of a job, or trainer=cpu",
+        )
 
 
 def _check_search(config: Any) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +22,11 @@ from ast_lightning.errors import ConfigurationError, DistillationDiverged, fores
 from ast_lightning.files import read_json, write_bytes, write_json
 from ast_lightning.locks import FolderLock
 from ast_lightning.runs.searches import WORST, check_multirun, is_search, objective
-from ast_lightning.runs.tasks import is_first_task, join_tasks
+from ast_lightning.runs.tasks import join_tasks, number_of_task, tasks_of_job
 
 Row = dict[str, Any]
 
+_OTHER_TASKS = 3.0  # seconds in which another task of the same job can say why it failed
 _ENDED = "it was ended before it finished: interrupted, killed, or out of memory"
 
 
@@ -75,7 +77,12 @@ class SweepTable(Callback):
         from ast_lightning.provenance import remember_command  # late: loads torch, for which tasks must be joined
 
         remember_command([self.script, *config.hydra.overrides.task])
-        if is_first_task():
+        if _is_joblib(config):
+            from ast_lightning.runs.workers import take_gpu
+
+            trainer: Any = OmegaConf.to_container(config.trainer, resolve=True)
+            take_gpu(trainer, config.hydra.job.num)
+        if number_of_task() == 0:
             self._lock = self._lock_of(config.hydra.job.num)
             self._lock.take()
             self._write_row(_row(config, "running"))
@@ -84,15 +91,32 @@ class SweepTable(Callback):
         if not _is_multirun(config):
             return
         results, error = _outcome(config, job_return)
-        message = "" if error is None else _describe(error)
+        message = "" if error is None else self._of_all_tasks(config.hydra.job.num, error, _describe(error))
         if message:
             print(f"job {config.hydra.job.num} failed: {message}", file=sys.stderr, flush=True)
         _tell_sweeper(config, job_return, results, error)
-        if is_first_task():
+        if number_of_task() == 0:
             self._write_row(_row(config, "failed" if message else "completed", results, message))
             self._write_table()
             if self._lock is not None:
                 self._lock.release()
+
+    def _of_all_tasks(self, number: int, error: BaseException, own: str) -> str:
+        """Why a job has failed: where the first task knows only that another has gone, the reason of the other."""
+        if tasks_of_job() == 1:
+            return own
+        from ast_lightning.runs.peers import of_network  # late: loads torch
+
+        own_file = self._jobs / f"{number:04d}.task{number_of_task()}.txt"
+        if not of_network(error):
+            write_bytes(own_file, f"on task {number_of_task()}: {own}".encode())
+            return own
+        until = time.monotonic() + _OTHER_TASKS
+        while time.monotonic() < until:
+            for path in sorted(self._jobs.glob(f"{number:04d}.task*.txt")):
+                return path.read_text(encoding="utf-8")
+            time.sleep(0.1)
+        return own
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
         atexit.unregister(self._finish)
@@ -154,6 +178,10 @@ def _is_multirun(config: Any) -> bool:
     return str(config.hydra.mode).endswith("MULTIRUN")
 
 
+def _is_joblib(config: Any) -> bool:
+    return "joblib" in str(config.hydra.launcher.get("_target_"))
+
+
 def _row(config: Any, status: str, results: Row | None = None, error: str = "") -> Row:
     settings = {}
     for override in config.hydra.overrides.task:
@@ -170,7 +198,7 @@ def _outcome(config: Any, job_return: Any) -> tuple[Row, BaseException | None]:
         return {}, value
     results = dict(value or {})
     try:
-        if is_search(config) and is_first_task():
+        if is_search(config) and number_of_task() == 0:
             objective(results)
     except ConfigurationError as error:
         return results, error
@@ -186,7 +214,7 @@ def _tell_sweeper(config: Any, job_return: Any, results: Row, error: BaseExcepti
         job_return.return_value = WORST
     elif error is not None:
         job_return.status, job_return.return_value = JobStatus.FAILED, RuntimeError(str(error))
-    elif is_first_task():
+    elif number_of_task() == 0:
         job_return.return_value = objective(results)
 
 

@@ -14,9 +14,9 @@ def tasks_of_job() -> int:
     return int(_job().num_tasks) if _in_submitit() else 1
 
 
-def is_first_task() -> bool:
-    """Whether this process speaks for its job."""
-    return not _in_submitit() or int(_job().global_rank) == 0
+def number_of_task() -> int:
+    """Which of them this process is; 0 speaks for the job."""
+    return int(_job().global_rank) if _in_submitit() else 0
 
 
 def join_tasks() -> None:

@@ -179,8 +179,10 @@ def _identity(store: TrajectoryStore, index: int) -> dict[str, Any]:
 
 def _summarise(store: TrajectoryStore, indices: list[int]) -> dict[str, float]:
     histories = [store.summary(index)["history"] for index in indices if store.is_complete(index)]
+    if len(histories) < len(indices):  # max_time or max_steps of the Trainer ended them, or another rank writes them
+        say(f"{len(indices) - len(histories)} of {len(indices)} experts are incomplete: the same command goes on")
     if not histories:
-        return {}  # another rank writes them
+        return {}
     rows = [row for history in histories for row in history]
     result = {
         "test_accuracy": 100 * sum(history[-1]["test/accuracy"] for history in histories) / len(histories),

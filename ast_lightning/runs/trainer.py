@@ -9,15 +9,27 @@ from typing import Any
 
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ast_lightning.callbacks import RunProgress
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.runs.run import devices_of
 from ast_lightning.runs.states import RunStates
 
 LOGGERS = ("tensorboard", "csv", "none", "false")
 _OURS = ("logger", "timeout_seconds")
+_OPTIONS_OF = {  # arguments of Lightning's Trainer by what sets them here
+    "max_epochs": "set expert.epochs, evaluation.epochs or distill.max_steps",
+    "max_steps": "set distill.max_steps",
+    "val_check_interval": "set distill.eval_every",
+    "accumulate_grad_batches": "set distill.windows_per_step",
+}
 
 
 def build_logger(choice: Any, folder: Path) -> Logger | bool:
@@ -63,40 +75,54 @@ def build_trainer(
         fixed: arguments that the command itself determines.
 
     Raises:
-        ConfigurationError: Lightning does not accept the options.
+        ConfigurationError: Lightning does not accept the options, the command sets one of them itself, or the
+            processes that there are are not those that the options name.
     """
     arguments = {key: value for key, value in options.items() if key not in _OURS}
     bar = [progress] if progress is not None and arguments.get("enable_progress_bar", True) else []
     log = log and not arguments.get("fast_dev_run")
     logger = build_logger(options.get("logger"), folder) if log else False
+    own = {
+        "callbacks": [*callbacks, *bar],
+        "default_root_dir": folder,
+        "num_sanity_val_steps": 0,
+        "inference_mode": False,  # networks are trained inside validation and test
+        "use_distributed_sampler": False,  # the loaders divide batches over ranks themselves
+        "enable_model_summary": False,
+        "enable_checkpointing": states is not None,
+        **fixed,
+    }
+    for name in sorted(set(own) & set(arguments)):
+        remedy = _OPTIONS_OF.get(name, "leave it out")
+        raise ConfigurationError(f"trainer.{name}", arguments[name], "the command sets this itself", remedy)
+    plugins = [*(arguments.get("plugins") or []), *_cluster(options), *([] if states is None else [states])]
+    shown = {"logger": logger, "enable_progress_bar": bool(bar), "plugins": plugins}
     try:
-        return Trainer(
-            **{
-                **arguments,
-                "logger": logger,
-                "callbacks": [*callbacks, *bar],
-                "default_root_dir": folder,
-                "num_sanity_val_steps": 0,
-                "inference_mode": False,  # networks are trained inside validation and test
-                "use_distributed_sampler": False,  # the loaders divide batches over ranks themselves
-                "enable_model_summary": False,
-                "enable_progress_bar": bool(bar),
-                "enable_checkpointing": states is not None,
-                "plugins": [*(arguments.get("plugins") or []), *_cluster(), *([] if states is None else [states])],
-                **fixed,
-            }
-        )
+        trainer = Trainer(**{**arguments, **shown, **own})
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigurationError(
             "trainer", "…", f"Lightning's Trainer refuses it ({error})", "correct the option that this message names"
         ) from error
+    if trainer.world_size != devices_of(options):
+        raise ConfigurationError(
+            "trainer.devices",
+            options.get("devices"),
+            f"with trainer.num_nodes={options.get('num_nodes', 1)} it means {devices_of(options)} processes, and "
+            f"{trainer.world_size} are there",
+            "start one a device: srun with trainer=slurm, torchrun with trainer=torchrun, or let Lightning start them "
+            "outside of SLURM or in a job named interactive",
+        )
+    return trainer
 
 
-def _cluster() -> list[ClusterEnvironment]:
-    """Under SLURM, an environment that leaves states and the queue to us: Lightning would keep states of its own."""
+def _cluster(options: Mapping[str, Any]) -> list[ClusterEnvironment]:
+    """Under SLURM, an environment that leaves states and the queue to us: Lightning would keep states of its own.
+
+    A run of one process is none of SLURM's tasks, whatever else the job runs beside it.
+    """
     if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
-    return [SLURMEnvironment(auto_requeue=False)]
+    return [LightningEnvironment() if devices_of(options) == 1 else SLURMEnvironment(auto_requeue=False)]
 
 
 def log_configuration(trainer: Trainer, configuration: Mapping[str, Any]) -> None:

@@ -51,7 +51,7 @@ def count_processes(run: Run) -> int:
     if choice == "auto":
         free = trainer.get("devices") in (1, "1") and trainer.get("strategy") == "auto" and devices_of(trainer) == 1
         alone = not run.in_sweep and "LOCAL_RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) == 1
-        return max(len(_gpus(trainer)), 1) if free and alone else 1
+        return max(len(gpus_of(trainer)), 1) if free and alone else 1
     if choice > 1 and devices_of(trainer) > 1:
         raise ConfigurationError(
             "expert_processes",
@@ -123,14 +123,27 @@ def worker_environment(trainer: Mapping[str, Any], number: int, count: int) -> d
         number: of the worker.
         count: of all workers; where there are fewer GPUs, several workers share one.
     """
-    gpus = _gpus(trainer)
+    gpus = gpus_of(trainer)
     changes = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
     if "OMP_NUM_THREADS" not in os.environ:
         changes["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // count))
     return changes
 
 
-def _gpus(trainer: Mapping[str, Any]) -> list[str]:
+def take_gpu(trainer: Mapping[str, Any], number: int) -> None:
+    """Give this process, one of several that run jobs at the same time, a GPU of its own for all of its jobs.
+
+    Args:
+        trainer: the ``trainer`` section of its first job.
+        number: of that job.
+    """
+    if "AST_LIGHTNING_GPU" in os.environ or devices_of(trainer) != 1:
+        return
+    if gpus := gpus_of(trainer):
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["AST_LIGHTNING_GPU"] = gpus[number % len(gpus)]
+
+
+def gpus_of(trainer: Mapping[str, Any]) -> list[str]:
     """The GPUs that a Trainer of one device may choose from, as ``CUDA_VISIBLE_DEVICES`` names them."""
     if device_type(trainer) != "cuda" or isinstance(trainer.get("devices"), list):
         return []

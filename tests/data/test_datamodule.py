@@ -308,7 +308,7 @@ def test_rows_stay_on_the_cpu_when_a_batch_moves() -> None:
         ({"augmentation": "blur"}, r"data\.augmentation=blur: .*color, crop, cutout, flip, scale, rotate"),
         ({"validation_fraction": 1.0}, r"data\.validation_fraction=1\.0: it has to lie in \[0, 1\)"),
         ({"validation_fraction": -0.1}, r"data\.validation_fraction=-0\.1"),
-        ({"per_class": 0}, r"data\.per_class=0: it has to be at least 1"),
+        ({"per_class": 0}, r"data\.per_class=0: it has to be one whole number of at least 1"),
         ({"batch_size": 0}, r"data\.batch_size=0"),
         ({"eval_batch_size": 0}, r"data\.eval_batch_size=0"),
         ({"image_size": -1}, r"data\.image_size=-1"),

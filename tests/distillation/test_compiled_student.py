@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -111,6 +112,42 @@ def test_forward_mode_is_taken_where_it_loses_no_terms(normalization: Callable[[
     theta = problem.network.initial_parameters(4)  # type: ignore[attr-defined]
     images, labels = normal(2, 2, 4, 4, seed=1).float(), torch.tensor([0, 2])
     assert forward_mode_is_exact(problem.loss, theta, images, labels) == exact
+
+
+def test_forward_mode_is_judged_alike_where_the_student_is_sure_of_its_images() -> None:
+    """A tiny loss has tiny derivatives, whose missing terms no absolute tolerance would show."""
+    problem = InnerProblem(FunctionalNetwork(lambda: OwnNorm(nn.BatchNorm2d(4))))
+    theta = problem.network.initial_parameters(4)  # type: ignore[attr-defined]
+    images = normal(2, 2, 4, 4, seed=1).float()
+    with torch.no_grad():
+        labels = problem.network(theta, images).argmax(1)
+    certain = theta.clone()
+    certain[-17 * CLASSES :] *= 600  # the classifier's
+    assert 0 < problem.loss(certain.double(), images.double(), labels) < 1e-9
+    assert not forward_mode_is_exact(problem.loss, certain, images, labels)
+
+
+@pytest.mark.usefixtures("uncompilable")
+def test_a_failure_to_compile_is_known_and_said_once() -> None:
+    problem = InnerProblem(FunctionalNetwork(small), Compilation(True, False, "auto: long enough"))
+    theta, images, labels, direction = inputs(4)
+    with pytest.warns(RuntimeWarning, match=r"the inner gradient runs uncompiled: no compiler today"):
+        problem.gradient(theta, images, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        problem.products(theta, images, labels, direction, (True, True, False))
+    assert str(problem.compilation) == "off (it failed: no compiler today)"
+
+
+@pytest.fixture
+def uncompilable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(function: Any, **_: Any) -> Any:
+        def call(*_: Any) -> None:
+            raise RuntimeError("no compiler today")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", fails)
 
 
 def test_a_layer_without_forward_mode_is_found() -> None:

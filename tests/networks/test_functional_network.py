@@ -195,6 +195,54 @@ def test_dropout_is_off_in_a_pure_function(images: Tensor) -> None:
     assert [is_dropout(module) for module in factory()] == [False, True, False]
 
 
+class Functional(nn.Module):
+    """A network with state that no layer of torch's shows."""
+
+    def __init__(self, state: str) -> None:
+        super().__init__()
+        self.linear = nn.Linear(48, 3)
+        self.register_buffer("count", torch.zeros(()))
+        self.count: Tensor
+        self.state = state
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.state == "random":
+            images = F.dropout(images, 0.5, self.training)
+        elif self.state == "moving":
+            self.count += 1
+        logits: Tensor = self.linear(images.flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("state", "problem"), [("random", "draws random numbers"), ("moving", "its buffer count changes"), ("none", None)]
+)
+def test_a_student_is_a_pure_function(state: str, problem: str | None, images: Tensor) -> None:
+    network = FunctionalNetwork(functools.partial(Functional, state))
+    before = torch.get_rng_state()
+    if problem is None:
+        network.require_pure(images[0])
+    else:
+        with pytest.raises(ConfigurationError, match=rf"^network=.*Functional: {problem}|it {problem}"):
+            network.require_pure(images[0])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_layers_of_torch_are_pure(images: Tensor) -> None:
+    layers = (nn.BatchNorm2d(2), nn.Dropout2d(0.5), nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, 3))
+    FunctionalNetwork(functools.partial(nn.Sequential, *layers)).require_pure(images[0])
+
+
+def test_frozen_parameters_are_refused() -> None:
+    def frozen() -> nn.Module:
+        network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+        network[0].requires_grad_(False)
+        return network
+
+    with pytest.raises(ConfigurationError, match=r"^network=Sequential: its parameter 0\.weight is frozen"):
+        FunctionalNetwork(frozen)
+
+
 def test_description_of_a_user_network(tied_factory: NetworkFactory) -> None:
     description = describe_network(tied_factory)
     cls = tied_factory.func  # type: ignore[attr-defined]  # nested partials are flattened by functools

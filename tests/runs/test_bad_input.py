@@ -67,6 +67,10 @@ def contents(folder: Path) -> dict[Path, int]:
         (["baselines=[guess]"], "baselines", ["random, representative, whole"]),
         (["trainer.logger=wandb"], "trainer.logger", ["tensorboard, csv"]),
         (["+trainer.no_such_argument=1"], "trainer", ["no_such_argument"]),
+        (["+trainer.max_steps=2"], "trainer.max_steps", ["sets this itself", "distill.max_steps"]),
+        (["+trainer.val_check_interval=1"], "trainer.val_check_interval", ["distill.eval_every"]),
+        (["+trainer.accumulate_grad_batches=2"], "experts_dir", ["no trajectories"]),
+        (["tf32=off"], "tf32", ["true or false"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value and "=" in value[0] else "",
 )
@@ -97,6 +101,10 @@ def test_it_is_refused_by_name_and_leaves_nothing_behind(
         (["data.preprocessing=zca", "data.zca_max_features=10"], "data.preprocessing", ["GiB", "standardize"]),
         (["trainer=gpu"], "trainer", ["gpu"]),
         (["trainer.precision=7"], "trainer", ["7"]),
+        (["data.image_size=[8,8]"], "data.image_size", ["one whole number"]),
+        (["data.per_class=true"], "data.per_class", ["one whole number"]),
+        (["+trainer.max_epochs=1"], "trainer.max_epochs", ["sets this itself", "expert.epochs"]),
+        (["+trainer.callbacks=[]"], "trainer.callbacks", ["leave it out"]),
     ],
 )
 def test_it_is_refused_before_experts_are_trained(

@@ -216,6 +216,21 @@ def test_a_worker_sees_one_gpu_and_its_share_of_the_threads(monkeypatch: pytest.
     assert workers.worker_environment({"accelerator": "auto", "devices": [0]}, 1, 4) == {}
 
 
+def test_jobs_at_the_same_time_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 2)
+    seen = []
+    for number in (2, 3, 5):
+        for name in ("CUDA_VISIBLE_DEVICES", "AST_LIGHTNING_GPU"):
+            monkeypatch.setenv(name, "")  # so that both are as before after the test
+            monkeypatch.delenv(name)
+        workers.take_gpu({"accelerator": "auto", "devices": 2}, number)
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
+        workers.take_gpu({"accelerator": "auto", "devices": 1}, number)
+        workers.take_gpu({"accelerator": "auto", "devices": 1}, number + 1)  # the next job of the same process
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert seen == ["0", "1", "1"]
+
+
 def test_the_status_of_a_failed_process() -> None:
     assert WorkerFailed(1, 2, 3, "why").status == 3
     assert WorkerFailed(1, 2, -9, "").status == 137
