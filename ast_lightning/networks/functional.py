@@ -153,6 +153,7 @@ class FunctionalNetwork:
         before = {name: buffer.clone() for name, buffer in self._skeleton.named_buffers()}
         with keyed_global_state(0, "impurity"), torch.no_grad():
             state = torch.get_rng_state()
+            image = image.detach().to("cpu", torch.float32)
             self(self.initial_parameters(0, "skeleton"), image.expand(2, *image.shape))
             if not torch.equal(state, torch.get_rng_state()):
                 return "it draws random numbers that no torch.nn.Dropout layer draws"

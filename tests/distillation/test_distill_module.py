@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,26 @@ def test_images_and_learning_rate_are_the_only_parameters(
     fixed = make_module(store, ast_settings(learn_lr=False))
     assert {name for name, _ in fixed.named_parameters()} == {"images"}
     assert {name for name, _ in fixed.named_buffers()} == {"labels", "learning_rate"}
+
+
+def test_a_window_leaves_no_graph_behind_for_the_next(
+    make_store: Make, make_module: Make, make_trainer: Make, ast_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ast_settings(max_steps=2, windows_per_step=3)
+    module = make_module(make_store(), settings)
+    match = module.match
+
+    def watched(window: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        alive.append(sum(each() is not None for each in earlier))
+        loss, found = match(window)
+        earlier.append(weakref.ref(loss))
+        return loss, found
+
+    alive: list[int] = []
+    earlier: list[weakref.ref[Tensor]] = []
+    monkeypatch.setattr(module, "match", watched)
+    make_trainer(settings).fit(module)
+    assert alive == [0] * 6
 
 
 def test_the_given_images_are_left_alone(
