@@ -81,6 +81,8 @@ def _disk_trouble_named(config: DictConfig) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = _DISK_REMEDIES.get(error.errno or 0)
+        if remedy == _FULL and config.get("fresh"):
+            remedy = _FULL.replace("command", "command without fresh=true")
         option = _written_by(config, error.filename)
         if remedy is None or option is None:
             raise

@@ -32,12 +32,13 @@ from ast_lightning.distillation import (
     initial_images,
 )
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import clear_leftovers, read_json, write_json
+from ast_lightning.files import clear_leftovers, write_json
 from ast_lightning.networks import FunctionalNetwork, describe_network
 from ast_lightning.runs.ancestry import ancestry_of
 from ast_lightning.runs.claims import sole_writer
 from ast_lightning.runs.hparams import log_outcome
 from ast_lightning.runs.machine import compile_student, describe_machine, prepare, say_what_changed
+from ast_lightning.runs.results import finished_result, iteration_of, materials_of, write_result
 from ast_lightning.runs.run import Run, devices_of, short_hash
 from ast_lightning.runs.states import RunStates, begin_anew
 from ast_lightning.runs.trainer import build_trainer, log_configuration
@@ -57,7 +58,7 @@ def distill(run: Run) -> dict[str, float]:
     ranks = devices_of(run.config["trainer"])
     run.distill.windows_of_a_device(ranks)
     folder = run.distill_folder()
-    result = None if run.fresh or run.fast_dev_run else finished_result(folder, run.distill.max_steps)
+    result = None if run.fresh or run.fast_dev_run else finished_result(run)
     if result is not None:
         say(f"finished already, {result['iteration']} iterations: {folder}")
         _report(folder, result["metrics"])
@@ -73,7 +74,8 @@ def distill(run: Run) -> dict[str, float]:
     settings.check_batch(len(images))
     compilation = compile_student(run, len(images))
     module = build_module(run, images, labels, windows, settings, compilation)
-    identity = {"distillation": short_hash(run.distill_identity())}
+    materials = materials_of(run, store)
+    identity = {"distillation": short_hash(run.distill_identity()), **materials}
     states = None if run.fast_dev_run else RunStates(folder / "checkpoints", identity)
     saver = None if states is None else StateOfIterations(states.last, settings.save_every, settings.eval_every)
     make = dataset_maker(run, store)
@@ -96,7 +98,11 @@ def distill(run: Run) -> dict[str, float]:
         say("fast_dev_run: nothing was written")
         return {}
     with sole_writer(folder, run):
-        return _distil(run, trainer, module, states, writer, compilation)
+        metrics = _distil(run, trainer, module, states, writer, compilation)
+        if trainer.is_global_zero:
+            write_result(folder, trainer.global_step, metrics, run, materials)
+    _report(folder, metrics)
+    return metrics
 
 
 def _distil(
@@ -114,7 +120,7 @@ def _distil(
         begin_anew(folder)
     else:
         resume = states.find(expected=(folder / "result.json").exists() or (writer.folder / "last").is_symlink())
-    dataset_is_there = (writer.folder / "last").exists()
+    dataset_is_there = iteration_of(writer.folder / "last") is not None
     if is_rank_zero():
         clear_leftovers(folder)
         clear_leftovers(states.folder)
@@ -136,21 +142,7 @@ def _distil(
     metrics = {name.replace("/", "_"): value for name, value in found.items()}
     metrics["student_lr"] = float(module.learning_rate.detach())
     log_outcome(trainer, run.config, ("expert", "distill", "evaluation"), metrics)
-    if trainer.is_global_zero:
-        result = {"iteration": trainer.global_step, "metrics": metrics, "config": run.config}
-        write_json(folder / "result.json", result)
-    _report(folder, metrics)
     return metrics
-
-
-def finished_result(folder: Path, iterations: int) -> dict[str, Any] | None:
-    """The result in ``folder`` where it is of as many iterations; one that cannot be read is made again."""
-    try:
-        result: dict[str, Any] = read_json(folder / "result.json")
-        complete = result["iteration"] >= iterations and (folder / "synthetic" / "last").exists()
-        return result if complete and isinstance(result["metrics"], dict) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def check_store(store: TrajectoryStore, run: Run) -> None:

@@ -16,12 +16,11 @@ from ast_lightning.distillation import check_ipc, initial_images
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import clear_leftovers, read_json, write_json
 from ast_lightning.integrity import seal, tensor_checksum, unseal
-from ast_lightning.networks import describe_network
 from ast_lightning.provenance import provenance, versions
 from ast_lightning.randomness import keyed_seed
 from ast_lightning.runs.ancestry import describe_set
 from ast_lightning.runs.claims import sole_writer
-from ast_lightning.runs.distill import real_or_noise
+from ast_lightning.runs.distill import check_store, real_or_noise
 from ast_lightning.runs.machine import prepare
 from ast_lightning.runs.run import Run, short_hash
 from ast_lightning.runs.states import begin_anew
@@ -57,6 +56,8 @@ def evaluate(run: Run) -> dict[str, float]:
     run.data.use_preprocessing(dataset.preprocessing)
     run.data.setup("test")
     check_dataset(dataset, run)
+    if {"whole", "representative"} & set(run.config["baselines"]):
+        check_store(TrajectoryStore.open(run.experts_folder()), run)
     if run.fast_dev_run:
         return _report(run, dataset, _judge(run, dataset))
     folder = evaluation_folder(run)
@@ -228,7 +229,6 @@ def _training_sets(run: Run, dataset: DistilledDataset, name: str) -> Callable[[
 
 def _score_of_experts(run: Run) -> Score:
     store = TrajectoryStore.open(run.experts_folder())
-    store.require("network", describe_network(run.network()))
     final = [100 * store.summary(index)["metrics"]["test/accuracy"] for index in store.experts()]
     if not final:
         raise ConfigurationError("experts_dir", store.folder, "it has no complete expert", "run train_experts.py first")

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from ast_lightning.callbacks import say
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import format_bytes
+from ast_lightning.files import clear_leftovers, format_bytes
 from ast_lightning.networks import FunctionalNetwork
 from ast_lightning.runs.claims import claim_experts
 from ast_lightning.runs.machine import device_type
 from ast_lightning.runs.run import Run
 from ast_lightning.runs.stores import make_store
 from ast_lightning.trajectories import TrajectoryStore
-from ast_lightning.trajectories.interchange import Source, import_buffers, scan_buffers
+from ast_lightning.trajectories.interchange import Source, check_sources, import_buffers, scan_buffers
 from ast_lightning.trajectories.records import STORE_FILE
 
 _AT_ONCE = 500  # test images
@@ -39,6 +39,7 @@ def import_experts(run: Run) -> dict[str, float]:
     wanted = list(range(run.config["num_experts"])) if index is None else [index]
     store = _existing(run)
     if store is not None and not run.fresh and all(map(store.is_complete, wanted)):
+        check_sources(store, run.config["buffers"], wanted)
         say(f"{len(wanted)} experts are imported already: {folder}")
         return _summarise(store, wanted)
     network = FunctionalNetwork(run.network())
@@ -55,13 +56,14 @@ def import_experts(run: Run) -> dict[str, float]:
         return {}
     store = _store(run)
     pending = wanted if run.fresh else [each for each in wanted if not store.is_complete(each)]
-    store.check_room(pending)
-    disk = format_bytes(store.bytes_to_write(pending))
+    store.check_room(pending, anew=run.fresh)
+    disk = format_bytes(store.bytes_to_write(pending, anew=run.fresh))
     say(f"importing from {run.config['buffers']}; {disk} of trajectories into {folder}")
     judge, report = _judge(run, network), _reporter(run)
     import_buffers(store, buffers, [each for each in wanted if each not in pending])  # are they what they were?
     with closing(claim_experts(run, store, pending)) as claimed:
         for each in claimed:
+            clear_leftovers(store.expert_folder(each))
             import_buffers(store, buffers, [each], judge=judge, report=report)
     return _summarise(store, wanted)
 
@@ -78,7 +80,7 @@ def _store(run: Run) -> TrajectoryStore:
     del data["augmentation"]  # what augmentation they were trained with, nobody knows
     buffers = str(Path(run.config["buffers"]).resolve())
     expert = {"buffers": buffers, "epochs": run.expert.epochs, **run.expert.snapshot_options}
-    return make_store(run, expert=expert, data=data, seed=None)
+    return make_store(run, expert=expert, data=data, seed=None, arithmetic=None)
 
 
 def _judge(run: Run, network: FunctionalNetwork) -> Callable[[Tensor], dict[str, float]]:

@@ -142,7 +142,7 @@ class Run:
             **(own if self.config["buffers"] else {}),  # of what is done here with imported trajectories
             "distill": settings,
             "num_experts": self.config["num_experts"],
-            "experts_dir": self.config["experts_dir"],
+            "experts_dir": str(self.experts_folder().resolve()) if self.config["experts_dir"] else None,
             "windows_per_iteration": self.distill.windows_in_all(devices_of(self.config["trainer"])),
         }
 

@@ -20,6 +20,7 @@ from ast_lightning.callbacks import is_rank_zero, say
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import set_aside, write_bytes
 from ast_lightning.integrity import Damaged, bytes_checksum
+from ast_lightning.trajectories.records import first_difference
 
 FORMAT_VERSION = 1
 _ABOUT = "ast_lightning"
@@ -33,12 +34,14 @@ class RunStates(TorchCheckpointIO):
 
     Args:
         folder: where ``last.ckpt`` and ``previous.ckpt`` are.
-        belongs_to: what the run is; a state of another run is refused.
+        belongs_to: what the run is and is made from; a state of another one is refused.
+        anew: how to begin anew, for the user of a state that cannot be used.
     """
 
-    def __init__(self, folder: Path, belongs_to: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, belongs_to: Mapping[str, Any], anew: str = "fresh=true") -> None:
         self.folder = folder
         self.belongs_to = dict(belongs_to)
+        self._anew = anew
 
     @property
     def last(self) -> Path:
@@ -122,17 +125,20 @@ class RunStates(TorchCheckpointIO):
                 f"the format of the state {path} is {about['format']} and this version reads {FORMAT_VERSION}",
                 "install the version of ast_lightning that wrote it",
             )
-        if about["belongs_to"] != self.belongs_to:
-            raise self._lost(f"the state {path} is of {about['belongs_to']} and this run is {self.belongs_to}")
+        difference = first_difference(about["belongs_to"], self.belongs_to, "")
+        if difference:
+            name, theirs, ours = difference
+            raise self._lost(
+                f"the state {path} was made with {name.removeprefix('.')} = {theirs}, and now it is {ours}"
+            )
         return dict(state)
 
-    @staticmethod
-    def _lost(problem: str) -> ConfigurationError:
+    def _lost(self, problem: str) -> ConfigurationError:
         return ConfigurationError(
             "fresh",
             "false",
             problem,
-            "put back a good copy, or start anew with fresh=true, which moves the earlier folder aside",
+            f"put back a good copy, or start anew with {self._anew}, which moves the earlier folder aside",
         )
 
 

@@ -36,6 +36,7 @@ def make_store(run: Run, **differs: Any) -> TrajectoryStore:
         "preprocessing_fingerprint": fingerprint,
         "epochs": run.expert.epochs,
         "seed": run.seed,
+        "arithmetic": run.arithmetic(),
         **provenance(),
         "config": run.config,
         **differs,
@@ -45,7 +46,7 @@ def make_store(run: Run, **differs: Any) -> TrajectoryStore:
     preprocessing = folder / PREPROCESSING_FILE
     if (folder / STORE_FILE).exists() and preprocessing.exists():
         return TrajectoryStore.create(folder, metadata)  # nothing to write
-    with FolderLock(folder) as lock:
+    with FolderLock(folder / "store") as lock:  # kept inside: the folder may be all that this user can write to
         lock.take(seconds=-1)
         clear_leftovers(folder)
         store = TrajectoryStore.create(folder, metadata)

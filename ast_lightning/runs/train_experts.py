@@ -49,7 +49,7 @@ def train_experts(run: Run) -> dict[str, float]:
     _announce(run, store, indices, pending, processes)
     _drop_states_of_complete(store, [index for index in indices if index not in pending])
     if pending and is_rank_zero():
-        store.check_room(pending)
+        store.check_room(pending, anew=run.fresh)
     if processes > 1:
         if run.fresh:
             with all_locked(run, store, pending):
@@ -101,7 +101,7 @@ def _announce(run: Run, store: TrajectoryStore, indices: list[int], pending: lis
             say(f"expert {index} is complete already: {store.expert_folder(index)}")
     if pending:
         parameters = sum(math.prod(shape) for _, shape in store.layout)
-        disk = store.bytes_to_write(pending)
+        disk = store.bytes_to_write(pending, anew=run.fresh)
         say(
             f"training {len(pending)} experts {f'in {processes} processes ' if processes > 1 else ''}"
             f"of {parameters:,} parameters for {run.expert.epochs} epochs of "
@@ -114,7 +114,11 @@ def _train_one(
 ) -> None:
     expert = ExpertModule(run.network(), run.expert, expert_index=index, seed=run.seed, objective=objective)
     folder = run.experts_folder() if store is None else store.expert_folder(index)
-    states = None if store is None else RunStates(folder / "resume", _identity(store, index))
+    states = (
+        None
+        if store is None
+        else RunStates(folder / "resume", _identity(store, index), f"expert_index={index} fresh=true")
+    )
     callbacks = [
         # the snapshot is written first, the state to go on from after it: Lightning runs checkpoints last
         TrajectoryRecorder(store),
@@ -173,7 +177,7 @@ def _has_work(store: TrajectoryStore, index: int) -> bool:
 
 def _identity(store: TrajectoryStore, index: int) -> dict[str, Any]:
     """What a state of an expert belongs to: the trajectories of equal experts in another folder are the same."""
-    made_from = {key: store.metadata.get(key) for key in ("network", "data", "expert", "epochs", "seed")}
+    made_from = {key: store.metadata.get(key) for key in ("network", "data", "expert", "epochs", "seed", "arithmetic")}
     return {"expert": index, "store": short_hash(made_from)}
 
 

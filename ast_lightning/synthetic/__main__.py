@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ast_lightning.errors import ConfigurationError
@@ -33,7 +34,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return command(arguments)
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'the disk'}: {error.strerror or error}", file=sys.stderr, flush=True)
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,7 +92,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     for column in ("file", "status", "what is wrong", "remedy"):
         table.add_column(column, overflow="fold")
     for finding in findings:
-        table.add_row(finding.file, finding.status, finding.problem, finding.remedy)
+        cells = (finding.file, finding.status, finding.problem, finding.remedy)
+        table.add_row(*(escape(cell) for cell in cells))
     _console().print(table)
     print(f"{arguments.folder} is {'not ' if bad else ''}what was written")
     return int(bad)

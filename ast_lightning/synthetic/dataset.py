@@ -223,7 +223,9 @@ def read_description(folder: Path | str, option: str = "synthetic") -> dict[str,
         if isinstance(version, int) and version != FORMAT_VERSION:
             raise _other_version(option, folder, version)
         return unseal(content)
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise _unreadable(option, folder, "dataset.json", error) from error
+    except (ValueError, RecursionError) as error:
         if isinstance(error, ConfigurationError):
             raise
         raise _damaged(option, folder, "dataset.json", error) from error
@@ -237,6 +239,11 @@ def _other_version(option: str, folder: Path, version: int) -> ConfigurationErro
         f"dataset.json has format {version}, {'newer' if newer else 'older'} than the {FORMAT_VERSION} of this version",
         "install the version of ast_lightning that wrote it" + ("" if newer else ", or distil again with this one"),
     )
+
+
+def _unreadable(option: str, folder: Path, name: str, error: OSError) -> ConfigurationError:
+    remedy = "let this user read it, or see to the disk: it need not be damaged"
+    return ConfigurationError(option, folder, f"{name} cannot be read ({error.strerror or error})", remedy)
 
 
 def _damaged(option: str, folder: Path, name: str, error: object) -> ConfigurationError:
@@ -277,9 +284,12 @@ def _read(
     tensors: Callable[[Any], Mapping[str, Tensor]],
 ) -> Any:
     try:
+        (folder / name).open("rb").close()  # whose error says what safetensors' does not
         found = reader(folder / name)
         if tensor_checksum(tensors(found)) != description["checksums"][name]:
             raise Damaged("it is not the file that dataset.json was written with")
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except OSError as error:
+        raise _unreadable(option, folder, name, error) from error
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise _damaged(option, folder, name, error) from error
     return found

@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'the disk'}: {error.strerror or error}", file=sys.stderr, flush=True)
+        return 2
     return status
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -59,10 +59,12 @@ class Buffers:
     Attributes:
         sources: by the number of the expert that each becomes.
         epochs: E, the same for all.
+        checked: the files that were read from end to end already, with their sizes and times.
     """
 
     sources: tuple[Source, ...]
     epochs: int
+    checked: set[tuple[Path, int, int]] = field(default_factory=set, compare=False)
 
 
 def buffer_files(folder: Path | str) -> list[Path]:
@@ -141,7 +143,10 @@ def import_buffers(
         _check_same(store, expert, buffers.sources[expert])
     pending = [(buffers.sources[expert], expert) for expert in wanted if not store.is_complete(expert)]
     for file, group in groupby(pending, key=lambda pair: pair[0].file):
-        check_content(file, OPTION)
+        state = (file, file.stat().st_size, file.stat().st_mtime_ns)
+        if state not in buffers.checked:
+            check_content(file, OPTION)
+            buffers.checked.add(state)
         trajectories = list(_trajectories(file))
         for source, expert in group:
             if source.trajectory >= len(trajectories):
@@ -151,6 +156,19 @@ def import_buffers(
             metrics = _import_one(store, expert, source, trajectory, judge)
             if report is not None:
                 report(expert, source, metrics)
+
+
+def check_sources(store: TrajectoryStore, folder: Path | str, experts: Sequence[int]) -> None:
+    """Compare the files that experts were imported from, where they still are there, with what they were then.
+
+    Raises:
+        ConfigurationError: one has changed.
+    """
+    for expert in experts:
+        source = store.summary(expert).get("source") or {}
+        file = Path(folder) / str(source.get("file"))
+        if file.is_file():
+            _check_same(store, expert, Source(file, int(source["trajectory"])))
 
 
 def export_buffers(store: TrajectoryStore, folder: Path | str, per_file: int = 1) -> list[Path]:
@@ -233,10 +251,9 @@ def _check_snapshot(source: Source, epoch: int, snapshot: Any, layout: Parameter
         if shapes[position] != shape:
             problem = f"tensor {position} is {shapes[position]}, and {name} of the network is {shape}"
             raise _refused(source, f"{where}, {problem}", remedy)
-        if not tensor.is_floating_point() or tensor.layout != torch.strided:
-            raise _refused(
-                source, f"{where}, tensor {position} is of type {tensor.dtype}, no dense real numbers", remedy
-            )
+        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+            what = "has no values" if tensor.is_meta else f"is of type {tensor.dtype}, no dense real numbers"
+            raise _refused(source, f"{where}, tensor {position} {what}", remedy)
     if len(shapes) != len(layout):
         raise _refused(source, f"{where} has {len(shapes)} tensors, and the network has {len(layout)}", remedy)
 

@@ -118,7 +118,7 @@ def _expert(expert: int, folder: Path, store: str | None) -> ExpertRow:
         return ExpertRow(expert, False, epochs, size)
     try:
         record = ExpertRecord.read(folder, expert, store or "")
-    except Damaged as error:
+    except (Damaged, OSError) as error:
         return ExpertRow(expert, True, epochs, size, problem=f"{EXPERT_FILE}: {error}" if store else None)
     accuracy = record.summary.get("metrics", {}).get("test/accuracy")
     missing = sorted({*record.snapshots} - {*epochs})

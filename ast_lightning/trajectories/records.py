@@ -20,7 +20,8 @@ OPTION = "experts_dir"
 STORE_FILE = "store.json"
 EXPERT_FILE = "expert.json"
 PREPROCESSING_FILE = "preprocessing.safetensors"
-IDENTITY = ("network", "data", "expert", "epochs", "seed")
+UNREADABLE = "let this user read it, or see to the disk: it need not be damaged, so delete nothing"
+IDENTITY = ("network", "data", "expert", "epochs", "seed", "arithmetic")
 """The keys of ``store.json`` that determine trajectories: two stores that agree in them hold the same experts."""
 
 
@@ -59,7 +60,9 @@ def read_store_record(folder: Path) -> dict[str, Any]:
         return unseal(content)
     except ConfigurationError:
         raise
-    except (OSError, ValueError) as error:  # of the file, of JSON, of the checksum
+    except OSError as error:
+        raise ConfigurationError(OPTION, folder, f"{path} cannot be read ({error.strerror})", UNREADABLE) from error
+    except ValueError as error:  # of JSON, of the checksum
         raise ConfigurationError(OPTION, folder, f"{path} is damaged ({error})", remedy) from error
 
 
@@ -139,13 +142,14 @@ class ExpertRecord:
         """Read it, and make sure that it is that of ``expert`` of the store with the id ``store``.
 
         Raises:
-            Damaged: it cannot be read, was changed, or belongs to something else.
+            Damaged: it was changed, or belongs to something else.
+            OSError: it cannot be read.
         """
         try:
             content = unseal(read_json(folder / EXPERT_FILE))
             snapshots = {int(epoch): str(checksum) for epoch, checksum in content["snapshots"].items()}
             record = cls(content["expert"], content["store"], snapshots, content["summary"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Damaged(f"it is damaged ({error})") from error
         if (record.expert, record.store) != (expert, store):
             raise Damaged(

@@ -54,6 +54,7 @@ def writing(path: Path, write: Callable[[], object]) -> None:
         remedy = "set output_dir to a folder that can be written"
         if error.errno in _FULL:
             remedy = (
-                "make room and run the same command again: what was written before is intact, and it goes on from there"
+                "make room and run the same command again, without fresh=true: what was written before is intact, and "
+                "it goes on from there"
             )
         raise ConfigurationError("output_dir", path, f"it cannot be written ({reason})", remedy) from error

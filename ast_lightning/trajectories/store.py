@@ -32,6 +32,7 @@ from ast_lightning.trajectories.records import (
     IDENTITY,
     OPTION,
     STORE_FILE,
+    UNREADABLE,
     ExpertRecord,
     check_preprocessing,
     first_difference,
@@ -271,18 +272,18 @@ class TrajectoryStore:
         """
         return self._read(expert, epoch, torch.empty(self.format.num_parameters, dtype=torch.float32))[1]
 
-    def bytes_to_write(self, experts: Iterable[int]) -> int:
-        """Bytes of the snapshots that these experts do not have yet."""
+    def bytes_to_write(self, experts: Iterable[int], *, anew: bool = False) -> int:
+        """Bytes of the snapshots that these experts do not have yet; of all of them where they begin ``anew``."""
         paths = (self.snapshot_path(expert, epoch) for expert in experts for epoch in self.schedule.stored())
-        return self.format.num_bytes * sum(not path.exists() for path in paths)
+        return self.format.num_bytes * sum(anew or not path.exists() for path in paths)
 
-    def check_room(self, experts: Iterable[int]) -> None:
+    def check_room(self, experts: Iterable[int], *, anew: bool = False) -> None:
         """Refuse a run that the disk cannot hold, before it begins.
 
         Raises:
             ConfigurationError: the folder cannot be written, or has too little room for what is still to be written.
         """
-        room.check_room(self.folder, self.bytes_to_write(experts) + room.STATE * self.format.num_parameters)
+        room.check_room(self.folder, self.bytes_to_write(experts, anew=anew) + room.STATE * self.format.num_parameters)
 
     def _read(self, expert: int, epoch: int, into: Tensor) -> tuple[str, dict[str, Tensor]]:
         path = self.snapshot_path(expert, epoch)
@@ -303,7 +304,9 @@ class TrajectoryStore:
         except Damaged as error:
             raise ConfigurationError(OPTION, self.folder, f"{path} cannot be used: {error}", remedy) from error
         except OSError as error:
-            problem = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+            problem = "is missing"
+            if not isinstance(error, FileNotFoundError):
+                problem, remedy = f"cannot be read ({error.strerror})", UNREADABLE
             raise ConfigurationError(OPTION, self.folder, f"{path} {problem}", remedy) from error
 
     def _forget(self, expert: int) -> None:

@@ -180,6 +180,27 @@ def test_more_experts_later_and_one_by_itself(files: Path, tmp_path: Path, comma
     assert store_of(tmp_path, f"buffers={files}").experts() == [0, 1]
 
 
+def test_files_that_changed_after_the_import_are_named(files: Path, tmp_path: Path, command: Command) -> None:
+    changing = Path(shutil.copytree(files, tmp_path / "files"))
+    words = f"buffers={changing}"
+    metrics = command("train_experts", tmp_path, words)
+    (changing / "replay_buffer_2.pt").unlink()  # one that is gone is not needed any more
+    assert command("train_experts", tmp_path, words) == metrics
+    shutil.copy(files / "replay_buffer_2.pt", changing / "replay_buffer_10.pt")
+    with pytest.raises(ConfigurationError, match=r"expert 1 was imported from replay_buffer_10\.pt.*checksum"):
+        command("train_experts", tmp_path, words)
+
+
+def test_pieces_of_a_killed_import_go(files: Path, tmp_path: Path, command: Command) -> None:
+    words = (f"buffers={files}", "expert_index=0")
+    command("train_experts", tmp_path, *words)
+    expert = store_of(tmp_path, *words).expert_folder(0)
+    (expert / "expert.json").unlink()
+    (expert / ".epoch_0003.safetensors.abc.partial").write_bytes(b"a piece")
+    command("train_experts", tmp_path, *words)
+    assert not list(expert.glob(".*"))
+
+
 def test_networks_that_only_guess_are_suspicious(
     files: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,7 +100,7 @@ def test_nothing_is_begun_anew_over_work_whose_states_are_lost(states: RunStates
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"belongs_to": {"expert": 4, "store": "abc"}}, "'expert': 4.*this run is.*'expert': 3"),
+        ({"belongs_to": {"expert": 4, "store": "abc"}}, "was made with expert = 4, and now it is 3"),
         ({"format": 9}, "format.* is 9 .*install the version"),
     ],
 )

@@ -71,6 +71,23 @@ def test_info_tells_the_whole_ancestry_on_a_page(folder: Path, capsys: pytest.Ca
     assert len(page.splitlines()) <= 60
 
 
+def test_brackets_are_no_markup(make_distilled: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset = make_distilled()
+    dataset.metadata |= {"command": ["distill.py", "baselines=[random,whole]"], "time": "today"}
+    folder = save_distilled(tmp_path / "[" / "bold]" / "set", dataset)
+    for command in ("info", "verify"):
+        assert main([command, str(folder)]) == 0
+    assert "baselines=[random,whole]" in capsys.readouterr().out
+
+
+def test_what_the_disk_refuses_is_said_in_a_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert main(["export", str(folder), str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file'}: File exists\n"
+
+
 def test_info_as_json_is_the_description(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(folder), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ConvNet, FunctionalNetwork, parameter_layout
 from ast_lightning.torchfiles import fingerprint
-from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories import TrajectoryStore, interchange
 from ast_lightning.trajectories.interchange import buffer_files, export_buffers, import_buffers, scan_buffers
 from ast_lightning.trajectories.shapes import hint
 
@@ -293,6 +293,22 @@ def test_what_is_no_trajectory_is_named(
 @pytest.mark.parametrize("content", [{}, [], torch.zeros(3), {"state": [torch.zeros(1)]}])
 def test_files_of_something_else_are_named(store: TrajectoryStore, tmp_path: Path, content: Any) -> None:
     assert "not a list of trajectories" in refusal(store, content, tmp_path).problem
+
+
+def test_tensors_without_values_are_named(store: TrajectoryStore, tmp_path: Path) -> None:
+    content = [[[tensor.to("meta") for tensor in snapshot] for snapshot in trajectory(1)]]
+    assert "tensor 0 has no values" in str(refusal(store, content, tmp_path))
+
+
+def test_a_file_of_several_trajectories_is_checked_once(
+    store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save([trajectory(seed) for seed in range(3)], tmp_path / "replay_buffer_0.pt")
+    buffers, checked = scan_buffers(tmp_path, store.layout), []
+    monkeypatch.setattr(interchange, "check_content", lambda file, option: checked.append(file.name))
+    for expert in range(3):
+        import_buffers(store, buffers, [expert])
+    assert (store.experts(), checked) == ([0, 1, 2], ["replay_buffer_0.pt"])
 
 
 def test_trajectories_of_several_lengths_are_named(store: TrajectoryStore, tmp_path: Path) -> None:

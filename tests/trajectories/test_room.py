@@ -45,6 +45,7 @@ def test_what_is_still_to_be_written(store: TrajectoryStore, fill: Fill) -> None
     assert store.bytes_to_write([0, 1]) == 10 * one
     fill(0)
     assert store.bytes_to_write([0, 1]) == 5 * one
+    assert store.bytes_to_write([0, 1], anew=True) == 10 * one
     store.snapshot_path(0, 2).unlink()
     assert store.bytes_to_write([0, 1]) == 6 * one
     written = store.snapshot_path(0, 0).stat().st_size

@@ -302,6 +302,18 @@ def test_a_file_without_a_checksum_is_refused(store: TrajectoryStore, fill: Fill
         store.read_snapshot(0, 0)
 
 
+def test_what_cannot_be_read_is_not_called_damaged(store: TrajectoryStore, fill: Fill) -> None:
+    """A folder in the place of a file stands for all that the system refuses to read."""
+    fill(0)
+    for path in (store.snapshot_path(0, 1), store.expert_folder(0) / "expert.json", store.folder / "store.json"):
+        path.rename(path.with_suffix(".aside"))
+        path.mkdir()
+        with pytest.raises(ConfigurationError, match=r"cannot be read \(Is a directory\).*delete nothing"):
+            TrajectoryStore.open(store.folder).read_window(0, 1, 1)
+        path.rmdir()
+        path.with_suffix(".aside").rename(path)
+
+
 def test_check_snapshots_reads_what_a_resumed_run_relies_on(store: TrajectoryStore, fill: Fill) -> None:
     fill(0)
     store.snapshot_path(0, 3).unlink()

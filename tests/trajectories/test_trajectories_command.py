@@ -241,6 +241,15 @@ def test_export(run: Run, store: TrajectoryStore, fill: Fill, tmp_path: Path) ->
     assert "holds replay_buffer_*.pt already" in problem
 
 
+def test_what_the_disk_refuses_is_said_in_a_line(
+    store: TrajectoryStore, fill: Fill, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(0)
+    (tmp_path / "file").write_text("no folder")
+    assert main(["export", str(store.folder), str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'file'}: File exists\n"
+
+
 def test_it_is_a_module_that_runs(store: TrajectoryStore, fill: Fill) -> None:
     fill(0)
     words = [sys.executable, "-m", "ast_lightning.trajectories", "verify", str(store.folder)]

@@ -1,0 +1,103 @@
+"""The result of a finished distillation: it counts while it fits the images beside it and what they were made from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ast_lightning.callbacks import say
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.files import read_json, write_json
+from ast_lightning.integrity import bytes_checksum, seal, unseal
+from ast_lightning.runs.run import Run
+from ast_lightning.synthetic import load_distilled
+from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories.records import first_difference
+
+Materials = dict[str, Any]
+
+
+def materials_of(run: Run, store: TrajectoryStore) -> Materials:
+    """What the values of a distillation come from beside its settings, which name folders: what was in them.
+
+    Returns:
+        ``experts``, how many; ``trajectories``, a checksum of all their snapshots; ``warm_start``, that of the set.
+
+    Raises:
+        ConfigurationError: some of it is missing or damaged.
+    """
+    experts = store.experts() if run.config["experts_dir"] else range(int(run.config["num_experts"]))
+    snapshots = [sorted(store.record(expert).snapshots.items()) for expert in experts]
+    found: Materials = {
+        "experts": len(snapshots),
+        "trajectories": bytes_checksum(json.dumps(snapshots).encode())[:16],
+    }
+    if run.distill.warm_start:
+        found["warm_start"] = load_distilled(run.distill.warm_start, "distill.warm_start").checksum()
+    return found
+
+
+def write_result(folder: Path, iteration: int, metrics: dict[str, float], run: Run, materials: Materials) -> None:
+    """Write ``result.json``.
+
+    Args:
+        folder: of the distillation.
+        iteration: how many it has had.
+        metrics: what the evaluation after them found.
+        run: what was configured.
+        materials: see :func:`materials_of`.
+    """
+    content = {"iteration": iteration, "metrics": metrics, "materials": materials, "config": run.config}
+    write_json(folder / "result.json", seal(json.loads(json.dumps(content))))  # sealed as it will be read
+
+
+def finished_result(run: Run) -> dict[str, Any] | None:
+    """The result of this run where it has as many iterations; one that does not fit the images is made again.
+
+    Raises:
+        ConfigurationError: it was made from other trajectories, or another set to start from, than are there now.
+    """
+    folder = run.distill_folder()
+    try:
+        result = unseal(read_json(folder / "result.json"))
+        iteration, metrics, made_from = result["iteration"], result["metrics"], result["materials"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if iteration < run.distill.max_steps or not isinstance(metrics, dict):
+        return None
+    if iteration_of(folder / "synthetic" / "last") != iteration:
+        return None
+    _check_materials(run, folder, made_from)
+    difference = first_difference(result["config"].get("evaluation"), run.config["evaluation"], "evaluation")
+    if difference:
+        name, theirs, ours = difference
+        say(f"note: measured with {name}={theirs}, not {ours}: evaluate.py measures with the options of this command")
+    return result
+
+
+def iteration_of(dataset: Path) -> int | None:
+    """After how many iterations a distilled dataset was written; None where it is not there or cannot be used."""
+    try:
+        iteration = load_distilled(dataset).metadata.get("iteration")
+    except ConfigurationError as error:
+        if dataset.exists():
+            say(f"{dataset} cannot be used, {error.problem}: it is written again from the state")
+        return None
+    return int(iteration) if isinstance(iteration, int) else None
+
+
+def _check_materials(run: Run, folder: Path, made_from: Materials) -> None:
+    try:
+        there = materials_of(run, TrajectoryStore.open(run.experts_folder()))
+    except ConfigurationError:
+        return  # they may have been deleted since
+    difference = first_difference(made_from, there, "")
+    if difference:
+        name, before, now = difference
+        raise ConfigurationError(
+            "fresh",
+            "false",
+            f"{folder} was distilled with {name.removeprefix('.')} = {before}, and there it is {now} now",
+            "put back what it was made from, or distil anew with fresh=true, which moves the earlier folder aside",
+        )
