@@ -7,6 +7,7 @@ from typing import Any
 
 from ast_lightning.networks import describe_network
 from ast_lightning.runs.run import Run
+from ast_lightning.runs.stores import experts_to_distil
 from ast_lightning.synthetic import DistilledDataset, load_distilled
 from ast_lightning.trajectories import TrajectoryStore
 
@@ -40,7 +41,7 @@ def describe_set(dataset: DistilledDataset) -> dict[str, Any]:
 
 def _trajectories(run: Run, store: TrajectoryStore) -> dict[str, Any]:
     data = store.metadata.get("data") or {}
-    experts = store.experts() if run.config["experts_dir"] else list(range(run.config["num_experts"]))
+    experts = experts_to_distil(run, store)
     imported = {str(expert): store.summary(expert).get("source") for expert in experts}
     return {
         "id": store.id,

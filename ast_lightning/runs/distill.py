@@ -41,6 +41,7 @@ from ast_lightning.runs.machine import compile_student, describe_machine, prepar
 from ast_lightning.runs.results import finished_result, iteration_of, materials_of, write_result
 from ast_lightning.runs.run import Run, devices_of, short_hash
 from ast_lightning.runs.states import RunStates, begin_anew
+from ast_lightning.runs.stores import experts_to_distil
 from ast_lightning.runs.trainer import build_trainer, log_configuration
 from ast_lightning.synthetic import DistilledDataset, NetworkEvaluator, load_distilled
 from ast_lightning.trajectories import TrajectoryStore
@@ -182,7 +183,7 @@ def build_windows(store: TrajectoryStore, run: Run) -> TrajectoryWindows:
     if run.config["experts_dir"] and (incomplete := store.incomplete()):
         count = "1 incomplete expert" if len(incomplete) == 1 else f"{len(incomplete)} incomplete experts"
         say(f"leaving out {count} of {store.folder}, the first is expert {incomplete[0]}")
-    wanted = complete if run.config["experts_dir"] else list(range(run.config["num_experts"]))
+    wanted = experts_to_distil(run, store)
     missing = [index for index in wanted if index not in complete]
     if missing:
         raise ConfigurationError(

@@ -11,6 +11,7 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import read_json, write_json
 from ast_lightning.integrity import bytes_checksum, seal, unseal
 from ast_lightning.runs.run import Run
+from ast_lightning.runs.stores import experts_to_distil
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.records import first_difference
@@ -27,8 +28,7 @@ def materials_of(run: Run, store: TrajectoryStore) -> Materials:
     Raises:
         ConfigurationError: some of it is missing or damaged.
     """
-    experts = store.experts() if run.config["experts_dir"] else range(int(run.config["num_experts"]))
-    snapshots = [sorted(store.record(expert).snapshots.items()) for expert in experts]
+    snapshots = [sorted(store.record(expert).snapshots.items()) for expert in experts_to_distil(run, store)]
     found: Materials = {
         "experts": len(snapshots),
         "trajectories": bytes_checksum(json.dumps(snapshots).encode())[:16],
@@ -92,12 +92,12 @@ def _check_materials(run: Run, folder: Path, made_from: Materials) -> None:
         there = materials_of(run, TrajectoryStore.open(run.experts_folder()))
     except ConfigurationError:
         return  # they may have been deleted since
-    difference = first_difference(made_from, there, "")
+    difference = first_difference(made_from, there)
     if difference:
         name, before, now = difference
         raise ConfigurationError(
             "fresh",
             "false",
-            f"{folder} was distilled with {name.removeprefix('.')} = {before}, and there it is {now} now",
+            f"{folder} was distilled with {name} = {before}, and there it is {now} now",
             "put back what it was made from, or distil anew with fresh=true, which moves the earlier folder aside",
         )

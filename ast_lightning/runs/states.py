@@ -125,12 +125,10 @@ class RunStates(TorchCheckpointIO):
                 f"the format of the state {path} is {about['format']} and this version reads {FORMAT_VERSION}",
                 "install the version of ast_lightning that wrote it",
             )
-        difference = first_difference(about["belongs_to"], self.belongs_to, "")
+        difference = first_difference(about["belongs_to"], self.belongs_to)
         if difference:
             name, theirs, ours = difference
-            raise self._lost(
-                f"the state {path} was made with {name.removeprefix('.')} = {theirs}, and now it is {ours}"
-            )
+            raise self._lost(f"the state {path} was made with {name} = {theirs}, and now it is {ours}")
         return dict(state)
 
     def _lost(self, problem: str) -> ConfigurationError:

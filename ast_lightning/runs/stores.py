@@ -16,6 +16,11 @@ from ast_lightning.trajectories.records import PREPROCESSING_FILE, STORE_FILE
 from ast_lightning.trajectories.room import writing
 
 
+def experts_to_distil(run: Run, store: TrajectoryStore) -> list[int]:
+    """All that are complete in a folder that is named, or the ``num_experts`` of this run, whether complete or not."""
+    return store.experts() if run.config["experts_dir"] else list(range(run.config["num_experts"]))
+
+
 def make_store(run: Run, **differs: Any) -> TrajectoryStore:
     """Make or open the store of this run; rank 0 writes.
 

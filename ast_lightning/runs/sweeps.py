@@ -113,8 +113,9 @@ class SweepTable(Callback):
             return own
         until = time.monotonic() + _OTHER_TASKS
         while time.monotonic() < until:
-            for path in sorted(self._jobs.glob(f"{number:04d}.task*.txt")):
-                return path.read_text(encoding="utf-8")
+            told = min(self._jobs.glob(f"{number:04d}.task*.txt"), default=None)
+            if told is not None:
+                return told.read_text(encoding="utf-8")
             time.sleep(0.1)
         return own
 

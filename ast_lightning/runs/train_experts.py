@@ -6,7 +6,6 @@ import math
 import shutil
 from contextlib import closing
 from dataclasses import asdict, replace
-from typing import Any
 
 from ast_lightning.callbacks import RunEstimate, RunProgress, StateOfEpochs, is_rank_zero, say
 from ast_lightning.experts import ExpertModule, ExpertObjective, TrajectoryRecorder
@@ -22,6 +21,7 @@ from ast_lightning.runs.stores import make_store
 from ast_lightning.runs.trainer import build_trainer, log_configuration
 from ast_lightning.runs.workers import count_processes, run_workers
 from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories.records import IDENTITY
 
 
 def train_experts(run: Run) -> dict[str, float]:
@@ -114,11 +114,7 @@ def _train_one(
 ) -> None:
     expert = ExpertModule(run.network(), run.expert, expert_index=index, seed=run.seed, objective=objective)
     folder = run.experts_folder() if store is None else store.expert_folder(index)
-    states = (
-        None
-        if store is None
-        else RunStates(folder / "resume", _identity(store, index), f"expert_index={index} fresh=true")
-    )
+    states = None if store is None else _states_of(store, index)
     callbacks = [
         # the snapshot is written first, the state to go on from after it: Lightning runs checkpoints last
         TrajectoryRecorder(store),
@@ -175,10 +171,11 @@ def _has_work(store: TrajectoryStore, index: int) -> bool:
     return any(int(path.stem.removeprefix("epoch_")) > 1 for path in snapshots)
 
 
-def _identity(store: TrajectoryStore, index: int) -> dict[str, Any]:
-    """What a state of an expert belongs to: the trajectories of equal experts in another folder are the same."""
-    made_from = {key: store.metadata.get(key) for key in ("network", "data", "expert", "epochs", "seed", "arithmetic")}
-    return {"expert": index, "store": short_hash(made_from)}
+def _states_of(store: TrajectoryStore, index: int) -> RunStates:
+    """The states of an expert: those of the same expert in another folder are the same."""
+    made_from = short_hash({key: store.metadata.get(key) for key in IDENTITY})
+    belongs_to = {"expert": index, "store": made_from}
+    return RunStates(store.expert_folder(index) / "resume", belongs_to, f"expert_index={index} fresh=true")
 
 
 def _summarise(store: TrajectoryStore, indices: list[int]) -> dict[str, float]:

@@ -93,9 +93,11 @@ class NetworkEvaluator:
         self._functional = FunctionalNetwork(network)
         self._augmentation = augmentation if settings.augment and augmentation else SiameseAugmentation(None)
         example = build_network(network, 0, "skeleton")
-        self._stateful = any(map(is_dropout, example.modules())) or any(True for _ in example.buffers())
-        for real in self.splits.values():
-            self._stateful = self._stateful or self._functional.impurity(real.images[0]) is not None
+        self._stateful = (
+            any(map(is_dropout, example.modules()))
+            or any(True for _ in example.buffers())
+            or any(self._functional.impurity(real.images[0]) for real in self.splits.values())
+        )
 
     def groups(self, networks: int | None = None, ranks: int = 1) -> list[list[int]]:
         """The indices of the networks in groups that are trained at once, small enough for every rank to have one."""

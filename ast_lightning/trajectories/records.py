@@ -162,11 +162,11 @@ def _write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     write_json(path, seal(json.loads(json.dumps(content))))  # sealed as it will be read: lists, and texts as keys
 
 
-def first_difference(stored: Any, wanted: Any, field: str) -> tuple[str, Any, Any] | None:
+def first_difference(stored: Any, wanted: Any, field: str = "") -> tuple[str, Any, Any] | None:
     """The first leaf in which two trees of plain containers differ, as (path, stored, wanted)."""
     if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
         for key in sorted({*stored, *wanted}):
-            difference = first_difference(stored.get(key), wanted.get(key), f"{field}.{key}")
+            difference = first_difference(stored.get(key), wanted.get(key), f"{field}.{key}" if field else str(key))
             if difference:
                 return difference
         return None
