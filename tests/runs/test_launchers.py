@@ -56,7 +56,8 @@ import os, pathlib, time
 class Killer:
     def __init__(self, **_):
         (jobs,) = pathlib.Path(os.environ["SWEEPS"]).glob("*/jobs")
-        while '"completed"' not in (jobs / "0000.json").read_text():  # joblib ends all jobs where one is killed
+        first = jobs / "0000.json"  # its job may begin after this one, and joblib ends all jobs where one is killed
+        while not first.exists() or '"completed"' not in first.read_text():
             time.sleep(0.1)
         os.kill(os.getpid(), 9)
 """
