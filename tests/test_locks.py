@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,3 +71,55 @@ def test_a_note_that_cannot_be_written_gives_the_lock_back(tmp_path: Path, monke
     again = FolderLock(tmp_path / "run")
     assert again.take()
     again.release()
+
+
+def test_a_look_says_who_holds_it_and_writes_nothing(tmp_path: Path) -> None:
+    lock = FolderLock(tmp_path / "run")
+    assert lock.held_by() is None
+    assert list(tmp_path.iterdir()) == []
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(lock.folder)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "True\n"
+        files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        said = lock.held_by()
+        assert said is not None
+        assert said.startswith(f"process {holder.pid} on ")
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
+        assert not lock.take()  # the look has taken nothing from the holder
+        holder.kill()
+    assert lock.held_by() is None
+    assert lock.take()
+    assert lock.held_by() == lock.holder()
+    lock.release()
+    assert lock.held_by() is None
+
+
+def test_a_look_of_another_process_does_not_pass_for_a_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, flock, refused = FolderLock(tmp_path / "run"), fcntl.flock, []
+
+    def once(descriptor: int, how: int) -> Any:
+        if not refused:
+            refused.append(how)
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return flock(descriptor, how)
+
+    monkeypatch.setattr("fcntl.flock", once)
+    assert lock.take()
+    assert len(refused) == 1
+    lock.release()
+
+
+def test_what_cannot_be_looked_at_counts_as_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = FolderLock(tmp_path / "run")
+    assert lock.take()
+    lock.release()
+
+    def refuse(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.open", refuse)
+        assert lock.held_by() == lock.holder()
+    with monkeypatch.context() as patched:
+        patched.setattr("fcntl.flock", refuse)
+        assert lock.held_by() == lock.holder()

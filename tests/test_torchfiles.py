@@ -1,9 +1,11 @@
-"""Files of torch.save: plain tensors are read, code is named and never run, damage is named."""
+"""Files of torch.save: tensors are read, code is named and never run, damage is named; all are written or none."""
 
 from __future__ import annotations
 
 import os
 import pickle
+import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import torch
 from torch import nn
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.torchfiles import check_content, fingerprint, load_plain
+from ast_lightning.integrity import Damaged
+from ast_lightning.runs.states import RunStates
+from ast_lightning.torchfiles import check_content, check_seal, fingerprint, load_plain, save_together
 
 
 class Hostile:
@@ -106,3 +110,111 @@ def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(ConfigurationError, match=r"text\.pt: it is damaged or"):
         load_plain(tmp_path / "text.pt", "buffers")
+
+
+@pytest.mark.parametrize("kept", [4, 100, 0.5, -1])
+def test_a_fingerprint_of_a_truncated_file_is_refused(tmp_path: Path, kept: float) -> None:
+    path = tmp_path / "a.pt"
+    torch.save(CONTENT, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
+    with pytest.raises(ConfigurationError, match=r"buffers=.*a\.pt: it is damaged \(.*Remedy: copy it once more"):
+        fingerprint(path, "buffers")
+
+
+def test_whatever_happens_to_the_end_of_a_file_is_refused_or_harmless(tmp_path: Path) -> None:
+    """The end of a zip archive is where its checksums stand."""
+    path, draw = tmp_path / "a.pt", random.Random(0)
+    torch.save(CONTENT, path)
+    content, refused = path.read_bytes(), 0
+    with zipfile.ZipFile(path) as archive:
+        begin = archive.start_dir
+    for _ in range(300):
+        changed = bytearray(content)
+        changed[draw.randrange(begin, len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(changed)
+        for look in (fingerprint, check_content):
+            try:
+                look(path, "buffers")
+            except ConfigurationError:
+                refused += 1
+    assert refused > 100
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """As a run writes it, larger than the pieces in which it is read."""
+    states = RunStates(tmp_path / "resume", {"expert": 0})
+    weights = torch.randn(400_000, generator=torch.Generator().manual_seed(0))
+    states.save_checkpoint({"state_dict": {"weights": weights}}, states.last)
+    return states.last
+
+
+def test_the_seal_of_a_state_is_compared(state: Path) -> None:
+    check_seal(state)
+    content, draw = state.read_bytes(), random.Random(0)
+    assert len(content) > 1_500_000
+    for position in [0, len(content) - 1, len(content) - 45, *(draw.randrange(len(content)) for _ in range(10))]:
+        state.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
+        with pytest.raises(Damaged):
+            check_seal(state)
+    for kept in (0, 20, 41, len(content) // 2, len(content) - 1):
+        state.write_bytes(content[:kept])
+        with pytest.raises(Damaged, match="no checksum"):
+            check_seal(state)
+    state.write_bytes(content + b"x")
+    with pytest.raises(Damaged):
+        check_seal(state)
+    state.unlink()
+    with pytest.raises(FileNotFoundError):
+        check_seal(state)
+
+
+def test_the_seal_of_hostile_content_is_compared_without_running_it(tmp_path: Path) -> None:
+    torch.save(Hostile(tmp_path / "sentinel"), tmp_path / "last.ckpt")
+    with pytest.raises(Damaged):
+        check_seal(tmp_path / "last.ckpt")
+    assert not (tmp_path / "sentinel").exists()
+
+
+def test_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "files"
+
+    def fail() -> Any:
+        assert not list(folder.glob("*.pt"))  # the first one is not seen yet
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_together(folder, {"a.pt": lambda: 1, "b.pt": fail})
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("a user's own")
+    with pytest.raises(KeyboardInterrupt):
+        save_together(folder, {"a.pt": lambda: 1, "b.pt": fail})
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert save_together(folder, {"a.pt": lambda: 1, "b.pt": lambda: 2}) == [folder / "a.pt", folder / "b.pt"]
+    assert [torch.load(folder / name, weights_only=True) for name in ("a.pt", "b.pt")] == [1, 2]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.pt", "b.pt", "notes.txt"]
+
+
+def test_a_failure_between_the_renames_takes_them_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def refuse(source: Path | str, target: Path) -> None:
+        if target == tmp_path / "a.pt":
+            assert (tmp_path / "b.pt").exists()  # the first file is the last to come
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        save_together(tmp_path, {"a.pt": lambda: 1, "b.pt": lambda: 2})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_kill_left_is_deleted_by_the_next_call(tmp_path: Path) -> None:
+    for name in (".a.pt.x1y2.partial", ".other.pt.x1y2.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.pt").write_bytes(b"a piece")
+    save_together(tmp_path, {"a.pt": lambda: 1})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.pt.x1y2.partial", "a.pt"]

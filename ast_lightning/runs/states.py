@@ -19,14 +19,12 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from ast_lightning.callbacks import is_rank_zero, say
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import set_aside, write_bytes
-from ast_lightning.integrity import Damaged, bytes_checksum
+from ast_lightning.integrity import Damaged
+from ast_lightning.torchfiles import check_seal, sealed_archive
 from ast_lightning.trajectories.records import first_difference
 
 FORMAT_VERSION = 1
 _ABOUT = "ast_lightning"
-_LABEL = b"xxh3_128:"
-_COMMENT = len(_LABEL) + 32
-_LENGTH = _COMMENT.to_bytes(2, "little")  # a zip archive ends with the length of its comment and the comment
 
 
 class RunStates(TorchCheckpointIO):
@@ -59,9 +57,7 @@ class RunStates(TorchCheckpointIO):
         about = {"format": FORMAT_VERSION, "belongs_to": self.belongs_to}
         buffer = io.BytesIO()
         torch.save({**checkpoint, _ABOUT: about}, buffer)
-        archive = buffer.getvalue()[:-2] + _LENGTH
-        content = archive + _LABEL + bytes_checksum(archive).encode()
-        write_bytes(path, content, keep=self.previous if path == self.last else None)
+        write_bytes(path, sealed_archive(buffer.getvalue()), keep=self.previous if path == self.last else None)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a state: plain data and tensors only, whatever ``weights_only`` says.
@@ -105,14 +101,9 @@ class RunStates(TorchCheckpointIO):
         return None
 
     def _read(self, path: Path, map_location: Any) -> dict[str, Any]:
-        content = path.read_bytes()
-        archive, label, checksum = content[:-_COMMENT], content[-_COMMENT:-32], content[-32:]
-        if label != _LABEL:
-            raise Damaged("it has no checksum, so it was cut short or written by something else")
-        if bytes_checksum(archive).encode() != checksum:
-            raise Damaged("it does not fit its checksum")
+        check_seal(path)
         try:
-            state = torch.load(io.BytesIO(content), map_location=map_location, weights_only=True)
+            state = torch.load(path, map_location=map_location, weights_only=True)
         except (UnpicklingError, RuntimeError, ValueError, EOFError) as error:
             raise Damaged(f"it is no plain data ({str(error).splitlines()[0]})") from error
         about = state.get(_ABOUT) if isinstance(state, dict) else None

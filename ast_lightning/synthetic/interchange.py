@@ -7,9 +7,8 @@ import takes that from a trajectory store or from a distilled dataset of the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,10 @@ from torch import Tensor
 
 from ast_lightning.data import Preprocessing, load_preprocessing
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import write_file
 from ast_lightning.integrity import bytes_checksum
 from ast_lightning.provenance import provenance
 from ast_lightning.synthetic.dataset import DistilledDataset, load_distilled
-from ast_lightning.torchfiles import check_content, load_plain
+from ast_lightning.torchfiles import check_content, load_plain, save_together
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.records import STORE_FILE
 
@@ -52,28 +50,29 @@ class Likeness:
 def export_published(dataset: DistilledDataset, folder: Path | str, name: str | None = None) -> list[Path]:
     """Write a set as ``images_<name>.pt`` (float32), ``labels_<name>.pt`` (int64) and ``lr_<name>.pt`` (a 0-d float32).
 
+    They appear when all three are written.
+
     Args:
         dataset: what to write.
         folder: where; it is made.
         name: the iteration by default. The field's programs look for ``best``.
 
     Raises:
-        ConfigurationError: such a file is there already.
+        ConfigurationError: such a file is there already, or ``name`` is no part of a file's name.
     """
     folder = Path(folder)
     name = str(dataset.metadata.get("iteration", "last")) if name is None else name
-    contents = {
-        IMAGES: dataset.images.detach().float().clone(),
-        LABELS: dataset.labels.clone(),
-        RATE: torch.tensor(dataset.learning_rate),
+    if "/" in name:
+        raise ConfigurationError("name", name, "it is to be part of the names of files", "give a word without slashes")
+    contents: dict[str, Callable[[], Tensor]] = {
+        f"{IMAGES}_{name}.pt": lambda: dataset.images.detach().float().clone(),
+        f"{LABELS}_{name}.pt": lambda: dataset.labels.clone(),
+        f"{RATE}_{name}.pt": lambda: torch.tensor(dataset.learning_rate),
     }
-    files = {folder / f"{kind}_{name}.pt": content for kind, content in contents.items()}
-    for path in files:
+    for path in (folder / each for each in contents):
         if path.exists():
             raise ConfigurationError("out", path, "it is there already", "name another folder, or another --name")
-    for path, content in files.items():
-        write_file(path, partial(torch.save, content))
-    return list(files)
+    return save_together(folder, contents)
 
 
 def import_published(images: Path | str, like: Likeness, learning_rate: float | None = None) -> DistilledDataset:
@@ -123,7 +122,11 @@ def read_likeness(folder: Path | str, option: str = "like") -> Likeness:
     if not (folder / STORE_FILE).exists():
         problem = "it is neither a trajectory store nor a distilled dataset"
         raise ConfigurationError(option, folder, problem, "name a folder with store.json or dataset.json")
-    store = TrajectoryStore.open(folder)
+    try:
+        store = TrajectoryStore.open(folder)
+        store.check_preprocessing()
+    except ConfigurationError as error:
+        raise ConfigurationError(option, folder, error.problem, error.remedy) from error
     data = dict(store.metadata["data"])
     families = data.get("augmentation") or []
     try:
@@ -175,6 +178,9 @@ def _check_images(path: Path, images: Tensor, like: Likeness) -> Tensor:
         wanted = "[N, C, H, W]" if shape is None else f"[N, {', '.join(map(str, shape))}]"
         problem = f"its images are {list(images.shape)}, and those of the data are {wanted}"
         raise ConfigurationError("images", path, problem, "name a --like of the data that it was distilled from")
+    if not images.numel():
+        problem = f"it holds no images: its tensor is {list(images.shape)}"
+        raise ConfigurationError("images", path, problem, "name a file of images")
     for name, tensor in like.preprocessing.tensors().items():
         if len(tensor) not in (images.shape[1], images[0].numel()):
             problem = f"{name} of the preprocessing is not for images of {list(images.shape[1:])}"

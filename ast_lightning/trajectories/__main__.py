@@ -70,14 +70,19 @@ def _add_inspection(commands: Any, name: str, run: Any, what: str) -> None:
 
 def verify(options: argparse.Namespace) -> int:
     """Read every byte of all stores at and below a folder."""
-    from ast_lightning.trajectories.verification import verify_store  # late: it brings torch
+    from ast_lightning.trajectories.verification import Finding, Note, verify_store  # late: it brings torch
 
     folders = listing.find_stores(options.folder)
-    findings = [finding for folder in folders for finding in verify_store(folder)]
+    found = [each for folder in folders for each in verify_store(folder)]
+    findings = [each for each in found if isinstance(each, Finding)]
+    notes = [each for each in found if isinstance(each, Note)]
     rows = [listing.list_store(folder) for folder in folders]
     if options.json:
-        _print_json({"stores": listing.as_json(rows), "findings": [asdict(finding) for finding in findings]})
+        told = {"findings": [asdict(each) for each in findings], "notes": [asdict(each) for each in notes]}
+        _print_json({"stores": listing.as_json(rows), **told})
     else:
+        for note in notes:
+            print(f"{note.file}: {note.note}.")
         for finding in findings:
             problem = finding.problem.removeprefix(finding.file).strip()
             print(f"{finding.file}: {problem}. Remedy: {finding.remedy}.")

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import write_file
 from ast_lightning.networks import ParameterLayout
-from ast_lightning.torchfiles import check_content, fingerprint, load_plain
+from ast_lightning.torchfiles import check_content, fingerprint, load_plain, save_together
 from ast_lightning.trajectories.shapes import hint
 from ast_lightning.trajectories.store import TrajectoryStore
 
@@ -49,7 +48,7 @@ class Source:
 
     def record(self) -> dict[str, Any]:
         """For the expert's summary."""
-        return {"file": self.file.name, "trajectory": self.trajectory, "checksum": fingerprint(self.file)}
+        return {"file": self.file.name, "trajectory": self.trajectory, "checksum": fingerprint(self.file, OPTION)}
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def check_sources(store: TrajectoryStore, folder: Path | str, experts: Sequence[
 
 
 def export_buffers(store: TrajectoryStore, folder: Path | str, per_file: int = 1) -> list[Path]:
-    """Write the complete experts of a store in the published form; each file appears complete or not at all.
+    """Write the complete experts of a store in the published form; the files appear when all of them are written.
 
     Args:
         store: all its complete experts are written, in ascending order.
@@ -201,12 +200,9 @@ def export_buffers(store: TrajectoryStore, folder: Path | str, per_file: int = 1
         raise ConfigurationError("per_file", per_file, "it must be at least 1", "give a positive whole number")
     if next(folder.glob(PATTERN), None) is not None:
         raise ConfigurationError("folder", folder, f"it holds {PATTERN} already", "name a new folder")
-    files = []
-    for number, start in enumerate(range(0, len(experts), per_file)):
-        content = [_trajectory(store, expert) for expert in experts[start : start + per_file]]
-        files.append(folder / f"replay_buffer_{number}.pt")
-        write_file(files[-1], partial(torch.save, content))
-    return files
+    parts = [experts[start : start + per_file] for start in range(0, len(experts), per_file)]
+    contents = {f"replay_buffer_{n}.pt": partial(_published, store, part) for n, part in enumerate(parts)}
+    return save_together(folder, contents)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -299,6 +295,10 @@ def _check_same(store: TrajectoryStore, expert: int, source: Source) -> None:
             f"(checksum {now['checksum']}) is in its place",
             f"restore the files as they were, or delete {store.folder} to import them anew",
         )
+
+
+def _published(store: TrajectoryStore, experts: Sequence[int]) -> list[list[list[Tensor]]]:
+    return [_trajectory(store, expert) for expert in experts]
 
 
 def _trajectory(store: TrajectoryStore, expert: int) -> list[list[Tensor]]:

@@ -71,29 +71,42 @@ class StoreRow:
 def find_stores(folder: Path) -> list[Path]:
     """The stores at and below ``folder``, also those that lost their ``store.json``.
 
+    Symbolic links are followed; a store that can be reached in several ways is listed once, where possible by the way
+    without links.
+
     Raises:
         ConfigurationError: there is none.
     """
-    found = []
-    for name, folders, files in os.walk(folder):
-        if STORE_FILE in files or expert_folders(Path(name)):
-            found.append(Path(name))
-            folders.clear()
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
+    found: list[Path] = []
+    seen: set[str] = set()
+    waiting = [folder]
+    for start in waiting:  # grows meanwhile: links come after all that is there without them
+        for name, folders, files in os.walk(start):
+            here, real = Path(name), os.path.realpath(name)
+            if real in seen:
+                folders.clear()
+            elif STORE_FILE in files or expert_folders(here):
+                found.append(here)
+                folders.clear()
+            seen.add(real)
+            folders[:] = sorted(each for each in folders if not each.startswith("."))
+            waiting += [here / each for each in folders if (here / each).is_symlink()]
     if not found:
         what = "no trajectories are there" if folder.is_dir() else "there is no such folder"
         raise ConfigurationError(OPTION, folder, what, "name a store, or a folder of stores such as runs/experts")
-    return found
+    return sorted(found)
 
 
 def expert_folders(folder: Path) -> list[tuple[int, Path]]:
     """The experts of a store that have any snapshot or record, with their folders, in ascending order."""
-    found = []
-    for path in folder.glob("expert_*"):
-        number = path.name.removeprefix("expert_")
-        if number.isdecimal() and ((path / EXPERT_FILE).exists() or snapshot_files(path)):
-            found.append((int(number), path))
-    return sorted(found)
+    there = numbered_folders(folder)
+    return [(number, path) for number, path in there if (path / EXPERT_FILE).exists() or snapshot_files(path)]
+
+
+def numbered_folders(folder: Path) -> list[tuple[int, Path]]:
+    """The folders of a store that are named as those of experts, whatever they hold, in ascending order."""
+    found = ((path.name.removeprefix("expert_"), path) for path in folder.glob("expert_*"))
+    return sorted((int(number), path) for number, path in found if number.isdecimal())
 
 
 def snapshot_files(folder: Path) -> list[tuple[int, Path]]:

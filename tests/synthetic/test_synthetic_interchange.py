@@ -107,6 +107,7 @@ def test_published_variants_are_read(original: DistilledDataset, like: Likeness,
         ("images", torch.zeros(12, 3, 6, 5, dtype=torch.uint8), "images are torch.uint8"),
         ("images", [torch.zeros(3)], "holds a list and not a tensor"),
         ("images", torch.zeros(8, 3, 6, 5), "12 labels for 8 images"),
+        ("images", torch.zeros(0, 3, 6, 5), r"images_best\.pt: it holds no images: its tensor is \[0, 3, 6, 5\]"),
         ("labels", torch.zeros(12, 4), r"soft labels"),
         ("labels", torch.zeros(12).long(), "not the same number of each of 4 classes"),
         ("labels", torch.arange(12), "not the same number of each of 4 classes"),
@@ -175,6 +176,28 @@ def test_a_trajectory_store_gives_the_likeness(original: DistilledDataset, tmp_p
         read_likeness(tmp_path)
 
 
+def test_another_stores_statistics_give_no_likeness(
+    original: DistilledDataset, make_distilled: Make, tmp_path: Path
+) -> None:
+    data = {**DATA, "class_names": list(original.class_names)}
+    network = {"target": "", "arguments": {}, "parameters": [["w", [2]]]}
+    metadata = {"network": network, "data": data, "expert": {}, "epochs": 1, "seed": 0}
+    metadata["preprocessing_fingerprint"] = original.preprocessing.fingerprint()
+    store = TrajectoryStore.create(tmp_path / "store", metadata)
+    path = store.folder / "preprocessing.safetensors"
+    save_preprocessing(path, original.preprocessing)
+    assert read_likeness(store.folder).preprocessing.fingerprint() == original.preprocessing.fingerprint()
+    save_preprocessing(path, make_distilled("standardize").preprocessing)
+    with pytest.raises(ConfigurationError, match=r"^like=.*is not the one that store\.json speaks of"):
+        read_likeness(store.folder)
+    path.unlink()
+    with pytest.raises(ConfigurationError, match=r"^like=.*preprocessing\.safetensors is missing"):
+        read_likeness(store.folder)
+    (store.folder / "store.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match=r"^like=.*store\.json is damaged"):
+        read_likeness(store.folder)
+
+
 def test_statistics_of_other_images_are_named(original: DistilledDataset, make_distilled: Make, tmp_path: Path) -> None:
     """A likeness that does not say its image size is held against its statistics."""
     export_published(original, tmp_path / "files")
@@ -182,3 +205,27 @@ def test_statistics_of_other_images_are_named(original: DistilledDataset, make_d
     like = Likeness(other.preprocessing, original.class_names, None, {}, {})
     with pytest.raises(ConfigurationError, match="mean of the preprocessing is not for images"):
         import_published(tmp_path / "files", like)
+
+
+def test_an_export_that_fails_leaves_nothing_and_can_be_said_again(
+    original: DistilledDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, saved = torch.save, []
+
+    def full(content: Any, stream: Any) -> None:
+        saved.append(content)
+        if len(saved) == 2:
+            raise OSError(28, "No space left on device")
+        save(content, stream)
+
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_published(original, tmp_path / "files", "best")
+    assert not (tmp_path / "files").exists()
+    assert len(export_published(original, tmp_path / "files", "best")) == 3
+
+
+def test_a_name_with_a_slash_is_refused(original: DistilledDataset, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"name=\.\./best: it is to be part of the names of files"):
+        export_published(original, tmp_path / "files", "../best")
+    assert not (tmp_path / "files").exists()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +21,13 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ConvNet, FunctionalNetwork, parameter_layout
 from ast_lightning.torchfiles import fingerprint
 from ast_lightning.trajectories import TrajectoryStore, interchange
-from ast_lightning.trajectories.interchange import buffer_files, export_buffers, import_buffers, scan_buffers
+from ast_lightning.trajectories.interchange import (
+    buffer_files,
+    check_sources,
+    export_buffers,
+    import_buffers,
+    scan_buffers,
+)
 from ast_lightning.trajectories.shapes import hint
 
 Trajectory = list[list[Any]]
@@ -223,6 +232,18 @@ def test_other_files_in_the_place_of_imported_ones_are_named(store: TrajectorySt
     assert store.experts() == [0]
 
 
+def test_a_truncated_file_in_the_place_of_an_imported_one_is_named(store: TrajectoryStore, tmp_path: Path) -> None:
+    path = tmp_path / "replay_buffer_0.pt"
+    torch.save([trajectory(0)], path)
+    buffers = scan_buffers(tmp_path, store.layout)
+    import_buffers(store, buffers)
+    os.truncate(path, path.stat().st_size // 2)
+    for again in (lambda: check_sources(store, tmp_path, [0]), lambda: import_buffers(store, buffers)):
+        with pytest.raises(ConfigurationError, match=r"buffers=.*replay_buffer_0\.pt: it is damaged"):
+            again()
+    assert store.experts() == [0]
+
+
 def test_too_few_trajectories(store: TrajectoryStore, tmp_path: Path) -> None:
     torch.save([trajectory(0), trajectory(1)], tmp_path / "replay_buffer_0.pt")
     with pytest.raises(ConfigurationError, match=r"num_experts=3: .*hold only 2 trajectories.*num_experts=2"):
@@ -368,3 +389,51 @@ def test_export_refuses_what_would_mix(store: TrajectoryStore, fill: Fill, tmp_p
     export_buffers(store, tmp_path / "files")
     with pytest.raises(ConfigurationError, match=r"holds replay_buffer_\*\.pt already"):
         export_buffers(store, tmp_path / "files")
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_an_export_that_fails_leaves_nothing_and_can_be_said_again(
+    store: TrajectoryStore, fill: Fill, tmp_path: Path, exists: bool
+) -> None:
+    for expert in range(3):
+        fill(expert)
+    out, broken = tmp_path / "files", store.snapshot_path(1, 2)
+    if exists:
+        out.mkdir()
+        (out / "notes.txt").write_text("a user's own")
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ConfigurationError, match="epoch_0002"):
+        export_buffers(store, out)
+    assert out.exists() == exists
+    assert not exists or [path.name for path in out.iterdir()] == ["notes.txt"]
+    broken.write_bytes(whole)
+    files = export_buffers(store, out)
+    assert len(files) == 3
+    assert len(list(out.iterdir())) == 3 + exists
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories.interchange import export_buffers
+read = TrajectoryStore.read_snapshot
+def killed(self, expert, epoch):
+    if (expert, epoch) == (1, 2):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(self, expert, epoch)
+TrajectoryStore.read_snapshot = killed
+export_buffers(TrajectoryStore.open(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+def test_an_export_that_was_killed_can_be_said_again(store: TrajectoryStore, fill: Fill, tmp_path: Path) -> None:
+    fill(0)
+    fill(1)
+    out = tmp_path / "files"
+    result = subprocess.run([sys.executable, "-c", KILLED, str(store.folder), str(out)], timeout=120, check=False)
+    assert result.returncode == -signal.SIGKILL
+    assert not list(out.glob("replay_buffer_*.pt"))
+    export_buffers(store, out)
+    assert sorted(path.name for path in out.iterdir()) == ["replay_buffer_0.pt", "replay_buffer_1.pt"]

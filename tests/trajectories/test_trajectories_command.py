@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,14 +12,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from ast_lightning.data import fit_preprocessing, save_preprocessing
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.locks import FolderLock
 from ast_lightning.networks import FunctionalNetwork
+from ast_lightning.runs.states import RunStates
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.__main__ import main
 
 Fill = Callable[[int], None]
 Run = Callable[..., tuple[int, str, str]]
+Report = dict[str, dict[str, str]]
 
 
 @pytest.fixture
@@ -62,6 +68,26 @@ def test_ls_of_a_family(run: Run, family: Path, store: TrajectoryStore) -> None:
         "complete": 2, "incomplete": 1, "bytes": size, "problem": None,
     }  # fmt: skip
     assert (second["stored"], second["bytes"]) == (3, 0)
+
+
+def test_stores_behind_links_are_found_once(run: Run, family: Path, store: TrajectoryStore, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    store.folder.rename(disk / "far")  # as on a second disk
+    here = tmp_path / "experts"
+    (here / "set").mkdir(parents=True)
+    (here / "a").symlink_to(disk / "far")
+    (here / "b").symlink_to(disk)  # the same store by another way
+    (family / "thin").rename(here / "set" / "thin")
+    (here / "set" / "again").symlink_to("thin")
+    (here / "set" / "round").symlink_to(here)
+    (here / "nowhere").symlink_to(tmp_path / "none")
+    _, text, _ = run("ls", here, "--json")
+    assert [each["folder"] for each in json.loads(text)] == [str(here / "a"), str(here / "set" / "thin")]
+    (disk / "far" / "expert_0000" / "epoch_0001.safetensors").unlink()
+    status, text, _ = run("verify", here)
+    assert status == 1
+    assert f"{here / 'a' / 'expert_0000' / 'epoch_0001.safetensors'}: is missing" in text
 
 
 def row(line: str) -> list[str]:
@@ -133,7 +159,7 @@ def test_verify_names_everything_that_is_wrong(run: Run, family: Path, store: Tr
     assert "does not fit its checksum" in found[str(broken)]["problem"]
     assert "is missing" in found[str(store.snapshot_path(3, 4))]["problem"]
     assert "2 of 5 snapshots" in found[str(incomplete)]["problem"]
-    assert "goes on with this expert" in found[str(incomplete)]["remedy"]
+    assert "begins this expert" in found[str(incomplete)]["remedy"]
     assert found[str(piece)]["remedy"] == found[str(stray)]["remedy"] == "delete it"
 
     status, text, _ = run("verify", family)
@@ -143,6 +169,155 @@ def test_verify_names_everything_that_is_wrong(run: Run, family: Path, store: Tr
     assert lines[-1].endswith("5 problems")
     assert all(". Remedy: " in line for line in lines[:-1])
     assert any(line.startswith(f"{broken}: cannot be used: its content does not fit") for line in lines)
+
+
+@pytest.fixture
+def report(run: Run, store: TrajectoryStore) -> Callable[[], tuple[int, Report, dict[str, str]]]:
+    """Status, findings by file, and notes by file of ``verify`` of the store."""
+
+    def call() -> tuple[int, Report, dict[str, str]]:
+        status, text, _ = run("verify", store.folder, "--json")
+        told = json.loads(text)
+        notes = {each["file"]: each["note"] for each in told["notes"]}
+        return status, {each["file"]: each for each in told["findings"]}, notes
+
+    return call
+
+
+def test_what_a_running_process_writes_is_no_problem(
+    run: Run, report: Any, store: TrajectoryStore, fill: Fill, network: FunctionalNetwork
+) -> None:
+    fill(0)
+    store.write_snapshot(1, 0, network.unflatten(torch.ones(network.num_parameters)))
+    pieces = [store.expert_folder(1) / ".epoch_0001.safetensors.xyz.partial"]
+    pieces += [store.expert_folder(1) / "resume" / ".last.ckpt.xyz.partial"]
+    pieces += [store.expert_folder(2) / ".epoch_0000.safetensors.xyz.partial"]  # of an expert without a snapshot
+    pieces += [store.folder / ".preprocessing.safetensors.xyz.partial"]
+    for piece in pieces:
+        piece.parent.mkdir(exist_ok=True)
+        piece.write_bytes(b"")
+    folders = [store.expert_folder(1), store.expert_folder(2)]
+    with FolderLock(folders[0]) as first, FolderLock(folders[1]) as second, FolderLock(store.folder / "store") as made:
+        assert first.take()
+        assert second.take()
+        assert made.take()
+        before = {path: path.stat().st_mtime_ns for path in store.folder.rglob("*")}
+        holder = f"process {os.getpid()} on "
+        status, findings, notes = report()
+        assert (status, findings, set(notes)) == (0, {}, {str(folder) for folder in folders})
+        assert notes[str(folders[0])].startswith(f"expert 1 is being trained by {holder}")
+        status, text, _ = run("verify", store.folder)
+        assert (status, text.count(holder)) == (0, 2)
+        assert text.endswith("all is well\n")
+        assert {path: path.stat().st_mtime_ns for path in store.folder.rglob("*")} == before
+        store.snapshot_path(1, 0).write_bytes(b"")
+        status, findings, _ = report()
+        assert status == 1
+        assert findings[str(store.snapshot_path(1, 0))]["remedy"].startswith(f"stop {holder}")
+        store.write_snapshot(1, 0, network.unflatten(torch.ones(network.num_parameters)))
+    status, findings, notes = report()
+    assert (status, notes) == (1, {})
+    assert set(findings) == {str(path) for path in (*pieces, store.expert_folder(1) / "expert.json")}
+    assert all(findings[str(piece)]["remedy"] == "delete it" for piece in pieces)
+
+
+def test_a_look_at_a_store_makes_no_locks(report: Any, family: Path, store: TrajectoryStore) -> None:
+    (store.expert_folder(4) / ".epoch_0002.safetensors.xyz.partial").write_bytes(b"")
+    (store.folder / ".store.json.xyz.partial").write_bytes(b"")
+    before = sorted(family.rglob("*"))
+    assert report()[0] == 1
+    assert sorted(family.rglob("*")) == before
+
+
+@pytest.fixture
+def stopped(store: TrajectoryStore, network: FunctionalNetwork, snapshot: Callable[[int, int], Tensor]) -> RunStates:
+    """The states of expert 2, which was stopped after epoch 3."""
+    states = RunStates(store.expert_folder(2) / "resume", {"expert": 2})
+    for epoch in range(4):
+        store.write_snapshot(2, epoch, network.unflatten(snapshot(2, epoch)))
+        states.save_checkpoint({"epoch": epoch, "theta": snapshot(2, epoch)}, states.last)
+    return states
+
+
+def spoil(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_sound_states_are_gone_on_from(report: Any, store: TrajectoryStore, stopped: RunStates) -> None:
+    (stopped.folder / "damaged.ckpt").write_bytes(b"read by nothing")
+    (stopped.folder / "machine.json").write_text("{}")
+    status, findings, _ = report()
+    (finding,) = findings.values()
+    assert (status, finding["file"]) == (1, str(store.expert_folder(2) / "expert.json"))
+    assert finding["remedy"] == "run train_experts.py with the same settings, which goes on with this expert"
+
+
+@pytest.mark.parametrize(("bad", "good"), [("last", "previous"), ("previous", "last")])
+def test_a_damaged_state_beside_a_sound_one(
+    report: Any, store: TrajectoryStore, stopped: RunStates, bad: str, good: str
+) -> None:
+    broken = stopped.folder / f"{bad}.ckpt"
+    spoil(broken)
+    status, findings, _ = report()
+    assert (status, set(findings)) == (1, {str(broken), str(store.expert_folder(2) / "expert.json")})
+    assert findings[str(broken)]["problem"] == "the state cannot be used: it does not fit its checksum"
+    assert findings[str(broken)]["remedy"].endswith(f"which goes on from {good}.ckpt")
+    assert "goes on with this expert" in findings[str(store.expert_folder(2) / "expert.json")]["remedy"]
+    assert stopped.find(expected=True) == (stopped.previous if bad == "last" else stopped.last)  # as it was said
+
+
+@pytest.mark.parametrize("how", ["spoilt", "cut short", "gone"])
+def test_no_state_that_can_be_used(report: Any, store: TrajectoryStore, stopped: RunStates, how: str) -> None:
+    states = [stopped.last, stopped.previous]
+    for path in states:
+        if how == "spoilt":
+            spoil(path)
+        elif how == "cut short":
+            os.truncate(path, path.stat().st_size // 2)
+        else:
+            path.unlink()
+    status, findings, _ = report()
+    named = [] if how == "gone" else states
+    record = store.expert_folder(2) / "expert.json"
+    assert (status, set(findings)) == (1, {str(path) for path in (*named, record)})
+    assert findings[str(record)]["problem"].endswith("4 of 5 snapshots and no state to go on from")
+    assert all("expert_index=2 and fresh=true" in each["remedy"] for each in findings.values())
+    with pytest.raises(ConfigurationError, match="fresh=true"):  # as it was said
+        stopped.find(expected=True)
+
+
+def test_states_without_a_snapshot_are_read(report: Any, store: TrajectoryStore, stopped: RunStates) -> None:
+    for path in store.expert_folder(2).glob("epoch_*"):
+        path.unlink()
+    spoil(stopped.last)
+    _, findings, _ = report()
+    assert set(findings) == {str(stopped.last), str(store.expert_folder(2) / "expert.json")}
+
+
+def test_a_state_that_this_user_may_not_read(report: Any, stopped: RunStates, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def refuse(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self == stopped.last:
+            raise PermissionError(13, "Permission denied")
+        return opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    _, findings, _ = report()
+    assert findings[str(stopped.last)]["problem"] == "cannot be read (Permission denied)"
+    assert "delete nothing" in findings[str(stopped.last)]["remedy"]
+
+
+def test_an_import_goes_on_without_states(
+    run: Run, metadata: dict[str, Any], network: FunctionalNetwork, tmp_path: Path
+) -> None:
+    store = TrajectoryStore.create(tmp_path / "imported", {**metadata, "expert": {"buffers": "elsewhere"}})
+    for epoch in range(3):
+        store.write_snapshot(0, epoch, network.unflatten(torch.full((network.num_parameters,), float(epoch))))
+    status, text, _ = run("verify", store.folder)
+    assert (status, "goes on with this expert" in text, "no state" in text) == (1, True, False)
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut short", "newer"])
