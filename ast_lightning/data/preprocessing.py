@@ -54,6 +54,20 @@ class Preprocessing(ABC):
         """The kind and its settings, as plain JSON values."""
         return {"kind": self.kind}
 
+    def difference(self, other: Preprocessing) -> str | None:
+        """What differs from ``other`` by more than the last digits, which are not the same on all machines.
+
+        Returns:
+            ``kind``, the name of a statistic, or None.
+        """
+        if self.kind != other.kind:
+            return "kind"
+        theirs = other.tensors()
+        for name, tensor in self.tensors().items():
+            if tensor.shape != theirs[name].shape or not torch.allclose(tensor, theirs[name], rtol=1e-2, atol=1e-3):
+                return name
+        return None
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change when the kind or any statistic does."""
         digest = hashlib.sha256(self.kind.encode())

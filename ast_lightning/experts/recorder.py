@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from ast_lightning.errors import ConfigurationError
 from ast_lightning.experts.module import ExpertModule
 from ast_lightning.trajectories import TrajectoryStore
 
@@ -22,6 +24,9 @@ class TrajectoryRecorder(Callback):
 
     Args:
         store: where to write; rank 0 writes. None records the movement only.
+
+    Raises:
+        ConfigurationError: during training, after an epoch in which the parameters diverged, instead of its snapshot.
     """
 
     def __init__(self, store: TrajectoryStore | None) -> None:
@@ -47,6 +52,14 @@ class TrajectoryRecorder(Callback):
         current = _flat(expert)
         assert self._previous is not None
         movement = float((current - self._previous).norm())
+        if not math.isfinite(movement):
+            raise ConfigurationError(
+                "expert.lr",
+                expert.settings.lr,
+                f"expert {expert.expert_index} diverged in epoch {trainer.current_epoch + 1}, its parameters are no "
+                "longer finite",
+                "lower expert.lr or expert.gradient_penalty",
+            )
         self._previous = current
         self.movement.append(movement)
         expert.log("trajectory/movement", movement, rank_zero_only=True)

@@ -38,7 +38,7 @@ from ast_lightning.runs.ancestry import ancestry_of
 from ast_lightning.runs.claims import sole_writer
 from ast_lightning.runs.hparams import log_outcome
 from ast_lightning.runs.machine import compile_student, describe_machine, prepare, say_what_changed
-from ast_lightning.runs.results import finished_result, iteration_of, materials_of, write_result
+from ast_lightning.runs.results import check_length, finished_result, iteration_of, materials_of, write_result
 from ast_lightning.runs.run import Run, devices_of, short_hash
 from ast_lightning.runs.states import RunStates, begin_anew
 from ast_lightning.runs.stores import experts_to_distil
@@ -134,6 +134,7 @@ def _distil(
         say(f"going on from {resume}")
     say(f"into {folder}")
     trainer.fit(module, ckpt_path=resume, weights_only=True)
+    check_length(run, trainer.global_step)
     if is_rank_zero() and module.compilation != compilation:  # it failed on the way
         write_json(folder / "machine.json", describe_machine(module.compilation, trainer.world_size))
     evaluated = writer.last is not None and writer.last["iteration"] == trainer.global_step
@@ -142,14 +143,12 @@ def _distil(
     found = {} if writer.last is None else writer.last["metrics"]
     metrics = {name.replace("/", "_"): value for name, value in found.items()}
     metrics["student_lr"] = float(module.learning_rate.detach())
-    log_outcome(trainer, run.config, ("expert", "distill", "evaluation"), metrics)
+    log_outcome(trainer.loggers, run.config, ("expert", "distill", "evaluation"), metrics)
     return metrics
 
 
 def check_store(store: TrajectoryStore, run: Run) -> None:
     """Refuse trajectories of another network, of other data or of other preprocessing.
-
-    Preprocessing statistics may differ in their last digits between machines; they are compared with a tolerance.
 
     Raises:
         ConfigurationError: naming what differs.
@@ -161,16 +160,22 @@ def check_store(store: TrajectoryStore, run: Run) -> None:
     stored = {key: value for key, value in store.metadata["data"].items() if key in described}
     TrajectoryStore(store.folder, {**store.metadata, "data": stored}).require("data", described)
     store.check_preprocessing()
-    theirs = load_preprocessing(store.folder / PREPROCESSING_FILE).tensors()
-    ours = run.data.preprocessing.tensors()
-    for name, tensor in ours.items():
-        if name not in theirs or not torch.allclose(tensor, theirs[name], rtol=1e-2, atol=1e-3):
-            raise ConfigurationError(
-                "data.preprocessing",
-                run.data.preprocessing.kind,
-                f"its {name} differs from that of the trajectories in {store.folder}",
-                "use the data and preprocessing options that the experts were trained with",
-            )
+    path = store.folder / PREPROCESSING_FILE
+    if not path.exists():
+        raise ConfigurationError(
+            "experts_dir",
+            store.folder,
+            "it was made from Python, without the statistics of the preprocessing",
+            f"write them there: save_preprocessing({str(path)!r}, data.preprocessing)",
+        )
+    different = run.data.preprocessing.difference(load_preprocessing(path))
+    if different:
+        raise ConfigurationError(
+            "data.preprocessing",
+            run.data.preprocessing.kind,
+            f"its {different} differs from that of the trajectories in {store.folder}",
+            "use the data and preprocessing options that the experts were trained with",
+        )
 
 
 def build_windows(store: TrajectoryStore, run: Run) -> TrajectoryWindows:
@@ -282,12 +287,14 @@ def _check_warm_start(earlier: DistilledDataset, data: ImageDataModule, settings
             f"{shape} of this run",
             "set distill.ipc and the data options to those of the earlier distillation",
         )
-    if earlier.preprocessing.kind != data.preprocessing.kind:
+    different = data.preprocessing.difference(earlier.preprocessing)
+    if different:
         raise ConfigurationError(
             "distill.warm_start",
             settings.warm_start,
-            f"its preprocessing is {earlier.preprocessing.kind}, and this run's is {data.preprocessing.kind}",
-            f"set data.preprocessing={earlier.preprocessing.kind}",
+            f"the {different} of its preprocessing ({earlier.preprocessing.kind}) is not that of this run "
+            f"({data.preprocessing.kind})",
+            "set the data and preprocessing options to those of the earlier distillation",
         )
 
 

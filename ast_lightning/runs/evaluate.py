@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from rich.table import Table
 
@@ -21,10 +22,11 @@ from ast_lightning.randomness import keyed_seed
 from ast_lightning.runs.ancestry import describe_set
 from ast_lightning.runs.claims import sole_writer
 from ast_lightning.runs.distill import check_store, real_or_noise
+from ast_lightning.runs.hparams import log_outcome
 from ast_lightning.runs.machine import prepare
 from ast_lightning.runs.run import Run, short_hash
 from ast_lightning.runs.states import begin_anew
-from ast_lightning.runs.trainer import build_trainer
+from ast_lightning.runs.trainer import build_logger, build_trainer
 from ast_lightning.synthetic import (
     DistilledDataset,
     EvaluationModule,
@@ -61,6 +63,7 @@ def evaluate(run: Run) -> dict[str, float]:
     if run.fast_dev_run:
         return _report(run, dataset, _judge(run, dataset))
     folder = evaluation_folder(run)
+    logger = build_logger(run.config["trainer"].get("logger"), folder)
     with sole_writer(folder, run, wait=True):
         if run.fresh:
             begin_anew(folder)
@@ -77,6 +80,7 @@ def evaluate(run: Run) -> dict[str, float]:
             }
             record |= {"set": describe_set(dataset), **provenance(), "seed": run.seed, "config": run.config}
             write_json(folder / "results.json", record)
+            log_outcome([logger] if isinstance(logger, Logger) else [], run.config, ("evaluation",), metrics)
             say(f"results:     {folder / 'results.json'}")
     return metrics
 
@@ -144,7 +148,8 @@ def _score(run: Run, dataset: DistilledDataset, name: str) -> Score:
     training_sets = _training_sets(run, dataset, name)
     judged = JudgedSets(evaluation_folder(run) / "judged.json")
     key = judgement_key(run, settings, [training_sets(index) for index in range(settings.networks)])
-    known = None if run.fast_dev_run else judged.find(name, key)
+    # several processes must all train or all find the numbers, and each would look by itself
+    known = None if run.fast_dev_run or not run.is_alone else judged.find(name, key)
     if known is not None:
         say(f"networks on {TITLES[name]} were trained already")
         return known
@@ -229,10 +234,14 @@ def _training_sets(run: Run, dataset: DistilledDataset, name: str) -> Callable[[
 
 def _score_of_experts(run: Run) -> Score:
     store = TrajectoryStore.open(run.experts_folder())
-    final = [100 * store.summary(index)["metrics"]["test/accuracy"] for index in store.experts()]
+    final = [store.summary(index)["metrics"].get("test/accuracy") for index in store.experts()]
     if not final:
         raise ConfigurationError("experts_dir", store.folder, "it has no complete expert", "run train_experts.py first")
-    return Score(tuple(final))
+    if None in final:
+        raise ConfigurationError(
+            "experts_dir", store.folder, "its experts were trained without being tested", "leave whole out of baselines"
+        )
+    return Score(tuple(100 * accuracy for accuracy in final))
 
 
 def _print_table(scores: dict[str, Score], dataset: DistilledDataset) -> None:

@@ -6,24 +6,23 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning import Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 _OF_DATA = ("name", "preprocessing", "image_size", "per_class", "validation_fraction", "augmentation")
 
 
 def log_outcome(
-    trainer: Trainer, config: Mapping[str, Any], sections: Sequence[str], results: Mapping[str, float]
+    loggers: Sequence[Logger], config: Mapping[str, Any], sections: Sequence[str], results: Mapping[str, float]
 ) -> None:
     """Write settings and results where TensorBoard looks for them; the first rank writes.
 
     Args:
-        trainer: whose run is over.
+        loggers: of a run that is over; those for TensorBoard take it.
         config: the whole configuration, as plain containers.
         sections: of the configuration, that matter to this run, beside data, network and seed.
         results: final ones; they are shown as ``result/<name>``.
     """
-    for logger in trainer.loggers:
+    for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             metrics = {f"result/{name}": float(value) for name, value in results.items()}
             logger.log_hyperparams(hyperparameters(config, sections), metrics)

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ast_lightning.callbacks import say
 from ast_lightning.compilation import Compilation, choose_compilation, keep_compiled_code
+from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import read_json
 from ast_lightning.networks import FunctionalNetwork
 from ast_lightning.provenance import versions
@@ -81,11 +82,17 @@ def compile_student(run: Run, images: int) -> Compilation:
     Args:
         run: with its data set up.
         images: N, of the synthetic set.
+
+    Raises:
+        ConfigurationError: ``compile=true`` where the engine is never compiled, or nothing here can compile.
     """
     settings = run.distill
+    never = "distill.engine=autograd is not compiled" if settings.engine == "autograd" else None
+    if never and run.config["compile"] is True:
+        raise ConfigurationError("compile", "true", never, "leave it out, or take distill.engine=adjoint")
     windows = settings.windows_of_a_device(devices_of(run.config["trainer"]))
     trained = settings.max_steps * windows * settings.syn_steps * (settings.batch_syn or images)
-    return _choose(run, trained * PASSES_OF_AN_INNER_STEP)
+    return _choose(run, trained * PASSES_OF_AN_INNER_STEP, never)
 
 
 def describe_machine(compilation: Compilation, processes: int) -> dict[str, Any]:
@@ -110,7 +117,8 @@ def say_what_changed(path: Path, compilation: Compilation, processes: int) -> No
             say(f"note: {name} was {before} and is {now} now; the last bits may differ from a run in one sitting")
 
 
-def _choose(run: Run, forward_passes: int) -> Compilation:
+def _choose(run: Run, forward_passes: int, never: str | None = None) -> Compilation:
+    """The choice for so many forward passes of an image; ``never`` says why there is none to make."""
     network = FunctionalNetwork(run.network())
     network.require_pure(torch.zeros(run.data.channels, *run.data.image_size))
     image = torch.zeros(1, run.data.channels, *run.data.image_size)
@@ -120,5 +128,7 @@ def _choose(run: Run, forward_passes: int) -> Compilation:
     compilation = choose_compilation(run.config["compile"], device_type(run.config["trainer"]), operations)
     if run.fast_dev_run and run.config["compile"] == "auto":
         compilation = Compilation(reason="auto: fast_dev_run")
+    if never:
+        compilation = Compilation(reason=never)
     say(f"compile: {compilation}")
     return compilation

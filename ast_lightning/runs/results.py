@@ -69,11 +69,43 @@ def finished_result(run: Run) -> dict[str, Any] | None:
     if iteration_of(folder / "synthetic" / "last") != iteration:
         return None
     _check_materials(run, folder, made_from)
-    difference = first_difference(result["config"].get("evaluation"), run.config["evaluation"], "evaluation")
-    if difference:
-        name, theirs, ours = difference
-        say(f"note: measured with {name}={theirs}, not {ours}: evaluate.py measures with the options of this command")
+    check_length(run, iteration)
+    _check_protocol(run, result["config"])
     return result
+
+
+def check_length(run: Run, iteration: int) -> None:
+    """Refuse, in a sweep, the numbers of a run that has had more iterations than this job asks for.
+
+    Raises:
+        ConfigurationError: naming ``distill.max_steps``.
+    """
+    if run.in_sweep and iteration > run.distill.max_steps:
+        raise ConfigurationError(
+            "distill.max_steps",
+            run.distill.max_steps,
+            f"this run has had {iteration} iterations, and jobs that differ in their number alone are one run",
+            "leave it out of the sweep (TensorBoard has the accuracy after every distill.eval_every iterations), "
+            "or give each job a folder: output_dir='runs/${distill.max_steps}'",
+        )
+
+
+def _check_protocol(run: Run, earlier: dict[str, Any]) -> None:
+    """Say that the accuracies were measured otherwise; in a sweep, whose table would not show it, refuse them."""
+    theirs, ours = ({"evaluation": each["evaluation"], **_networks_of(each)} for each in (earlier, run.config))
+    difference = first_difference(theirs, ours)
+    if not difference:
+        return
+    name, before, now = difference
+    if run.in_sweep:
+        raise ConfigurationError(
+            name, now, f"this run was finished and measured with {before}", "sweep over it with evaluate.py"
+        )
+    say(f"note: measured with {name}={before}, not {now}: evaluate.py measures with the options of this command")
+
+
+def _networks_of(config: dict[str, Any]) -> dict[str, Any]:
+    return {"distill.eval_networks": config["distill"]["eval_networks"]}
 
 
 def iteration_of(dataset: Path) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -42,12 +43,18 @@ _NOT_RESULT = (
     "windows_per_step",  # null means another number on other devices: the number itself is in the identity
 )
 _CHANGE_NUMBERS = (  # arguments of the Trainer that users may add
-    "limit_train_batches",
-    "overfit_batches",
-    "accumulate_grad_batches",
     "gradient_clip_val",
     "gradient_clip_algorithm",
 )
+_FALSIFY = {  # arguments of the Trainer after which reports would not be true, and what to set in their place
+    "limit_train_batches": "set data.per_class, a number of images of each class",
+    "limit_val_batches": "set evaluation.networks, distill.eval_networks or data.per_class",
+    "limit_test_batches": "set evaluation.networks",
+    "check_val_every_n_epoch": "set distill.eval_every; experts are tested after every epoch",
+    "val_check_interval": "set distill.eval_every; experts are tested after every epoch",
+    "overfit_batches": "set data.per_class, a number of images of each class",
+    "accumulate_grad_batches": "set distill.windows_per_step or expert.batch_size",
+}
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,9 @@ class Run:
 
     @property
     def fresh(self) -> bool:
-        """Whether to begin anew what is there already."""
-        return bool(self.config["fresh"]) and not self.fast_dev_run
+        """Whether to begin anew what is there already: not where SLURM has put the job back into its queue."""
+        requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        return bool(self.config["fresh"]) and not self.fast_dev_run and not requeued
 
     def network(self) -> NetworkFactory:
         """The factory of networks for the data, which must have been set up."""
@@ -223,20 +231,38 @@ def check_run(config: Config) -> None:
     Raises:
         ConfigurationError: naming the option.
     """
-    if config["num_experts"] < 1:
-        raise ConfigurationError("num_experts", config["num_experts"], "it must be at least 1", "train one or more")
-    index = config["expert_index"]
-    if index is not None and index < 0:
-        raise ConfigurationError("expert_index", index, "experts are counted from 0", "give 0 or more, or null for all")
-    processes = config["expert_processes"]
-    if processes != "auto" and (isinstance(processes, bool) or not isinstance(processes, int) or processes < 1):
-        raise ConfigurationError(
-            "expert_processes", processes, "it must be auto or a number of at least 1", "give one of these"
-        )
+    _check_whole(config, "num_experts", 1, "train one or more")
+    if config["expert_index"] is not None:
+        _check_whole(config, "expert_index", 0, "experts are counted from 0: give one number, or null for all")
+    _check_whole(config, "seed", 0, "give a number such as 0")
+    if config["expert_processes"] != "auto":
+        _check_whole(config, "expert_processes", 1, "give a number, or auto")
+    nodes = config["trainer"].get("num_nodes")
+    if nodes is not None:
+        _check_whole({"trainer.num_nodes": nodes}, "trainer.num_nodes", 1, "give how many machines take part")
+    for name, remedy in _FALSIFY.items():
+        value = config["trainer"].get(name)
+        if value is not None:
+            raise ConfigurationError(
+                f"trainer.{name}", value, "what is reported would not be what was trained and tested", remedy
+            )
     check_choice(config["compile"])
     for option in ("fresh", "tf32"):
         if not isinstance(config[option], bool):
             raise ConfigurationError(option, config[option], "it must be true or false", "give one of the two")
+    if not isinstance(config["baselines"], list):
+        raise ConfigurationError(
+            "baselines",
+            config["baselines"],
+            "it must be a list",
+            f"give one, such as baselines=[{','.join(_BASELINES)}]",
+        )
     for name in config["baselines"]:
         if name not in _BASELINES:
             raise ConfigurationError("baselines", name, "there is no such baseline", f"take of {', '.join(_BASELINES)}")
+
+
+def _check_whole(values: Mapping[str, Any], option: str, least: int, remedy: str) -> None:
+    value = values[option]
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(option, value, f"it must be a whole number of at least {least}", remedy)

@@ -27,8 +27,6 @@ _OURS = ("logger", "timeout_seconds")
 _OPTIONS_OF = {  # arguments of Lightning's Trainer by what sets them here
     "max_epochs": "set expert.epochs, evaluation.epochs or distill.max_steps",
     "max_steps": "set distill.max_steps",
-    "val_check_interval": "set distill.eval_every",
-    "accumulate_grad_batches": "set distill.windows_per_step",
 }
 
 

@@ -14,6 +14,7 @@ from ast_lightning.errors import ConfigurationError, DistillationDiverged
 from ast_lightning.runs.distill import distill
 from ast_lightning.runs.train_experts import train_experts
 from ast_lightning.synthetic import load_distilled
+from ast_lightning.trajectories import TrajectoryStore
 
 from .conftest import SMALL, Command, Script, composed, run_of
 
@@ -63,13 +64,25 @@ def contents(folder: Path) -> dict[Path, int]:
         (["expert.max_epoch=2"], "distill.max_start_epoch", ["expert.max_epoch=2", "distill.max_start_epoch=1"]),
         (["evaluation.networks=0"], "evaluation.networks", ["at least 1"]),
         (["num_experts=0"], "num_experts", ["at least 1"]),
+        (["num_experts=many"], "num_experts", ["whole number"]),
+        (["expert_index=[0,1]"], "expert_index", ["one number, or null for all"]),
+        (["expert_index=0-4"], "expert_index", ["one number, or null for all"]),
+        (["seed=abc"], "seed", ["whole number"]),
+        (["seed=-1"], "seed", ["at least 0"]),
+        (["baselines=null"], "baselines", ["baselines=[random,representative,whole]"]),
+        (["baselines=random"], "baselines", ["it must be a list"]),
+        (["trainer.num_nodes=auto"], "trainer.num_nodes", ["whole number"]),
+        (["+trainer.limit_train_batches=2"], "trainer.limit_train_batches", ["data.per_class"]),
         (["expert_index=-1"], "expert_index", ["from 0"]),
         (["baselines=[guess]"], "baselines", ["random, representative, whole"]),
         (["trainer.logger=wandb"], "trainer.logger", ["tensorboard, csv"]),
         (["+trainer.no_such_argument=1"], "trainer", ["no_such_argument"]),
         (["+trainer.max_steps=2"], "trainer.max_steps", ["sets this itself", "distill.max_steps"]),
         (["+trainer.val_check_interval=1"], "trainer.val_check_interval", ["distill.eval_every"]),
-        (["+trainer.accumulate_grad_batches=2"], "experts_dir", ["no trajectories"]),
+        (["+trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches", ["distill.windows_per_step"]),
+        (["+trainer.limit_val_batches=0"], "trainer.limit_val_batches", ["evaluation.networks"]),
+        (["+trainer.check_val_every_n_epoch=2"], "trainer.check_val_every_n_epoch", ["distill.eval_every"]),
+        (["compile=true", "distill.engine=autograd"], "compile", ["is not compiled", "distill.engine=adjoint"]),
         (["tf32=off"], "tf32", ["true or false"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value and "=" in value[0] else "",
@@ -105,6 +118,11 @@ def test_it_is_refused_by_name_and_leaves_nothing_behind(
         (["data.per_class=true"], "data.per_class", ["one whole number"]),
         (["+trainer.max_epochs=1"], "trainer.max_epochs", ["sets this itself", "expert.epochs"]),
         (["+trainer.callbacks=[]"], "trainer.callbacks", ["leave it out"]),
+        (["+trainer.limit_val_batches=0"], "trainer.limit_val_batches", ["would not be what was trained and tested"]),
+        (["+trainer.check_val_every_n_epoch=2"], "trainer.check_val_every_n_epoch", ["after every epoch"]),
+        (["+trainer.val_check_interval=1"], "trainer.val_check_interval", ["after every epoch"]),
+        (["+trainer.overfit_batches=1"], "trainer.overfit_batches", ["data.per_class"]),
+        (["+trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches", ["expert.batch_size"]),
     ],
 )
 def test_it_is_refused_before_experts_are_trained(
@@ -193,6 +211,38 @@ def test_an_artifact_of_other_images_is_refused(output: Path, tmp_path: Path, co
     artifact = run_of(*SMALL, f"output_dir={output}").synthetic_folder()
     with pytest.raises(ConfigurationError, match=r"synthetic=.*16"):
         command("evaluate", output, f"synthetic={artifact}", "data.image_size=16")
+
+
+def test_a_diverged_expert_is_named_and_none_of_its_snapshots_is_written(tmp_path: Path, command: Command) -> None:
+    words = ("expert.lr=1e6", "num_experts=1")
+    for _ in range(2):  # the same command says the same
+        with pytest.raises(
+            ConfigurationError, match=r"^expert\.lr=1000000\.0: expert 0 diverged in epoch \d, .* lower"
+        ):
+            command("train_experts", tmp_path, *words)
+    store = TrajectoryStore.open(run_of(*SMALL, *words, f"output_dir={tmp_path}").experts_folder())
+    assert store.experts() == []
+    written = sorted(store.expert_folder(0).glob("epoch_*.safetensors"))
+    assert written
+    assert all(store.read_snapshot(0, int(path.stem[6:])).isfinite().all() for path in written)
+
+
+def test_a_warm_start_of_other_statistics_is_refused(output: Path, command: Command) -> None:
+    command("distill", output)
+    start = run_of(*SMALL, f"output_dir={output}").synthetic_folder()
+    other = ("data.preprocessing=standardize", "data.mean=[0.1]", "data.std=[0.9]")
+    command("train_experts", output, *other)
+    with pytest.raises(ConfigurationError, match=r"^distill\.warm_start=.*: the mean of its preprocessing"):
+        command("distill", output, *other, f"distill.warm_start={start}")
+
+
+def test_a_store_from_python_without_statistics_is_refused(output: Path, tmp_path: Path, command: Command) -> None:
+    shutil.copytree(output / "experts", tmp_path / "experts")
+    store = TrajectoryStore.open(run_of(*SMALL, f"output_dir={tmp_path}").experts_folder())
+    metadata = {name: value for name, value in store.metadata.items() if name != "preprocessing_fingerprint"}
+    made = TrajectoryStore.create(tmp_path / "made", metadata)
+    with pytest.raises(ConfigurationError, match=r"^experts_dir=.*without the statistics.*save_preprocessing\("):
+        command("distill", tmp_path, f"experts_dir={made.folder}")
 
 
 @pytest.mark.parametrize(

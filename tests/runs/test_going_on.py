@@ -17,8 +17,10 @@ import torch
 
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.locks import FolderLock
+from ast_lightning.runs.claims import claim_experts
 from ast_lightning.runs.command import execute
 from ast_lightning.runs.distill import distill
+from ast_lightning.runs.run import Run
 from ast_lightning.runs.train_experts import train_experts
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.trajectories import TrajectoryStore
@@ -221,6 +223,24 @@ def test_another_machine_is_mentioned(
     assert "note: compile was on and is off now" in printed
 
 
+def test_another_machine_is_mentioned_for_experts_too(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("train_experts", tmp_path, "num_experts=1", "+trainer.max_steps=8")  # two of the four epochs
+    path = experts_of(tmp_path) / "expert_0000" / "resume" / "machine.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "threads": 77}))
+    command("train_experts", tmp_path, "num_experts=1")
+    assert "note: threads was 77" in capsys.readouterr().out
+    assert not path.parent.exists()
+
+
+def test_an_expert_that_another_process_completes_is_not_trained_again_by_ranks(output: Path, tmp_path: Path) -> None:
+    store = TrajectoryStore.open(experts_of(with_experts(output, tmp_path)))
+    run = run_of(*SMALL, f"output_dir={tmp_path}", "trainer.devices=2")
+    with pytest.raises(ConfigurationError, match=r"^expert_index=1: another process has completed it just now"):
+        next(claim_experts(run, store, [1]))
+
+
 def test_an_evaluation_trains_only_the_networks_that_are_not_judged_yet(
     output: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +266,11 @@ def test_an_evaluation_trains_only_the_networks_that_are_not_judged_yet(
     printed = capsys.readouterr().out
     assert printed.count("were trained already") == 2
     assert "training 2 networks for 4 epochs on distilled images" in printed
+    command("evaluate", folder, "baselines=[]", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1")
+    assert "were trained already" in capsys.readouterr().out
+    monkeypatch.setattr(Run, "is_alone", False)  # several ranks could each find something else
+    command("evaluate", folder, "baselines=[]")
+    assert "were trained already" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from ast_lightning.files import read_json
+from ast_lightning.runs.evaluate import evaluation_folder
 from ast_lightning.runs.hparams import hyperparameters
 from ast_lightning.trajectories import TrajectoryStore
 
@@ -60,6 +61,16 @@ def test_an_expert_shows_its_own(output: Path) -> None:
     assert tags == {"result/test_accuracy", "result/movement", "result/cross_entropy"}
     accuracy = 100 * store.summary(1)["metrics"]["test/accuracy"]
     assert events.Scalars("result/test_accuracy")[-1].value == pytest.approx(accuracy)
+
+
+def test_an_evaluation_shows_the_protocol(output: Path, command: Command) -> None:
+    command("distill", output)
+    words = ("evaluation.epochs=5", "baselines=[]")
+    metrics = command("evaluate", output, *words)
+    settings, tags, events = read(evaluation_folder(run_of(*SMALL, f"output_dir={output}", *words)))
+    assert settings["evaluation.epochs"] == 5
+    assert tags == {"result/distilled_accuracy", "result/distilled_std"}
+    assert events.Scalars("result/distilled_accuracy")[-1].value == pytest.approx(metrics["distilled_accuracy"])
 
 
 def test_all_that_is_shown_is_a_scalar_or_a_word() -> None:

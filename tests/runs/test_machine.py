@@ -40,13 +40,20 @@ def test_tf32_holds_for_products_and_convolutions(tf32: bool) -> None:
 
 
 def test_what_changes_numbers_is_in_the_name_of_a_run() -> None:
-    words = ([], ["tf32=true"], ["trainer.precision=64-true"], ["+trainer.limit_train_batches=2"])
+    words = ([], ["tf32=true"], ["trainer.precision=64-true"], ["+trainer.gradient_clip_val=1"])
     runs = [run_of(*SMALL, *each) for each in words]
     assert len({run.experts_folder() for run in runs}) == len({run.distill_folder() for run in runs}) == len(words)
     for long, short in (("32-true", "32"), ("32-true", "null"), ("64-true", "64"), ("bf16-mixed", "bf16")):
         named = [run_of(*SMALL, f"trainer.precision={name}") for name in (long, short)]
         assert named[0].experts_folder() == named[1].experts_folder()
         assert named[1].config["trainer"]["precision"] == long
+
+
+def test_a_requeued_job_does_not_begin_anew_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(*SMALL, "fresh=true")
+    for count, fresh in (("0", True), ("1", False)):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+        assert run.fresh == fresh
 
 
 def test_memory_is_kept_on_glibc() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import read_json
 from ast_lightning.integrity import unseal
+from ast_lightning.runs.distill import distill
 from ast_lightning.synthetic import load_distilled
 
 from .conftest import SMALL, Command, run_of
@@ -107,6 +109,37 @@ def test_numbers_of_another_protocol_are_said_to_be_such(
     capsys.readouterr()
     command("distill", folder, FEW, "evaluation.epochs=9")
     assert "note: measured with evaluation.epochs=4, not 9: evaluate.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("word", "option"),
+    [
+        ("distill.max_steps=1", "distill.max_steps"),
+        ("evaluation.epochs=9", "evaluation.epochs"),
+        ("distill.eval_networks=1", "distill.eval_networks"),
+    ],
+)
+def test_a_job_of_a_sweep_has_no_numbers_of_another(
+    output: Path, tmp_path: Path, command: Command, word: str, option: str
+) -> None:
+    folder = with_experts(output, tmp_path)
+    command("distill", folder, FEW)
+    run = run_of(*SMALL, f"output_dir={folder}", FEW, word)
+    assert distill(run)["test_accuracy"] > 0
+    with pytest.raises(ConfigurationError) as caught:
+        distill(replace(run, in_sweep=True))
+    assert caught.value.option == option
+
+
+def test_a_job_does_not_take_the_state_of_a_longer_one_for_its_own(
+    output: Path, tmp_path: Path, command: Command
+) -> None:
+    folder = with_experts(output, tmp_path)
+    command("distill", folder, FEW)
+    (distilled_of(folder) / "result.json").unlink()
+    run = run_of(*SMALL, f"output_dir={folder}", "distill.max_steps=1")
+    with pytest.raises(ConfigurationError, match=r"^distill\.max_steps=1: this run has had 2 iterations"):
+        distill(replace(run, in_sweep=True))
 
 
 def test_baselines_of_other_data_are_refused(store: Path, output: Path, tmp_path: Path, command: Command) -> None:
