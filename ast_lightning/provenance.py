@@ -106,7 +106,8 @@ def _revision(of: str, folder: Path) -> dict[str, Any] | None:
 
 def _git(folder: Path, *words: str) -> str | None:
     """What git prints, or None where it fails, is missing, or takes too long."""
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # of a hook, say
+    environment = {**inherited, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     try:
         result = subprocess.run(
             ["git", "-C", str(folder), *words],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,11 @@ def asked_anew() -> Iterator[None]:
     provenance._revisions.cache_clear()
 
 
+@pytest.fixture(autouse=True)
+def under_no_other_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+
+
 def git(folder: Path, *words: str) -> str:
     identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
     result = subprocess.run(["git", "-C", str(folder), *identity, *words], check=True, capture_output=True, text=True)
@@ -31,6 +37,8 @@ def git(folder: Path, *words: str) -> str:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A repository of one commit with an empty package in it."""
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").touch()
     git(tmp_path, "init", "-q")
@@ -58,6 +66,18 @@ def test_the_revision_of_the_package_and_whether_it_was_changed(checkout: Path) 
     assert provenance._revisions(package, elsewhere) == found  # the code that this process began with
     provenance._revisions.cache_clear()
     assert provenance._revisions(package, elsewhere) == {**found, "dirty": True}
+
+
+def test_a_hook_of_another_repository_does_not_name_its_revision(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path_factory.mktemp("other")
+    git(other, "init", "-q")
+    expected = git(checkout, "rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    found = provenance._revisions(checkout / "package", checkout)
+    assert found is not None
+    assert found["commit"] == expected
 
 
 def test_an_installed_package_leaves_the_working_directory_to_tell(checkout: Path) -> None:

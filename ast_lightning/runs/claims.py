@@ -78,7 +78,7 @@ def all_locked(run: Run, store: TrajectoryStore, pending: list[int]) -> Iterator
     """Hold the locks of all these experts, and move aside what is there of them where the run begins anew.
 
     Raises:
-        ConfigurationError: another process trains one of them.
+        ConfigurationError: another process trains one of them, or has just completed it.
     """
     with ExitStack() as locks:
         for index in pending:
@@ -86,6 +86,10 @@ def all_locked(run: Run, store: TrajectoryStore, pending: list[int]) -> Iterator
         for index in pending:
             if run.fresh:
                 begin_anew(store.expert_folder(index))
+            elif store.is_complete(index):
+                raise ConfigurationError(
+                    "expert_index", index, "another process has completed it just now", "say the same command again"
+                )
         yield
 
 

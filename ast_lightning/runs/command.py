@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import multiprocessing
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -50,8 +53,8 @@ _DISK_REMEDIES = {
 def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
     """Run a command; end the process with status 2 and a plain message on an error that the user can mend.
 
-    Where one of several processes has failed, the status is that of the process. In a multirun the error is raised
-    instead, so that the other jobs of the sweep still run.
+    Where one of several processes has failed, the status is that of the process; after SIGTERM it is 143. In a multirun
+    the error is raised instead, so that the other jobs of the sweep still run.
     """
     _quieten()
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
@@ -68,6 +71,10 @@ def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
         if local_rank() == 0 or config.trainer.get("devices") == 1:
             print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(error.status if isinstance(error, WorkerFailed) else 2) from error
+    except SIGTERMException as error:  # Lightning ends with status 0, as if the work were done
+        if is_rank_zero() and multiprocessing.parent_process() is None:
+            print("error: ended by SIGTERM; the same command goes on where it was", file=sys.stderr, flush=True)
+        raise SystemExit(128 + signal.SIGTERM) from error
 
 
 @contextmanager

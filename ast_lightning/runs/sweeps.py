@@ -121,7 +121,12 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
         atexit.unregister(self._finish)
-        if not self._finish():
+        try:
+            completed = self._finish()
+        except OSError as error:  # Hydra would turn it into a warning, and end with status 0
+            print(f"error: {self.folder / 'results.csv'} cannot be written: {error}", file=sys.stderr, flush=True)
+            completed = False
+        if not completed:
             raise SystemExit(1)
 
     @property

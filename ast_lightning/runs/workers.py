@@ -139,6 +139,8 @@ def take_gpu(trainer: Mapping[str, Any], number: int) -> None:
     """
     if "AST_LIGHTNING_GPU" in os.environ or devices_of(trainer) != 1:
         return
+    # torch's other way of counting starts CUDA, for which the choice would come too late
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     if gpus := gpus_of(trainer):
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["AST_LIGHTNING_GPU"] = gpus[number % len(gpus)]
 

@@ -33,7 +33,7 @@ DOUBLE = (
 )
 TWO_DEVICES = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 TORCHRUN = ("trainer=torchrun", "trainer.accelerator=cpu")
-SOON = 60  # seconds within which the survivors of a killed process must have ended
+SOON = 120  # seconds within which the survivors of a killed process must have ended, their start included
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def start_nodes(folder: Path, *words: str) -> list[subprocess.Popen[str]]:
     ]
 
 
-def ended(processes: list[subprocess.Popen[str]], seconds: float = 120) -> list[tuple[int, str, str]]:
+def ended(processes: list[subprocess.Popen[str]], seconds: float = 240) -> list[tuple[int, str, str]]:
     """Status, output and errors of each."""
     found = [process.communicate(timeout=seconds) for process in processes]
     return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]
@@ -105,8 +105,7 @@ def wait_for_state(run: Run, processes: list[subprocess.Popen[str]]) -> None:
 
 
 def children_of(process: int) -> list[int]:
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True, check=False)
-    return [int(word) for word in found.stdout.split()]
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def test_two_nodes_end_like_one_device(trained: Path, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -163,9 +162,7 @@ def test_an_error_of_one_rank_is_that_of_the_run(trained: Path, alone: dict[str,
     path = store.snapshot_path(expert, begin + 2)  # the last of its window, which no window that begins earlier holds
     content = path.read_bytes()
     path.write_bytes(content[:-4] + b"\\0\\0\\0\\0")
-    began = time.monotonic()
     ((status, said, errors),) = ended([start(*words_of(folder, *TWO_DEVICES))], SOON)
-    assert time.monotonic() - began < SOON
     assert status == 2, errors
     assert f"error on rank 1 of 2: experts_dir={store.folder}" in errors
     assert path.name in errors

@@ -172,6 +172,21 @@ def test_a_single_run_has_no_table(tmp_path: Path, table: SweepTable) -> None:
     assert not list(tmp_path.rglob("*.json"))
 
 
+def test_a_table_that_cannot_be_written_is_no_success(
+    tmp_path: Path, table: SweepTable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table.on_job_end(job(tmp_path), returned({}))
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ast_lightning.runs.sweeps.write_bytes", full)
+    with pytest.raises(SystemExit) as end:
+        table.on_multirun_end(job(tmp_path))
+    assert end.value.code == 1
+    assert "results.csv cannot be written: [Errno 28] No space left" in capsys.readouterr().err
+
+
 def test_a_launcher_that_is_not_installed_is_named() -> None:
     config = job(Path())
     config.hydra.launcher["_target_"] = "hydra_plugins.hydra_of_nobody.launcher.Launcher"

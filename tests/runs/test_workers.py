@@ -59,7 +59,7 @@ def test_two_processes_train_the_same_experts_to_the_last_bit(tmp_path: Path, re
         assert torch.equal(store.read_window(expert, 0, 4), reference.read_window(expert, 0, 4))
     who = re.findall(r"^\[(\d)\] expert (\d): 16/16", result.stdout, re.MULTILINE)
     assert sorted(expert for _, expert in who) == ["0", "1", "2", "3"]
-    assert {worker for worker, _ in who} == {"0", "1"}
+    assert {worker for worker, _ in who} <= {"0", "1"}  # one may have trained all before the other was ready
     assert "training 4 experts in 2 processes" in result.stdout
     assert re.findall(r"^4 experts: ", result.stdout, re.MULTILINE) == ["4 experts: "]
     again = trained(tmp_path, *FEW, "expert_processes=2")
@@ -152,6 +152,24 @@ def test_a_signal_to_the_parent_ends_its_workers_first(running: Running, number:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("multirun", [(), ("-m",)], ids=["run", "multirun"])
+def test_a_command_that_sigterm_ends_has_not_succeeded(tmp_path: Path, multirun: tuple[str, ...]) -> None:
+    words = (*FEW, "expert.epochs=20000", "num_experts=1")
+    folder = store_of(tmp_path, *words)
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(line(tmp_path, *words, *multirun), cwd=ROOT, env=ALONE, text=True, **pipes) as process:
+        try:
+            wait_for((folder / "expert_0000/epoch_0001.safetensors").exists, 120)
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "error: ended by SIGTERM; the same command goes on where it was" in errors
+    assert (folder / "expert_0000/resume/last.ckpt").exists()
+
+
+@pytest.mark.slow
 def test_the_error_of_a_worker_is_shown_and_its_status_is_that_of_the_command(tmp_path: Path) -> None:
     folder = store_of(tmp_path, *LONG) / "expert_0001"
     folder.mkdir(parents=True)
@@ -176,6 +194,7 @@ def processes(*words: str) -> int:
 
 
 def test_auto_is_a_process_a_gpu_where_nothing_else_says_how_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 0)
     assert processes() == 1
     gpus(monkeypatch, 4)
     assert processes() == 4
@@ -220,7 +239,7 @@ def test_jobs_at_the_same_time_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) 
     gpus(monkeypatch, 2)
     seen = []
     for number in (2, 3, 5):
-        for name in ("CUDA_VISIBLE_DEVICES", "AST_LIGHTNING_GPU"):
+        for name in ("CUDA_VISIBLE_DEVICES", "AST_LIGHTNING_GPU", "PYTORCH_NVML_BASED_CUDA_CHECK"):
             monkeypatch.setenv(name, "")  # so that both are as before after the test
             monkeypatch.delenv(name)
         workers.take_gpu({"accelerator": "auto", "devices": 2}, number)
@@ -228,6 +247,7 @@ def test_jobs_at_the_same_time_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) 
         workers.take_gpu({"accelerator": "auto", "devices": 1}, number)
         workers.take_gpu({"accelerator": "auto", "devices": 1}, number + 1)  # the next job of the same process
         seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"  # counting must not start CUDA before the choice
     assert seen == ["0", "1", "1"]
 
 
