@@ -38,7 +38,14 @@ from ast_lightning.runs.ancestry import ancestry_of
 from ast_lightning.runs.claims import sole_writer
 from ast_lightning.runs.hparams import log_outcome
 from ast_lightning.runs.machine import compile_student, describe_machine, prepare, say_what_changed
-from ast_lightning.runs.results import check_length, finished_result, iteration_of, materials_of, write_result
+from ast_lightning.runs.results import (
+    check_length,
+    finished_result,
+    iteration_of,
+    materials_of,
+    mention_other_windows,
+    write_result,
+)
 from ast_lightning.runs.run import Run, devices_of, short_hash
 from ast_lightning.runs.states import RunStates, begin_anew
 from ast_lightning.runs.stores import experts_to_distil
@@ -98,6 +105,7 @@ def distill(run: Run) -> dict[str, float]:
         trainer.fit(module)
         say("fast_dev_run: nothing was written")
         return {}
+    mention_other_windows(run)
     with sole_writer(folder, run):
         metrics = _distil(run, trainer, module, states, writer, compilation)
         if trainer.is_global_zero:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.records import first_difference
 
 Materials = dict[str, Any]
+
+_MOST_WINDOWS = 64
 
 
 def materials_of(run: Run, store: TrajectoryStore) -> Materials:
@@ -72,6 +75,16 @@ def finished_result(run: Run) -> dict[str, Any] | None:
     check_length(run, iteration)
     _check_protocol(run, result["config"])
     return result
+
+
+def mention_other_windows(run: Run) -> None:
+    """Say that a run of these settings is there with another number of windows, which follows from the devices."""
+    if run.distill.windows_per_step is not None or (run.distill_folder() / "checkpoints").exists():
+        return
+    for count in range(1, _MOST_WINDOWS + 1):
+        folder = replace(run, distill=replace(run.distill, windows_per_step=count)).distill_folder()
+        if (folder / "checkpoints").exists():
+            say(f"note: to go on with {folder} on any number of devices, give distill.windows_per_step={count}")
 
 
 def check_length(run: Run, iteration: int) -> None:
