@@ -98,8 +98,7 @@ def check_length(run: Run, iteration: int) -> None:
             "distill.max_steps",
             run.distill.max_steps,
             f"this run has had {iteration} iterations, and jobs that differ in their number alone are one run",
-            "leave it out of the sweep (TensorBoard has the accuracy after every distill.eval_every iterations), "
-            "or give each job a folder: output_dir='runs/${distill.max_steps}'",
+            "leave it out of the sweep: TensorBoard has the accuracy after every distill.eval_every iterations",
         )
 
 
