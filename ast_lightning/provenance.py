@@ -34,6 +34,9 @@ PACKAGES = (
 )
 """What takes part in the numbers, by the names of their distributions."""
 
+_OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
+"""Variables that name a repository other than the one around a folder."""
+
 _remembered: list[str] = []
 
 
@@ -106,7 +109,7 @@ def _revision(of: str, folder: Path) -> dict[str, Any] | None:
 
 def _git(folder: Path, *words: str) -> str | None:
     """What git prints, or None where it fails, is missing, or takes too long."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # of a hook, say
+    inherited = {name: value for name, value in os.environ.items() if name not in _OF_A_HOOK}
     environment = {**inherited, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     try:
         result = subprocess.run(

@@ -29,7 +29,7 @@ from ast_lightning.callbacks import is_rank_zero
 from ast_lightning.distillation import DistillSettings
 from ast_lightning.errors import ConfigurationError, DistillationDiverged, WorkerFailed
 from ast_lightning.experts import ExpertSettings
-from ast_lightning.runs.peers import by_torchrun, local_rank, watched
+from ast_lightning.runs.peers import ENDED_BY_SIGTERM, by_torchrun, local_rank, watched
 from ast_lightning.runs.run import Run, check_run, devices_of, settings_from
 from ast_lightning.runs.tasks import tasks_of_job
 from ast_lightning.synthetic import EvaluationSettings
@@ -73,7 +73,7 @@ def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
         raise SystemExit(error.status if isinstance(error, WorkerFailed) else 2) from error
     except SIGTERMException as error:  # Lightning ends with status 0, as if the work were done
         if is_rank_zero() and multiprocessing.parent_process() is None:
-            print("error: ended by SIGTERM; the same command goes on where it was", file=sys.stderr, flush=True)
+            print(ENDED_BY_SIGTERM, file=sys.stderr, flush=True)
         raise SystemExit(128 + signal.SIGTERM) from error
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -18,15 +19,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from types import FrameType
 from typing import NoReturn
 
 import torch.distributed
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch.distributed import DistError, PrefixStore, TCPStore
 
 from ast_lightning.errors import ConfigurationError, foreseen
 from ast_lightning.runs.run import Run, devices_of
 
+ENDED_BY_SIGTERM = "error: ended by SIGTERM; the same command, without fresh=true, goes on where it was"
 GOES_ON = "every file is whole, and the same command goes on from the last state"
 _BEAT = 1.0  # seconds between signs of life
 _GRACE = 2.5  # seconds in which the others see a failure, or this process ends by itself
@@ -92,6 +96,27 @@ def timeout_of(run: Run) -> float:
             "trainer.timeout_seconds", value, "it must be at least 5", "give a number of seconds, such as 60"
         )
     return float(value)
+
+
+class EndOfRank(Callback):
+    """Lets SIGTERM end one of several processes at once, as SIGKILL would: every file on disk is whole.
+
+    Lightning's own handler tells the others by a collective operation, in the middle of whichever other one was going
+    on, and may wait for ever. Here they notice that one is gone.
+    """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        def end(number: int, frame: FrameType | None) -> None:
+            if trainer.strategy.launcher is not None:
+                trainer.strategy.launcher.kill(signal.Signals(number))  # those started here
+            if trainer.is_global_zero:
+                os.write(2, f"{ENDED_BY_SIGTERM}\n".encode())  # print may be in use at this moment
+            os._exit(128 + number)
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, end)  # in the place of Lightning's, which takes it back in the end
+
+    on_validation_start = on_test_start = on_train_start
 
 
 class Peers:

@@ -11,7 +11,7 @@ from ast_lightning.callbacks import say
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.files import read_json, write_json
 from ast_lightning.integrity import bytes_checksum, seal, unseal
-from ast_lightning.runs.run import Run
+from ast_lightning.runs.run import Run, devices_of
 from ast_lightning.runs.stores import experts_to_distil
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.trajectories import TrajectoryStore
@@ -83,8 +83,9 @@ def mention_other_windows(run: Run) -> None:
         return
     for count in range(1, _MOST_WINDOWS + 1):
         folder = replace(run, distill=replace(run.distill, windows_per_step=count)).distill_folder()
-        if (folder / "checkpoints").exists():
-            say(f"note: to go on with {folder} on any number of devices, give distill.windows_per_step={count}")
+        divisible = run.distill.split == "batch" or count % devices_of(run.config["trainer"]) == 0
+        if divisible and (folder / "checkpoints").exists():
+            say(f"note: to go on with {folder} on these devices, give distill.windows_per_step={count}")
 
 
 def check_length(run: Run, iteration: int) -> None:
@@ -104,7 +105,7 @@ def check_length(run: Run, iteration: int) -> None:
 
 def _check_protocol(run: Run, earlier: dict[str, Any]) -> None:
     """Say that the accuracies were measured otherwise; in a sweep, whose table would not show it, refuse them."""
-    theirs, ours = ({"evaluation": each["evaluation"], **_networks_of(each)} for each in (earlier, run.config))
+    theirs, ours = (_protocol(each) for each in (earlier, run.config))
     difference = first_difference(theirs, ours)
     if not difference:
         return
@@ -116,8 +117,10 @@ def _check_protocol(run: Run, earlier: dict[str, Any]) -> None:
     say(f"note: measured with {name}={before}, not {now}: evaluate.py measures with the options of this command")
 
 
-def _networks_of(config: dict[str, Any]) -> dict[str, Any]:
-    return {"distill.eval_networks": config["distill"]["eval_networks"]}
+def _protocol(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides how accurate images are found to be, by the names of the options."""
+    protocol = {name: value for name, value in config["evaluation"].items() if name != "at_once"}
+    return {"evaluation": {**protocol, "networks": config["distill"]["eval_networks"] or protocol["networks"]}}
 
 
 def iteration_of(dataset: Path) -> int | None:

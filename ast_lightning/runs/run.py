@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -93,9 +92,8 @@ class Run:
 
     @property
     def fresh(self) -> bool:
-        """Whether to begin anew what is there already: not where SLURM has put the job back into its queue."""
-        requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-        return bool(self.config["fresh"]) and not self.fast_dev_run and not requeued
+        """Whether to begin anew what is there already."""
+        return bool(self.config["fresh"]) and not self.fast_dev_run
 
     def network(self) -> NetworkFactory:
         """The factory of networks for the data, which must have been set up."""

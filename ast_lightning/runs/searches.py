@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ast_lightning.errors import ConfigurationError
 
@@ -38,6 +40,8 @@ def check_multirun(config: Any) -> None:
         _check_hidden_gpus(config)
     if is_search(config):
         _check_search(config)
+    elif str(config.hydra.job.name) == "distill":
+        _check_listed(config.hydra.overrides.task)
 
 
 def objective(results: Mapping[str, float]) -> float:
@@ -64,6 +68,22 @@ def _check_hidden_gpus(config: Any) -> None:
             "the jobs would not see the GPUs of this machine",
             "set hydra.launcher.gpus_per_node=1, the number of devices of a job, or trainer=cpu",
         )
+
+
+def _check_listed(overrides: Sequence[str]) -> None:
+    """Refuse a list of values that do not tell one distillation from another."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        name = override.get_key_element().lstrip("+")
+        remedy = None
+        if name.startswith("evaluation.") or name == "distill.eval_networks":
+            remedy = "distil once, and list the values of evaluation.* for evaluate.py"
+        elif name == "distill.max_steps":
+            remedy = "give the largest alone: TensorBoard has the accuracy after every distill.eval_every iterations"
+        if remedy and override.is_sweep_override():
+            value = str(override.input_line).partition("=")[2]
+            raise ConfigurationError(
+                name, value, "jobs that differ in it alone are one and the same distillation", remedy
+            )
 
 
 def _check_search(config: Any) -> None:

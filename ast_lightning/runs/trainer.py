@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ast_lightning.callbacks import RunProgress
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.runs.peers import EndOfRank
 from ast_lightning.runs.run import devices_of
 from ast_lightning.runs.states import RunStates
 
@@ -78,10 +79,11 @@ def build_trainer(
     """
     arguments = {key: value for key, value in options.items() if key not in _OURS}
     bar = [progress] if progress is not None and arguments.get("enable_progress_bar", True) else []
+    rank = [EndOfRank()] if devices_of(options) > 1 else []
     log = log and not arguments.get("fast_dev_run")
     logger = build_logger(options.get("logger"), folder) if log else False
     own = {
-        "callbacks": [*callbacks, *bar],
+        "callbacks": [*callbacks, *bar, *rank],
         "default_root_dir": folder,
         "num_sanity_val_steps": 0,
         "inference_mode": False,  # networks are trained inside validation and test

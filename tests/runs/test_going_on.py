@@ -230,9 +230,8 @@ def test_a_run_on_another_number_of_devices_is_mentioned(
     two = "distill.windows_per_step=2"
     command("distill", folder, two, "distill.max_steps=1")
     command("distill", folder, "distill.max_steps=1")  # on one device it is another run
-    assert f"note: to go on with {distilled_of(folder, two)} on any number of devices, give {two}" in (
-        capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert f"note: to go on with {distilled_of(folder, two)} on these devices, give {two}" in said
     command("distill", folder)
     command("distill", folder, two)
     assert "note:" not in capsys.readouterr().out

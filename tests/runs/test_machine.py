@@ -49,13 +49,6 @@ def test_what_changes_numbers_is_in_the_name_of_a_run() -> None:
         assert named[1].config["trainer"]["precision"] == long
 
 
-def test_a_requeued_job_does_not_begin_anew_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_of(*SMALL, "fresh=true")
-    for count, fresh in (("0", True), ("1", False)):
-        monkeypatch.setenv("SLURM_RESTART_COUNT", count)
-        assert run.fresh == fresh
-
-
 def test_memory_is_kept_on_glibc() -> None:
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
 

@@ -177,6 +177,17 @@ def test_an_error_of_one_rank_is_that_of_the_run(trained: Path, alone: dict[str,
         torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-12)
 
 
+def test_sigterm_ends_all_processes_at_once(trained: Path, tmp_path: Path) -> None:
+    folder = fresh_copy(trained, tmp_path / "terminated")
+    long = ("distill.max_steps=100000", "distill.eval_every=100000")
+    process = start(*words_of(folder, *TWO_DEVICES, *long))
+    wait_for_state(run_in(folder, *TWO_DEVICES), [process])
+    process.terminate()
+    ((status, _, errors),) = ended([process], SOON)  # the pipes are closed by the last of them
+    assert status == 128 + signal.SIGTERM, errors
+    assert errors.count("error: ended by SIGTERM; the same command, without fresh=true, goes on where it was") == 1
+
+
 def test_what_all_ranks_find_is_told_once(trained: Path, tmp_path: Path) -> None:
     folder = fresh_copy(trained, tmp_path / "diverged")
     ((status, _, errors),) = ended([start(*words_of(folder, *TWO_DEVICES, "distill.lr_img=1e200"))], SOON)

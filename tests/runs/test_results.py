@@ -116,7 +116,7 @@ def test_numbers_of_another_protocol_are_said_to_be_such(
     [
         ("distill.max_steps=1", "distill.max_steps"),
         ("evaluation.epochs=9", "evaluation.epochs"),
-        ("distill.eval_networks=1", "distill.eval_networks"),
+        ("distill.eval_networks=1", "evaluation.networks"),
     ],
 )
 def test_a_job_of_a_sweep_has_no_numbers_of_another(
@@ -129,6 +129,8 @@ def test_a_job_of_a_sweep_has_no_numbers_of_another(
     with pytest.raises(ConfigurationError) as caught:
         distill(replace(run, in_sweep=True))
     assert caught.value.option == option
+    alike = run_of(*SMALL, f"output_dir={folder}", FEW, "distill.eval_networks=2", "evaluation.at_once=1")
+    assert distill(replace(alike, in_sweep=True))["test_accuracy"] > 0  # SMALL has two networks
 
 
 def test_a_job_does_not_take_the_state_of_a_longer_one_for_its_own(

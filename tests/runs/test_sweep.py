@@ -187,6 +187,26 @@ def test_a_table_that_cannot_be_written_is_no_success(
     assert "results.csv cannot be written: [Errno 28] No space left" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("distill.max_steps=1,2", ["distill.max_steps=1,2: jobs that differ in it alone", "give the largest alone"]),
+        ("distill.max_steps=range(1,9)", ["distill.max_steps=range(1,9): "]),
+        ("evaluation.epochs=1,2", ["evaluation.epochs=1,2: ", "for evaluate.py"]),
+        ("distill.eval_networks=1,2", ["distill.eval_networks=1,2: ", "for evaluate.py"]),
+    ],
+)
+def test_values_that_tell_no_distillations_apart_are_not_listed(word: str, words: list[str]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        check_multirun(job(Path(), 0, "seed=0,1", word))
+    assert all(each in str(caught.value) for each in words)
+    check_multirun(job(Path(), 0, "seed=0,1", word.split("=")[0] + "=2"))
+    check_multirun(job(Path(), 0, "seed=0,1", word, sweeper=OPTUNA))
+    other = job(Path(), 0, word)
+    other.hydra.job.name = "evaluate"
+    check_multirun(other)
+
+
 def test_a_launcher_that_is_not_installed_is_named() -> None:
     config = job(Path())
     config.hydra.launcher["_target_"] = "hydra_plugins.hydra_of_nobody.launcher.Launcher"

@@ -165,7 +165,7 @@ def test_a_command_that_sigterm_ends_has_not_succeeded(tmp_path: Path, multirun:
         finally:
             process.kill()
     assert process.returncode == 128 + signal.SIGTERM, errors
-    assert "error: ended by SIGTERM; the same command goes on where it was" in errors
+    assert "error: ended by SIGTERM; the same command, without fresh=true, goes on where it was" in errors
     assert (folder / "expert_0000/resume/last.ckpt").exists()
 
 
