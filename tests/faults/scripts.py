@@ -75,7 +75,8 @@ def run(
     if child == 0:
         _become(script, words, log, count, Counter(fatal))
     status = _wait(child, None if seconds is None else started + seconds)
-    passed = int(count.read_text()) if count.exists() else 0
+    told = count.read_text() if count.exists() else ""  # nothing where the kill came between opening and writing it
+    passed = int(told or 0)
     return Outcome(status, passed, time.monotonic() - started, log.read_text())
 
 
@@ -90,6 +91,7 @@ def _become(script: str, words: Sequence[str], log: Path, count: Path, counter: 
         counter.install()
         runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
         status = 0
+        counter.fatal = None  # the count is none of the script's files
         count.write_text(str(counter.passed))
     except SystemExit as end:
         status = int(end.code or 0)
