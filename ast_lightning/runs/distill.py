@@ -37,7 +37,7 @@ from ast_lightning.networks import FunctionalNetwork, describe_network
 from ast_lightning.runs.ancestry import ancestry_of
 from ast_lightning.runs.claims import sole_writer
 from ast_lightning.runs.hparams import log_outcome
-from ast_lightning.runs.machine import compile_student, describe_machine, prepare, say_what_changed
+from ast_lightning.runs.machine import compile_student, prepare, record_machine
 from ast_lightning.runs.results import (
     check_length,
     finished_result,
@@ -133,10 +133,8 @@ def _distil(
     if is_rank_zero():
         clear_leftovers(folder)
         clear_leftovers(states.folder)
-        if resume:
-            say_what_changed(folder / "machine.json", compilation, trainer.world_size)
         write_json(folder / "config.json", run.config)
-        write_json(folder / "machine.json", describe_machine(compilation, trainer.world_size))
+        record_machine(folder / "machine.json", compilation, trainer.world_size, resumed=resume is not None)
     log_configuration(trainer, run.config)
     if resume:
         say(f"going on from {resume}")
@@ -144,7 +142,7 @@ def _distil(
     trainer.fit(module, ckpt_path=resume, weights_only=True)
     check_length(run, trainer.global_step)
     if is_rank_zero() and module.compilation != compilation:  # it failed on the way
-        write_json(folder / "machine.json", describe_machine(module.compilation, trainer.world_size))
+        record_machine(folder / "machine.json", module.compilation, trainer.world_size, resumed=False)
     evaluated = writer.last is not None and writer.last["iteration"] == trainer.global_step
     if not evaluated or not (writer.has_written or dataset_is_there):
         trainer.validate(module, verbose=False)

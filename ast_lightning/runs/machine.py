@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ast_lightning.callbacks import say
 from ast_lightning.compilation import Compilation, choose_compilation, keep_compiled_code
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import read_json
+from ast_lightning.files import read_json, write_json
 from ast_lightning.networks import FunctionalNetwork
 from ast_lightning.provenance import versions
 from ast_lightning.runs.run import Run, devices_of
@@ -105,7 +105,14 @@ def describe_machine(compilation: Compilation, processes: int) -> dict[str, Any]
     }
 
 
-def say_what_changed(path: Path, compilation: Compilation, processes: int) -> None:
+def record_machine(path: Path, compilation: Compilation, processes: int, *, resumed: bool) -> None:
+    """Write :func:`describe_machine` to ``path``; first say in what a resumed run differs from its last sitting."""
+    if resumed:
+        _say_what_changed(path, compilation, processes)
+    write_json(path, describe_machine(compilation, processes))
+
+
+def _say_what_changed(path: Path, compilation: Compilation, processes: int) -> None:
     """Say in which of these an earlier sitting of the run differs, which left its description at ``path``."""
     try:
         earlier = {str(key): value for key, value in read_json(path).items()}

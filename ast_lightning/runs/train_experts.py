@@ -9,12 +9,12 @@ from dataclasses import asdict, replace
 
 from ast_lightning.callbacks import RunEstimate, RunProgress, StateOfEpochs, is_rank_zero, say
 from ast_lightning.experts import ExpertModule, ExpertObjective, TrajectoryRecorder
-from ast_lightning.files import clear_leftovers, format_bytes, write_json
+from ast_lightning.files import clear_leftovers, format_bytes
 from ast_lightning.locks import FolderLock
 from ast_lightning.runs.claims import all_locked, claim_experts, held_by_others
 from ast_lightning.runs.hparams import log_outcome
 from ast_lightning.runs.import_experts import import_experts
-from ast_lightning.runs.machine import compile_experts, describe_machine, prepare, say_what_changed
+from ast_lightning.runs.machine import compile_experts, prepare, record_machine
 from ast_lightning.runs.run import Run, short_hash
 from ast_lightning.runs.states import RunStates
 from ast_lightning.runs.stores import make_store
@@ -136,9 +136,8 @@ def _train_one(
     if is_rank_zero():
         clear_leftovers(folder)
         clear_leftovers(states.folder)
-        if resume:
-            say_what_changed(states.folder / "machine.json", objective.compilation, trainer.world_size)
-        write_json(states.folder / "machine.json", describe_machine(objective.compilation, trainer.world_size))
+        path = states.folder / "machine.json"
+        record_machine(path, objective.compilation, trainer.world_size, resumed=resume is not None)
     log_configuration(trainer, run.config)
     if resume:
         say(f"expert {index} goes on from {resume}")
@@ -161,7 +160,7 @@ def _results(store: TrajectoryStore, index: int) -> dict[str, float]:
 def _drop_states_of_complete(store: TrajectoryStore, complete: list[int]) -> None:
     """What a kill between the last file of an expert and the deletion of its state leaves."""
     for index in complete if is_rank_zero() else []:
-        states = store.expert_folder(index) / "resume"
+        states = _states_of(store, index).folder
         if states.exists():
             with FolderLock(store.expert_folder(index)) as lock:
                 if lock.take():
