@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from ast_lightning.data import LabelledImages, SiameseAugmentation
+from ast_lightning.evaluation import EvaluationSettings, NetworkEvaluator
 from ast_lightning.networks import ConvNet
 from ast_lightning.randomness import keyed_generator
 from ast_lightning.runs.machine import keep_freed_memory
-from ast_lightning.synthetic import EvaluationSettings, NetworkEvaluator, TrainingSet
+from ast_lightning.synthetic import TrainingSet
 from benchmarks.arguments import Size, run
 from benchmarks.measure import Step, Variant, interleaved, time_table
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from ast_lightning.distillation import choose_window
-from ast_lightning.files import format_bytes
 from ast_lightning.networks import ConvNet, describe_network
 from ast_lightning.randomness import keyed_generator
+from ast_lightning.storage.files import format_bytes
 from ast_lightning.trajectories import TrajectoryStore
 from benchmarks.arguments import Size, run
 from benchmarks.measure import Step, Timing, Variant, interleaved

@@ -15,7 +15,7 @@ import torch
 from ast_lightning.check import checks, ranks
 from ast_lightning.check.__main__ import main
 from ast_lightning.check.checks import Check, Skipped, all_checks, run_check
-from ast_lightning.distillation import adjoint
+from ast_lightning.distillation.trajectory_matching import adjoint
 
 ROOT = Path(__file__).parents[1]
 

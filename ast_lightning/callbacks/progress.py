@@ -2,46 +2,17 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ast_lightning.files import format_bytes
-
-
-def is_rank_zero() -> bool:
-    """Whether this process writes and speaks for all ranks; right also before there is a Trainer."""
-    return int(getattr(rank_zero_only, "rank", 0) or 0) == 0
-
-
-def say(text: str) -> None:
-    """Print a line for the person at the terminal, once for all ranks."""
-    if is_rank_zero():
-        print(text, flush=True)
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration for people, e.g. ``2 h 05 min`` or ``48 s``."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes this process has held at most: of the device's memory on a GPU, of the machine's otherwise."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+from ast_lightning.parallel.devices import peak_memory
+from ast_lightning.storage.files import format_bytes
+from ast_lightning.terminal import format_seconds, say
 
 
 class RunProgress(ProgressBar):

@@ -12,9 +12,9 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
-from ast_lightning.callbacks.states import StateOfIterations
+from ast_lightning.callbacks.checkpoints import StateOfIterations
 from ast_lightning.distillation import DistillModule
-from ast_lightning.files import clear_leftovers, point_to
+from ast_lightning.storage.files import clear_leftovers, point_to
 from ast_lightning.synthetic import DistilledDataset, picture, save_distilled
 
 MakeDataset = Callable[[DistillModule, dict[str, Any]], DistilledDataset]

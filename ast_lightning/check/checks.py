@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ast_lightning.callbacks.progress import peak_memory
 from ast_lightning.check.ranks import gradient_error
 from ast_lightning.check.steps import ExpertStep, Iteration, relative_error
 from ast_lightning.compilation import Compilation, choose_compilation
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import format_bytes
-from ast_lightning.provenance import versions
+from ast_lightning.parallel.devices import peak_memory
+from ast_lightning.storage.files import format_bytes
+from ast_lightning.storage.provenance import versions
 
 EXACT, ROUNDED, HALF = 1e-9, 5e-2, 0.3
 """Relative errors that float64, float32 (ReLUs switch where a value is near zero) and 16 bits may have."""

@@ -19,8 +19,8 @@ from kornia.enhance import zca_mean
 from torch import Tensor
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import write_tensors
-from ast_lightning.integrity import FIELD, read_checked_tensors, tensor_checksum
+from ast_lightning.storage.checksums import FIELD, read_checked_tensors, tensor_checksum
+from ast_lightning.storage.files import write_tensors
 
 KINDS = ("standardize", "zca", "none")
 _CHUNK_BYTES = 256 * 2**20  # pixels handled at once by a matrix product or a conversion from uint8

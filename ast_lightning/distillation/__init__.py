@@ -1,20 +1,25 @@
 """Distillation: windows, the unrolled student, the matching loss, and the module that trains the images."""
 
+from ast_lightning.config.distill import DistillSettings, check_precision
 from ast_lightning.distillation.initialization import check_ipc, initial_images, representatives
-from ast_lightning.distillation.inner import InnerProblem
-from ast_lightning.distillation.matching import (
+from ast_lightning.distillation.module import DistillModule
+from ast_lightning.distillation.trajectory_matching.inner import InnerProblem
+from ast_lightning.distillation.trajectory_matching.matching import (
     MatchingLoss,
     balance_factor,
     intermediate_weight,
     matching_loss,
     matching_steps,
 )
-from ast_lightning.distillation.module import DistillModule
-from ast_lightning.distillation.perturbation import perturb
-from ast_lightning.distillation.settings import DistillSettings, check_precision
-from ast_lightning.distillation.split import SplitProblem
-from ast_lightning.distillation.unroll import unroll
-from ast_lightning.distillation.windows import TrajectoryWindows, Window, check_window, choose_window
+from ast_lightning.distillation.trajectory_matching.perturbation import perturb
+from ast_lightning.distillation.trajectory_matching.split import SplitProblem
+from ast_lightning.distillation.trajectory_matching.unroll import unroll
+from ast_lightning.distillation.trajectory_matching.windows import (
+    TrajectoryWindows,
+    Window,
+    check_window,
+    choose_window,
+)
 
 __all__ = [
     "DistillModule",

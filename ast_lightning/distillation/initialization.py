@@ -8,8 +8,8 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from ast_lightning.config.distill import INITIALIZATIONS
 from ast_lightning.data import LabelledImages
-from ast_lightning.distillation.settings import INITIALIZATIONS
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.randomness import keyed_generator, keyed_seed
 

@@ -12,20 +12,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ast_lightning.compilation import Compilation
+from ast_lightning.config.distill import DistillSettings, check_precision
 from ast_lightning.data import SiameseAugmentation
 from ast_lightning.distillation.accumulation import KnownGradients
-from ast_lightning.distillation.adjoint import StepBatch
-from ast_lightning.distillation.inner import InnerProblem
-from ast_lightning.distillation.matching import balance_factor, matching_loss, matching_steps
-from ast_lightning.distillation.perturbation import perturb
-from ast_lightning.distillation.settings import DistillSettings, check_precision
-from ast_lightning.distillation.split import SplitProblem, check_network
-from ast_lightning.distillation.unroll import unroll
-from ast_lightning.distillation.windows import TrajectoryWindows, Window
+from ast_lightning.distillation.trajectory_matching.adjoint import StepBatch
+from ast_lightning.distillation.trajectory_matching.inner import InnerProblem
+from ast_lightning.distillation.trajectory_matching.matching import balance_factor, matching_loss, matching_steps
+from ast_lightning.distillation.trajectory_matching.perturbation import perturb
+from ast_lightning.distillation.trajectory_matching.split import SplitProblem, check_network
+from ast_lightning.distillation.trajectory_matching.unroll import unroll
+from ast_lightning.distillation.trajectory_matching.windows import TrajectoryWindows, Window
 from ast_lightning.errors import DistillationDiverged
+from ast_lightning.evaluation import NetworkEvaluator, evaluation_loader, gather_scores
 from ast_lightning.networks import FunctionalNetwork, NetworkFactory
 from ast_lightning.randomness import keyed_generator
-from ast_lightning.synthetic import NetworkEvaluator, TrainingSet, evaluation_loader, gather_scores
+from ast_lightning.synthetic import TrainingSet
 
 
 class DistillModule(LightningModule):

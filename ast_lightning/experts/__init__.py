@@ -1,9 +1,9 @@
 """Expert training: the objective, its LightningModule, and the recorder of trajectories."""
 
+from ast_lightning.config.expert import ExpertSettings
 from ast_lightning.experts.module import ExpertModule
 from ast_lightning.experts.objective import ExpertLoss, ExpertObjective, expert_objective, gradient_penalty
 from ast_lightning.experts.recorder import TrajectoryRecorder
-from ast_lightning.experts.settings import ExpertSettings
 
 __all__ = [
     "ExpertLoss",

@@ -10,9 +10,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
+from ast_lightning.config.expert import ExpertSettings
 from ast_lightning.data import ImageDataModule, SiameseAugmentation, TrainingBatch
 from ast_lightning.experts.objective import ExpertObjective
-from ast_lightning.experts.settings import ExpertSettings
 from ast_lightning.networks import NetworkFactory, build_network
 from ast_lightning.randomness import keyed_generator, keyed_global_state
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 
 from ast_lightning.compilation import Compilation, Compiled
-from ast_lightning.experts.settings import ExpertSettings
+from ast_lightning.config.expert import ExpertSettings
 from ast_lightning.networks import NetworkFactory, build_network, ease_second_derivatives
 
 Tensors = Mapping[str, Tensor]

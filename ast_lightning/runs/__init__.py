@@ -1,1 +1,1 @@
-"""The three commands: from a configuration to files on disk."""
+"""What a finished or interrupted run is: Trainer, checkpoints, results, machine."""

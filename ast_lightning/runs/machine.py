@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ast_lightning.callbacks import say
+from ast_lightning.commands.run import Run
 from ast_lightning.compilation import Compilation, choose_compilation, keep_compiled_code
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import read_json, write_json
 from ast_lightning.networks import FunctionalNetwork
-from ast_lightning.provenance import versions
-from ast_lightning.runs.run import Run, devices_of
+from ast_lightning.parallel.devices import device_type, devices_of
+from ast_lightning.storage.files import read_json, write_json
+from ast_lightning.storage.provenance import versions
+from ast_lightning.terminal import say
 
 PASSES_OF_AN_EXPERT_STEP = 9
 """Forward passes' worth of operations in an expert's step with gradient penalty."""
@@ -57,14 +57,6 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
-
-
-def device_type(trainer: Mapping[str, Any]) -> str:
-    """The kind of device that a Trainer of these options computes on: ``cpu``, ``cuda`` …."""
-    accelerator = trainer.get("accelerator", "auto")
-    # torch built for GPUs names one even where there is none
-    found = torch.accelerator.current_accelerator(check_available=True) if accelerator != "cpu" else None
-    return found.type if found is not None else "cpu"
 
 
 def compile_experts(run: Run) -> Compilation:

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ast_lightning.callbacks import say
+from ast_lightning.commands.run import Run
+from ast_lightning.commands.stores import experts_to_distil
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import read_json, write_json
-from ast_lightning.integrity import bytes_checksum, seal, unseal
-from ast_lightning.runs.run import Run, devices_of
-from ast_lightning.runs.stores import experts_to_distil
+from ast_lightning.parallel.devices import devices_of
+from ast_lightning.storage.checksums import bytes_checksum, seal, unseal
+from ast_lightning.storage.files import read_json, write_json
 from ast_lightning.synthetic import load_distilled
+from ast_lightning.terminal import say
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.records import first_difference
 

@@ -19,9 +19,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ast_lightning.callbacks import RunProgress
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.runs.peers import EndOfRank
-from ast_lightning.runs.run import devices_of
-from ast_lightning.runs.states import RunStates
+from ast_lightning.parallel.devices import devices_of
+from ast_lightning.parallel.failures import EndOfRank
+from ast_lightning.runs.checkpoints import RunStates
 
 LOGGERS = ("tensorboard", "csv", "none", "false")
 _OURS = ("logger", "timeout_seconds")

@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.synthetic.ancestry import ancestry_page
 from ast_lightning.synthetic.dataset import load_distilled, read_description, save_distilled
 from ast_lightning.synthetic.interchange import export_published, import_published, read_likeness
+from ast_lightning.synthetic.lineage import ancestry_page
 from ast_lightning.synthetic.verification import verify_distilled
 
 _PAGE_WIDTH = 120  # where the output is no terminal

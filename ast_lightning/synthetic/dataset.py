@@ -33,12 +33,12 @@ from ast_lightning.data import (
     save_preprocessing,
 )
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import read_json, write_folder, write_json, write_tensors
-from ast_lightning.integrity import FIELD, Damaged, bytes_checksum, seal, tensor_checksum, unseal
-from ast_lightning.provenance import provenance
 from ast_lightning.randomness import keyed_generator
-from ast_lightning.synthetic.evaluation import TrainingSet
+from ast_lightning.storage.checksums import FIELD, Damaged, bytes_checksum, seal, tensor_checksum, unseal
+from ast_lightning.storage.files import read_json, write_folder, write_json, write_tensors
+from ast_lightning.storage.provenance import provenance
 from ast_lightning.synthetic.pictures import save_picture
+from ast_lightning.synthetic.training_set import TrainingSet
 
 FORMAT_VERSION = 2
 PICTURES = ("images.png", "images_raw.png")

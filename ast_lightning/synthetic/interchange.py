@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ast_lightning.data import Preprocessing, load_preprocessing
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.integrity import bytes_checksum
-from ast_lightning.provenance import provenance
+from ast_lightning.storage.checksums import bytes_checksum
+from ast_lightning.storage.provenance import provenance
+from ast_lightning.storage.torch_files import check_content, load_plain, save_together
 from ast_lightning.synthetic.dataset import DistilledDataset, load_distilled
-from ast_lightning.torchfiles import check_content, load_plain, save_together
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.records import STORE_FILE
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.integrity import bytes_checksum
+from ast_lightning.storage.checksums import bytes_checksum
 from ast_lightning.synthetic.dataset import FILES, PICTURES, read_description, read_images, read_preprocessing
 
 

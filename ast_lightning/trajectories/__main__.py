@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import format_bytes
+from ast_lightning.storage.files import format_bytes
 from ast_lightning.trajectories import listing
 from ast_lightning.trajectories.records import STORE_FILE
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ParameterLayout
-from ast_lightning.torchfiles import check_content, fingerprint, load_plain, save_together
+from ast_lightning.storage.torch_files import check_content, fingerprint, load_plain, save_together
 from ast_lightning.trajectories.shapes import hint
 from ast_lightning.trajectories.store import TrajectoryStore
 

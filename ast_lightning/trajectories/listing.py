@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ast_lightning.config.schedule import Schedule
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.integrity import Damaged
+from ast_lightning.storage.checksums import Damaged
 from ast_lightning.trajectories.records import EXPERT_FILE, OPTION, STORE_FILE, ExpertRecord, read_store_record
-from ast_lightning.trajectories.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import read_json, write_json
-from ast_lightning.integrity import Damaged, bytes_checksum, read_checked_tensors, seal, unseal
+from ast_lightning.storage.checksums import Damaged, bytes_checksum, read_checked_tensors, seal, unseal
+from ast_lightning.storage.files import read_json, write_json
 
 FORMAT_VERSION = 2
 OPTION = "experts_dir"

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import write_tensors
-from ast_lightning.integrity import Content, Damaged, content_checksum, tensor_checksum
 from ast_lightning.networks import ParameterLayout
+from ast_lightning.storage.checksums import Content, Damaged, content_checksum, tensor_checksum
+from ast_lightning.storage.files import write_tensors
 
 _CHECKSUM = "checksum"
 _DTYPES = {

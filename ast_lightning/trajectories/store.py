@@ -21,10 +21,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ast_lightning.config.schedule import Schedule
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.integrity import Damaged
 from ast_lightning.networks import ParameterLayout
-from ast_lightning.trajectories import room
+from ast_lightning.storage import disk_space as room
+from ast_lightning.storage.checksums import Damaged
 from ast_lightning.trajectories.listing import expert_folders, snapshot_files
 from ast_lightning.trajectories.records import (
     EXPERT_FILE,
@@ -40,7 +41,6 @@ from ast_lightning.trajectories.records import (
     read_store_record,
     write_store_record,
 )
-from ast_lightning.trajectories.schedule import Schedule
 from ast_lightning.trajectories.snapshots import SnapshotFormat
 
 T = TypeVar("T")

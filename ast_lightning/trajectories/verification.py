@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.integrity import Damaged
-from ast_lightning.locks import FolderLock
-from ast_lightning.torchfiles import check_seal
+from ast_lightning.parallel.locks import FolderLock
+from ast_lightning.storage.checksums import Damaged
+from ast_lightning.storage.torch_files import check_seal
 from ast_lightning.trajectories.listing import numbered_folders, snapshot_files
 from ast_lightning.trajectories.records import EXPERT_FILE, PREPROCESSING_FILE, STORE_FILE, UNREADABLE
 from ast_lightning.trajectories.store import TrajectoryStore

@@ -10,7 +10,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from ast_lightning.callbacks import RunEstimate, RunProgress, format_seconds, progress
+from ast_lightning.callbacks import RunEstimate, RunProgress, progress
+from ast_lightning.terminal import format_seconds
 
 
 def trainer_at(step: int, total: int = 20, **metrics: float) -> Any:

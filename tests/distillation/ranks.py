@@ -18,8 +18,8 @@ from lightning import Callback, LightningModule, Trainer
 from ast_lightning.data import LabelledImages, SiameseAugmentation
 from ast_lightning.distillation import DistillModule, DistillSettings, TrajectoryWindows
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.evaluation import EvaluationSettings, NetworkEvaluator
 from ast_lightning.networks import ConvNet
-from ast_lightning.synthetic import EvaluationSettings, NetworkEvaluator
 from ast_lightning.trajectories import TrajectoryStore
 
 CLASSES = 3

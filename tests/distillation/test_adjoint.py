@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ast_lightning.data import SiameseAugmentation
 from ast_lightning.distillation import InnerProblem, unroll
-from ast_lightning.distillation.adjoint import StepBatch
+from ast_lightning.distillation.trajectory_matching.adjoint import StepBatch
 from ast_lightning.networks import ConvNet, FunctionalNetwork
 from ast_lightning.randomness import keyed_generator
 

@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 
 from ast_lightning.compilation import Compilation
 from ast_lightning.distillation import InnerProblem, unroll
-from ast_lightning.distillation.inner import Products, forward_mode_is_exact
+from ast_lightning.distillation.trajectory_matching.inner import Products, forward_mode_is_exact
 from ast_lightning.networks import ConvNet, FunctionalNetwork
 
 CLASSES = 3

@@ -20,9 +20,9 @@ from ast_lightning.callbacks import ArtifactWriter
 from ast_lightning.data import SiameseAugmentation
 from ast_lightning.distillation import DistillModule, DistillSettings
 from ast_lightning.errors import ConfigurationError, DistillationDiverged
+from ast_lightning.evaluation import NetworkEvaluator
 from ast_lightning.networks import ConvNet
 from ast_lightning.randomness import keyed_generator
-from ast_lightning.synthetic import NetworkEvaluator
 from ast_lightning.trajectories import TrajectoryStore
 
 SEED = 5

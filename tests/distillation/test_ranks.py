@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ast_lightning.distillation import DistillSettings
-from ast_lightning.distillation.split import check_network
+from ast_lightning.distillation.trajectory_matching.split import check_network
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ConvNet
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ast_lightning.config.distill import ENGINES
 from ast_lightning.distillation import unroll
-from ast_lightning.distillation.unroll import ENGINES
 from ast_lightning.networks import ConvNet, FunctionalNetwork
 
 pytestmark = pytest.mark.parametrize("engine", ENGINES)

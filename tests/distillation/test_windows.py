@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from ast_lightning.config.schedule import Schedule
 from ast_lightning.distillation import TrajectoryWindows, Window, check_window, choose_window
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.trajectories import TrajectoryStore
-from ast_lightning.trajectories.schedule import Schedule
 
 MakeStore = Callable[..., TrajectoryStore]
 

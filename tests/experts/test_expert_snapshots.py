@@ -12,9 +12,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from ast_lightning.config.schedule import Schedule
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.experts import ExpertSettings, TrajectoryRecorder
-from ast_lightning.trajectories.schedule import Schedule
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ast_lightning.files import read_json
+from ast_lightning.storage.files import read_json
 
 _LOGS = ("tensorboard", "csv", ".locks", "earlier")
 _OF_THE_MOMENT = ("time", "command", "checksum")

@@ -17,10 +17,10 @@ from .instants import Counter
 
 ROOT = Path(__file__).parents[2]
 _IMPORTS = (
-    "ast_lightning.runs.command",
-    "ast_lightning.runs.train_experts",
-    "ast_lightning.runs.distill",
-    "ast_lightning.runs.evaluate",
+    "ast_lightning.commands.app",
+    "ast_lightning.commands.train_experts",
+    "ast_lightning.commands.distill",
+    "ast_lightning.commands.evaluate",
     "torch.utils.tensorboard",
     "sklearn.datasets",
     "sklearn.model_selection",

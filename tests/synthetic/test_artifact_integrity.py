@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import read_json, write_json
-from ast_lightning.integrity import seal
+from ast_lightning.storage.checksums import seal
+from ast_lightning.storage.files import read_json, write_json
 from ast_lightning.synthetic import DistilledDataset, load_distilled, save_distilled
 from ast_lightning.synthetic.verification import Finding, verify_distilled
 

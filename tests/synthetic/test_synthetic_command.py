@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ast_lightning.provenance import provenance
+from ast_lightning.storage.provenance import provenance
 from ast_lightning.synthetic import DistilledDataset, load_distilled, save_distilled
 from ast_lightning.synthetic.__main__ import main
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ConvNet, FunctionalNetwork, parameter_layout
-from ast_lightning.torchfiles import fingerprint
+from ast_lightning.storage.torch_files import fingerprint
 from ast_lightning.trajectories import TrajectoryStore, interchange
 from ast_lightning.trajectories.interchange import (
     buffer_files,

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import read_json, write_json
-from ast_lightning.integrity import seal
 from ast_lightning.networks import ConvNet, FunctionalNetwork, build_network, describe_network
+from ast_lightning.storage.checksums import seal
+from ast_lightning.storage.files import read_json, write_json
 from ast_lightning.trajectories import TrajectoryStore
 
 Metadata = dict[str, Any]

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.files import read_json, write_json
-from ast_lightning.integrity import seal, unseal
 from ast_lightning.networks import FunctionalNetwork
+from ast_lightning.storage.checksums import seal, unseal
+from ast_lightning.storage.files import read_json, write_json
 from ast_lightning.trajectories import TrajectoryStore
 
 Metadata = dict[str, Any]

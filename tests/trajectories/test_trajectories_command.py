@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ast_lightning.data import fit_preprocessing, save_preprocessing
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.locks import FolderLock
 from ast_lightning.networks import FunctionalNetwork
-from ast_lightning.runs.states import RunStates
+from ast_lightning.parallel.locks import FolderLock
+from ast_lightning.runs.checkpoints import RunStates
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.__main__ import main
 

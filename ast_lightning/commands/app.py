@@ -1,0 +1,212 @@
+"""From Hydra's configuration to a command, and from its outcome to an exit status: the place that knows Hydra."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.types import RunMode
+from hydra.utils import get_class, instantiate
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ast_lightning.commands.run import Run, check_run, settings_from
+from ast_lightning.distillation import DistillSettings
+from ast_lightning.errors import ConfigurationError, DistillationDiverged, WorkerFailed
+from ast_lightning.evaluation import EvaluationSettings
+from ast_lightning.experts import ExpertSettings
+from ast_lightning.parallel.devices import by_torchrun, devices_of, local_rank
+from ast_lightning.parallel.failures import ENDED_BY_SIGTERM, watched
+from ast_lightning.sweeps.tasks import tasks_of_job
+from ast_lightning.terminal import is_rank_zero
+
+Metrics = dict[str, float]
+
+_PRECISIONS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
+"""Lightning's short names of precisions: runs that differ in the name alone are the same run."""
+
+_FULL = "make room and run the same command again: it goes on where it stopped"
+_CLOSED = "make the folder writable, or give another output_dir"
+_DISK_REMEDIES = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EROFS: _CLOSED,
+    errno.EACCES: _CLOSED,
+    errno.EPERM: _CLOSED,
+}
+
+
+def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
+    """Run a command; end the process with status 2 and a plain message on an error that the user can mend.
+
+    Where one of several processes has failed, the status is that of the process; after SIGTERM it is 143. In a multirun
+    the error is raised instead, so that the other jobs of the sweep still run.
+    """
+    _quieten()
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        run = build_run(config, in_sweep)
+        if run.is_alone:
+            vars(rank_zero_only)["rank"] = 0  # the numbers of a launcher's tasks are none of this run's
+        with watched(run), _disk_trouble_named(config):
+            return task(run)
+    except (ConfigurationError, DistillationDiverged, WorkerFailed) as error:
+        if in_sweep:
+            raise
+        # what is wrong before a process watches the others is wrong in all of them
+        if local_rank() == 0 or config.trainer.get("devices") == 1:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.status if isinstance(error, WorkerFailed) else 2) from error
+    except SIGTERMException as error:  # Lightning ends with status 0, as if the work were done
+        if is_rank_zero() and multiprocessing.parent_process() is None:
+            print(ENDED_BY_SIGTERM, file=sys.stderr, flush=True)
+        raise SystemExit(128 + signal.SIGTERM) from error
+
+
+@contextmanager
+def _disk_trouble_named(config: DictConfig) -> Iterator[None]:
+    """Turn the system's refusals to write into messages; every file is whole, the old one or the new.
+
+    Raises:
+        ConfigurationError: the disk is full, or the folder read-only.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = _DISK_REMEDIES.get(error.errno or 0)
+        if remedy == _FULL and config.get("fresh"):
+            remedy = _FULL.replace("command", "command without fresh=true")
+        option = _written_by(config, error.filename)
+        if remedy is None or option is None:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        raise ConfigurationError(option, config[option], f"{error.strerror}{where}", remedy) from error
+
+
+def _written_by(config: DictConfig, path: str | None) -> str | None:
+    """The option that names the folder of a file; a file without a name is taken for one of ``output_dir``."""
+    for option in ("experts_dir", "output_dir"):
+        folder = config.get(option)
+        if path and folder and Path(path).absolute().is_relative_to(Path(folder).absolute()):
+            return option
+    return None if path else "output_dir"
+
+
+def build_run(config: DictConfig, in_sweep: bool = False) -> Run:
+    """The objects that a configuration describes.
+
+    Raises:
+        ConfigurationError: a missing or impossible value.
+    """
+    try:
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = str(getattr(error, "full_key", "") or "configuration")
+        raise ConfigurationError(
+            key, "???", str(error).splitlines()[0].rstrip("."), f"give it on the command line: {key}=…"
+        ) from error
+    check_run(plain)
+    _check_processes(plain["trainer"])
+    precision = plain["trainer"].get("precision")
+    plain["trainer"]["precision"] = _PRECISIONS.get(str(precision), precision)
+    if in_sweep:
+        _check_tasks(plain["trainer"])
+    choices = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
+    return Run(
+        config=plain,
+        data=_instantiate("data", config.data),
+        make_network=_network(plain["network"]),
+        expert=settings_from(ExpertSettings, "expert", plain["expert"]),
+        distill=settings_from(DistillSettings, "distill", plain["distill"]),
+        evaluation=settings_from(EvaluationSettings, "evaluation", plain["evaluation"]),
+        choices={group: str(choice) for group, choice in choices.items()},
+        in_sweep=in_sweep,
+    )
+
+
+def _check_processes(trainer: dict[str, Any]) -> None:
+    """Refuse processes that torchrun has started for a run of one.
+
+    Raises:
+        ConfigurationError: naming ``trainer.devices``.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if by_torchrun() and processes > 1 and devices_of(trainer) == 1:
+        raise ConfigurationError(
+            "trainer.devices",
+            trainer.get("devices"),
+            f"torchrun has started {processes} processes, each of which would do the whole work",
+            "set trainer=torchrun, which takes the numbers from it, or start python without torchrun",
+        )
+
+
+def _check_tasks(trainer: dict[str, Any]) -> None:
+    """Refuse a job of a multirun on other than as many devices as there are tasks to run it.
+
+    Raises:
+        ConfigurationError: naming ``trainer.devices``.
+    """
+    devices, tasks = devices_of(trainer), tasks_of_job()
+    if devices != tasks:
+        problem = f"the launcher gives each job {tasks} tasks, and there is a task a device"
+        raise ConfigurationError(
+            "trainer.devices",
+            trainer.get("devices"),
+            "the jobs of a multirun cannot each start processes of their own" if tasks == 1 else problem,
+            f"take hydra/launcher=submitit_local or submitit_slurm with hydra.launcher.tasks_per_node={devices}, or "
+            f"trainer.devices={tasks}, or run the settings one after another without -m",
+        )
+
+
+def _network(section: dict[str, Any]) -> Callable[..., Any]:
+    arguments = {key: value for key, value in section.items() if key != "_target_"}
+    try:
+        return functools.partial(get_class(section["_target_"]), **arguments)
+    except Exception as error:
+        raise ConfigurationError(
+            "network._target_",
+            section.get("_target_"),
+            f"it cannot be imported ({error})",
+            "give a class as package.module.Name",
+        ) from error
+
+
+def _instantiate(section: str, config: DictConfig) -> Any:
+    try:
+        return instantiate(config)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ConfigurationError):
+            raise cause from error
+        raise ConfigurationError(
+            f"{section}._target_",
+            config.get("_target_"),
+            str(cause or error),
+            f"check the options of {section}",
+        ) from error
+
+
+def _quieten() -> None:
+    """Keep Lightning's start-up chatter from the terminal; warnings that ask for something stay."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # compiling for a CPU needs no CUDA
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of a deprecated torch function
+    if not is_rank_zero():
+        warnings.filterwarnings("ignore")

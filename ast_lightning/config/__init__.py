@@ -1,0 +1,1 @@
+"""The options: names, types, defaults and checks. Nothing here imports torch."""

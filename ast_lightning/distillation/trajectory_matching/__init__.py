@@ -1,0 +1,1 @@
+"""Trajectory matching: a student follows a window of an expert trajectory."""

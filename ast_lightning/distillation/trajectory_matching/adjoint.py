@@ -1,0 +1,149 @@
+"""Exact meta-gradients in constant memory: the unroll's adjoint.
+
+Forward, without a graph, with g_k = c ∇_θ ℓ(θ_k, x_k, y_k):
+
+    b_{k+1} = μ b_k + g_k,   θ_{k+1} = θ_k − α b_{k+1}
+
+Let λ be the derivative of the outer loss with respect to θ_{k+1} through everything after it. The momentum carries λ to
+every earlier gradient, so that what g_k is weighted with is w_k = λ_{k+1} + μ w_{k+1}. Walking back from
+λ = ∂L/∂θ_K, w = 0, for k = K − 1 … 0:
+
+    w ← μ w + λ
+    ᾱ ← ᾱ − ⟨g_k, w⟩
+    λ ← λ − α ∇_θ ⟨g_k, w⟩,   x̄_k = −α ∇_x ⟨g_k, w⟩,   ȳ_k = −α ∇_y ⟨g_k, w⟩
+    λ ← λ + ∂L/∂θ_k   where θ_k is matched
+
+⟨g_k, w⟩ is a by-product of its own gradients, so that neither b nor a division by α is needed; at k = 0 no ∇_θ is.
+x̄_k and ȳ_k flow on to X and Y through the batch of step k, made again from the same draws. Memory: one step's graph
+and θ_0 … θ_K; with ``recompute``, θ and b at every ⌈√K⌉-th step and the steps between two of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ast_lightning.distillation.trajectory_matching.inner import InnerProblem
+
+StepBatch = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(inner step k, X, Y) → what step k trains on: images ``[B, C, H, W]``, labels ``[B]`` or ``[B, classes]``."""
+
+
+@dataclass(frozen=True)
+class Student:
+    """The student's training but for X, Y and α.
+
+    Attributes:
+        problem: the inner loss and its derivatives.
+        batch: of each step; a pure function.
+        steps: K.
+        momentum: μ.
+        loss_scale: c.
+        recompute: whether to keep every ⌈√K⌉-th step only.
+    """
+
+    problem: InnerProblem
+    batch: StepBatch
+    steps: int
+    momentum: float
+    loss_scale: float
+    recompute: bool
+
+    @property
+    def stride(self) -> int:
+        """Steps of a segment; the walk back holds the parameters of one segment at a time."""
+        return math.ceil(math.sqrt(self.steps)) if self.recompute else self.steps
+
+    def segment(self, start: int) -> range:
+        """The steps of the segment that begins at ``start``."""
+        return range(start, min(start + self.stride, self.steps))
+
+    def walk(
+        self, theta: Tensor, velocity: Tensor, steps: range, images: Tensor, labels: Tensor, learning_rate: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Train over ``steps``: the parameters before each step and after the last ``[len(steps) + 1, P]``, and b."""
+        # one piece of memory: many of this size between the larger ones of each step would scatter those
+        thetas = theta.new_empty(len(steps) + 1, len(theta))
+        thetas[0] = theta
+        for place, step in enumerate(steps):
+            gradient = self.problem.gradient(theta, *self.batch(step, images, labels))
+            velocity = self.momentum * velocity + self.loss_scale * gradient
+            theta = theta - learning_rate * velocity
+            thetas[place + 1] = theta
+        return thetas, velocity
+
+
+class AdjointUnroll(torch.autograd.Function):
+    """(X, Y, α) → the matched θ_k, with the derivatives of the module's docstring."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: Tensor,
+        labels: Tensor,
+        learning_rate: Tensor,
+        theta: Tensor,
+        student: Student,
+        match_at: Collection[int],
+    ) -> tuple[Tensor, ...]:
+        velocity, matched = torch.zeros_like(theta), {}
+        kept: list[tuple[int, Tensor, Tensor]] = []
+        for start in range(0, student.steps, student.stride):
+            segment = student.segment(start)
+            before = velocity
+            thetas, velocity = student.walk(theta, velocity, segment, images, labels, learning_rate)
+            # the outputs are copies: whoever changes one in place must not change the walk back
+            matched.update({step + 1: thetas[step + 1 - start].clone() for step in segment if step + 1 in match_at})
+            kept.append((start, theta.unsqueeze(0) if student.recompute else thetas, before))
+            theta = thetas[-1].clone()
+            del thetas
+        ctx.student, ctx.match_at, ctx.kept = student, tuple(match_at), kept
+        ctx.save_for_backward(images, labels, learning_rate)
+        return tuple(matched[step] for step in match_at)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(cotangents[0].device.type, enabled=False):
+            return walk_back(ctx, *cotangents)
+
+
+def walk_back(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    """The backward of :class:`AdjointUnroll`."""
+    student: Student = ctx.student
+    images, labels, learning_rate = ctx.saved_tensors
+    by_images, by_labels, by_rate = ctx.needs_input_grad[:3]
+    into = dict(zip(ctx.match_at, cotangents, strict=True))
+    # stand-ins for X and Y that gather what each step's batch sends back
+    to_images = images.detach().requires_grad_(by_images)
+    to_labels = labels.detach().requires_grad_(by_labels)
+    to_rate = torch.zeros_like(learning_rate)
+    adjoint = weight = torch.zeros_like(cotangents[0])
+    for start, thetas, velocity in reversed(ctx.kept):
+        segment = student.segment(start)
+        if student.recompute:
+            thetas, _ = student.walk(thetas[0], velocity, segment, images, labels, learning_rate)
+        for step in reversed(segment):
+            if step + 1 in into:
+                adjoint = adjoint + into[step + 1]
+            weight = student.momentum * weight + adjoint
+            with torch.enable_grad():
+                x, y = student.batch(step, to_images, to_labels)
+            wanted = (step > 0, x.requires_grad, y.requires_grad)
+            direction = student.loss_scale * weight
+            theta = thetas[step - start].clone()  # forward mode takes no row of another tensor
+            found = student.problem.products(theta, x.detach(), y.detach(), direction, wanted)
+            to_rate = to_rate - found.slope
+            if found.theta is not None:
+                adjoint = adjoint - learning_rate * found.theta
+            for made, product in ((x, found.images), (y, found.labels)):
+                if product is not None:
+                    torch.autograd.backward(made, -learning_rate * product, retain_graph=made is x)
+        del thetas  # before the next segment's
+    return to_images.grad, to_labels.grad, to_rate if by_rate else None, None, None, None

@@ -1,0 +1,223 @@
+"""The honest measure of a synthetic set: networks that have seen nothing else, tested on real images.
+
+Fresh networks are trained on the set alone; what is reported is the accuracy of the final network, never the best
+one seen on the way. Networks that keep no state beside their parameters can be trained several at once, as one
+computation over stacked parameters; what a network sees depends on (seed, purpose, its index) alone, so that
+grouping changes no draw.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import vmap
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from ast_lightning.config.evaluation import EvaluationSettings
+from ast_lightning.data import LabelledImages, SiameseAugmentation
+from ast_lightning.networks import FunctionalNetwork, NetworkFactory, build_network, is_dropout
+from ast_lightning.randomness import Key, keyed_generator, keyed_global_state
+from ast_lightning.synthetic.training_set import TrainingSet
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracies of several networks, in per cent.
+
+    Attributes:
+        accuracies: one for each network.
+        mean: their mean.
+        std: their sample standard deviation; 0 for a single network.
+    """
+
+    accuracies: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.std:.1f} %"
+
+
+class NetworkEvaluator:
+    """Trains fresh networks on training sets and tests them on real images.
+
+    Args:
+        network: builds a network.
+        settings: how the networks are trained.
+        splits: real images to test on by name, e.g. ``{"test": data.test}``.
+        augmentation: of the training batches; None for no augmentation.
+        seed: of initial parameters, batch order and augmentation.
+        purpose: keys the draws too, so that networks which choose a set are not those which judge it.
+    """
+
+    def __init__(
+        self,
+        network: NetworkFactory,
+        settings: EvaluationSettings,
+        splits: Mapping[str, LabelledImages],
+        *,
+        augmentation: SiameseAugmentation | None = None,
+        seed: int = 0,
+        purpose: str = "evaluation",
+    ) -> None:
+        self.settings = settings
+        self.splits = dict(splits)
+        self.key: tuple[Key, ...] = (seed, purpose)
+        self._factory = network
+        self._functional = FunctionalNetwork(network)
+        self._augmentation = augmentation if settings.augment and augmentation else SiameseAugmentation(None)
+        example = build_network(network, 0, "skeleton")
+        self._stateful = (
+            any(map(is_dropout, example.modules()))
+            or any(True for _ in example.buffers())
+            or any(self._functional.impurity(real.images[0]) for real in self.splits.values())
+        )
+
+    def groups(self, networks: int | None = None, ranks: int = 1) -> list[list[int]]:
+        """The indices of the networks in groups that are trained at once, small enough for every rank to have one."""
+        indices = list(range(networks or self.settings.networks))
+        size = 1 if self._stateful else min(self.settings.at_once, -(-len(indices) // ranks))
+        return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+    def run(
+        self, indices: Sequence[int], training_set: Callable[[int], TrainingSet], device: torch.device
+    ) -> dict[str, list[float]]:
+        """Train the networks ``indices`` and test each on every split.
+
+        They compute in the type of the sets, or in torch's default type where that is the finer one.
+
+        Args:
+            indices: a group from :meth:`groups`, or nothing.
+            training_set: what the network of a given index is trained on; all sets of a group have one size.
+            device: where to compute.
+
+        Returns:
+            Accuracies in per cent by split, in the order of ``indices``.
+        """
+        if not indices:
+            return {name: [] for name in self.splits}
+        sets = [training_set(index) for index in indices]
+        with torch.inference_mode(False), torch.enable_grad():
+            if self._stateful:
+                classify = self._train_module(indices[0], sets[0], device)
+            else:
+                classify = self._train_stacked(indices, sets, device)
+        dtype = _precision(sets[0])
+        return {name: self._test(classify, real, device, dtype) for name, real in self.splits.items()}
+
+    def _train_stacked(
+        self, indices: Sequence[int], sets: Sequence[TrainingSet], device: torch.device
+    ) -> Callable[[Tensor], Tensor]:
+        dtype = _precision(sets[0])
+        network = self._functional.to(device, dtype)
+        initial = [network.initial_parameters(*self.key, "network", index) for index in indices]
+        theta = torch.stack(initial).to(device, dtype).requires_grad_()
+        streams = [self._batches(index, each, device) for index, each in zip(indices, sets, strict=True)]
+
+        def steps() -> Iterator[tuple[int, Callable[[], Tensor]]]:
+            for parts in zip(*streams, strict=True):
+                images, labels = (torch.stack([part[field] for part in parts]) for field in (1, 2))
+                yield parts[0][0], functools.partial(_summed_loss, network, theta, images, labels)
+
+        self._fit([theta], steps(), [each.learning_rate for each in sets])
+        trained = theta.detach()
+        if len(indices) == 1:
+            return lambda images: network(trained[0], images).unsqueeze(0)
+        stacked = vmap(network, in_dims=(0, None))
+        return lambda images: stacked(trained, images)
+
+    def _train_module(self, index: int, training_set: TrainingSet, device: torch.device) -> Callable[[Tensor], Tensor]:
+        module: nn.Module = build_network(self._factory, *self.key, "network", index)
+        module.to(device, _precision(training_set)).train()
+
+        def steps() -> Iterator[tuple[int, Callable[[], Tensor]]]:
+            for epoch, images, labels in self._batches(index, training_set, device):
+                yield epoch, functools.partial(_module_loss, module, images, labels)
+
+        with keyed_global_state(*self.key, "dropout", index):
+            self._fit(list(module.parameters()), steps(), [training_set.learning_rate])
+        module.eval()
+        return lambda images: module(images).unsqueeze(0)
+
+    def _batches(
+        self, index: int, training_set: TrainingSet, device: torch.device
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """(epoch, augmented images, labels) of every step of one network."""
+        dtype = _precision(training_set)
+        images, labels = training_set.images.detach().to(device, dtype), training_set.labels.to(device)
+        if labels.is_floating_point():
+            labels = labels.to(dtype)
+        height, width = images.shape[-2:]
+        for epoch in range(self.settings.epochs):
+            generator = keyed_generator(*self.key, "batches", index, epoch)
+            for rows in torch.randperm(len(images), generator=generator).split(self.settings.batch_size):
+                draw = self._augmentation.draw(len(rows), (height, width), generator)
+                rows = rows.to(device)
+                yield epoch, self._augmentation.apply(images[rows], draw), labels[rows]
+
+    def _fit(
+        self,
+        parameters: list[Tensor],
+        steps: Iterator[tuple[int, Callable[[], Tensor]]],
+        learning_rates: Sequence[float],
+    ) -> None:
+        """SGD with one fall of the learning rate, after which a fresh optimiser goes on."""
+        settings = self.settings
+        rates = {settings.lr or rate for rate in learning_rates}
+        if len(rates) != 1:
+            raise ValueError(f"networks that are trained at once need one learning rate, got {sorted(rates)}")
+        rate = rates.pop()
+        optimizer = torch.optim.SGD(parameters, rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
+        decayed = False
+        for epoch, loss in steps:
+            if epoch > settings.decay_after and not decayed:
+                decayed = True
+                optimizer = torch.optim.SGD(
+                    parameters,
+                    rate * settings.lr_decay,
+                    momentum=settings.momentum_after_decay,
+                    weight_decay=settings.weight_decay,
+                )
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+
+    @torch.no_grad()
+    def _test(
+        self, classify: Callable[[Tensor], Tensor], real: LabelledImages, device: torch.device, dtype: torch.dtype
+    ) -> list[float]:
+        parts = (part.to(device, dtype) for part in real.images.split(500))
+        logits = torch.cat([classify(part).cpu() for part in parts], dim=1)
+        classes = logits.shape[-1]
+        return [
+            100 * float(multiclass_accuracy(each, real.labels, num_classes=classes, average="micro")) for each in logits
+        ]
+
+
+def _precision(training_set: TrainingSet) -> torch.dtype:
+    return torch.promote_types(training_set.images.dtype, torch.get_default_dtype())
+
+
+def _summed_loss(network: FunctionalNetwork, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+    """The sum over networks of their mean losses: each row of ``theta`` gets its own network's gradient."""
+    if len(theta) == 1:
+        return F.cross_entropy(network(theta[0], images[0]), labels[0])
+    logits = vmap(network)(theta, images)
+    each: Tensor = vmap(F.cross_entropy)(logits, labels)
+    return each.sum()
+
+
+def _module_loss(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(module(images), labels)

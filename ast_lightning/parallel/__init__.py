@@ -1,0 +1,1 @@
+"""Several processes: locks on folders, failures of peers, workers, devices."""

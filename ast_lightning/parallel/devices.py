@@ -1,0 +1,60 @@
+"""Which devices and processes a Trainer of given options will have."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+def devices_of(trainer: Mapping[str, Any]) -> int:
+    """How many processes a Trainer of these options will have."""
+    devices = trainer.get("devices", 1)
+    if isinstance(devices, str) and devices.lstrip("-").isdigit():
+        devices = int(devices)
+    if isinstance(devices, list):
+        count = len(devices)
+    elif isinstance(devices, int) and devices > 0:
+        count = devices
+    else:  # "auto" or -1: all there are
+        count = torch.cuda.device_count() if trainer.get("accelerator") in ("auto", "gpu", "cuda") else 1
+    return max(count, 1) * int(trainer.get("num_nodes") or 1)
+
+
+def device_type(trainer: Mapping[str, Any]) -> str:
+    """The kind of device that a Trainer of these options computes on: ``cpu``, ``cuda`` …."""
+    accelerator = trainer.get("accelerator", "auto")
+    # torch built for GPUs names one even where there is none
+    found = torch.accelerator.current_accelerator(check_available=True) if accelerator != "cpu" else None
+    return found.type if found is not None else "cpu"
+
+
+def gpus_of(trainer: Mapping[str, Any]) -> list[str]:
+    """The GPUs that a Trainer of one device may choose from, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    if device_type(trainer) != "cuda" or isinstance(trainer.get("devices"), list):
+        return []
+    count = torch.cuda.device_count()
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return names[:count] or [str(index) for index in range(count)]
+
+
+def local_rank() -> int:
+    """The number of this process on its node; right also before there is a Trainer."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+
+
+def by_torchrun() -> bool:
+    """Whether torchrun has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes this process has held at most: of the device's memory on a GPU, of the machine's otherwise."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,93 @@
+"""Locks on folders, so that two processes never write the same thing.
+
+They are locks of the kernel: they vanish with the process that holds them, however it ends. The lock of ``parent/name``
+is the file ``parent/.locks/name.lock``, beside which a note says who holds it; both are small and stay.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+
+from filelock import FileLock, Timeout
+
+from ast_lightning.storage.files import read_json, write_json
+
+_LOOK = 0.01  # seconds: far longer than the look of another process takes
+
+
+class FolderLock:
+    """The right to write into ``folder``, which need not exist. Leaving a ``with`` block gives it back.
+
+    Args:
+        folder: what is locked.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        where = folder.parent / ".locks"
+        self._path = where / f"{folder.name}.lock"
+        self._file = FileLock(self._path)
+        self._note = where / f"{folder.name}.holder.json"
+
+    def take(self, seconds: float = 0) -> bool:
+        """Try to take the lock, for as long as ``seconds``.
+
+        Returns:
+            Whether this process has it now.
+        """
+        self._note.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # one who only looks must not pass for a holder: without time to wait, it is tried once more all the same
+            self._file.acquire(timeout=seconds or _LOOK, poll_interval=0.2 if seconds else _LOOK)
+        except Timeout:
+            return False
+        try:
+            write_json(self._note, {"process": os.getpid(), "host": socket.gethostname()})
+        except BaseException:
+            self.release()
+            raise
+        return True
+
+    def holder(self) -> str:
+        """Who holds it, as far as the note says: ``process 4711 on host``."""
+        try:
+            note = read_json(self._note)
+            return f"process {note['process']} on {note['host']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "another process"
+
+    def held_by(self) -> str | None:
+        """Look who holds it at this moment, this process included; nothing is written, and no holder is disturbed.
+
+        Returns:
+            As :meth:`holder`; None where nobody holds it. What cannot be found out counts as held.
+        """
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError:
+            return self.holder()
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:  # it is held, or the file system has no such locks: then the file is the lock
+            return self.holder()
+        finally:
+            os.close(descriptor)
+        return None
+
+    def release(self) -> None:
+        """Give it back."""
+        self._file.release()
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()

@@ -1,0 +1,1 @@
+"""Multiruns: the table of results, and the checks of searches."""

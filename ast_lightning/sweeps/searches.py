@@ -1,0 +1,121 @@
+"""What a multirun is checked for before it begins, and the number that steers a search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from ast_lightning.errors import ConfigurationError
+
+OBJECTIVE = "validation_accuracy"
+"""The result that a search maximises, in per cent."""
+WORST = 0.0
+"""What a search is told of a trial that diverged."""
+
+
+def is_search(config: Any) -> bool:
+    """Whether results steer which settings come next: under any sweeper but Hydra's own, which takes them all."""
+    return not str(config.hydra.sweeper.get("_target_")).endswith(".BasicSweeper")
+
+
+def check_multirun(config: Any) -> None:
+    """Refuse, before any job begins, a multirun that cannot work or that the test set would steer.
+
+    Args:
+        config: Hydra's, of the whole multirun.
+
+    Raises:
+        ConfigurationError: naming the option.
+    """
+    launcher = str(config.hydra.launcher.get("_target_"))
+    if not _is_installed(launcher):
+        raise ConfigurationError(
+            "hydra/launcher", launcher, "its package is not installed", "pip install '.[sweep]' in this environment"
+        )
+    if launcher.endswith(".LocalLauncher") and not config.hydra.launcher.get("gpus_per_node"):
+        _check_hidden_gpus(config)
+    if is_search(config):
+        _check_search(config)
+    elif str(config.hydra.job.name) == "distill":
+        _check_listed(config.hydra.overrides.task)
+
+
+def objective(results: Mapping[str, float]) -> float:
+    """What a sweeper is told of a job: the accuracy on the validation split, in per cent.
+
+    Raises:
+        ConfigurationError: the job has none.
+    """
+    value = float(results.get(OBJECTIVE, math.nan))
+    if not math.isfinite(value):
+        raise ConfigurationError(
+            OBJECTIVE, value, "the job has no such number to steer a search", "hold out data.validation_fraction=0.1"
+        )
+    return value
+
+
+def _check_hidden_gpus(config: Any) -> None:
+    from ast_lightning.parallel.devices import device_type  # late: loads torch
+
+    if device_type(config.trainer) == "cuda":
+        raise ConfigurationError(
+            "hydra.launcher.gpus_per_node",
+            config.hydra.launcher.get("gpus_per_node"),
+            "the jobs would not see the GPUs of this machine",
+            "set hydra.launcher.gpus_per_node=1, the number of devices of a job, or trainer=cpu",
+        )
+
+
+def _check_listed(overrides: Sequence[str]) -> None:
+    """Refuse a list of values that do not tell one distillation from another."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        name = override.get_key_element().lstrip("+")
+        remedy = None
+        if name.startswith("evaluation.") or name == "distill.eval_networks":
+            remedy = "distil once, and list the values of evaluation.* for evaluate.py"
+        elif name == "distill.max_steps":
+            remedy = "give the largest alone: TensorBoard has the accuracy after every distill.eval_every iterations"
+        if remedy and override.is_sweep_override():
+            value = str(override.input_line).partition("=")[2]
+            raise ConfigurationError(
+                name, value, "jobs that differ in it alone are one and the same distillation", remedy
+            )
+
+
+def _check_search(config: Any) -> None:
+    script = str(config.hydra.job.name)
+    if script != "distill":
+        raise ConfigurationError(
+            "hydra/sweeper",
+            config.hydra.runtime.choices.get("hydra/sweeper"),
+            f"{script}.py measures on the test set alone, which must not steer a search",
+            "search with distill.py, or leave the sweeper out and list the values: -m option=1,2,3",
+        )
+    fraction = config.data.validation_fraction
+    if not isinstance(fraction, float) or not fraction > 0:
+        raise ConfigurationError(
+            "data.validation_fraction",
+            fraction,
+            "nothing is held out of the training data, so the test set would steer the search",
+            "set data.validation_fraction=0.2 or so, for train_experts.py as well",
+        )
+    direction = config.hydra.sweeper.get("direction", "maximize")
+    direction = getattr(direction, "name", direction)  # Optuna's sweeper has an enumeration
+    if direction != "maximize":
+        raise ConfigurationError(
+            "hydra.sweeper.direction",
+            direction,
+            f"the objective is the {OBJECTIVE.replace('_', ' ')}, more of which is better",
+            "set hydra.sweeper.direction=maximize",
+        )
+
+
+def _is_installed(target: str) -> bool:
+    try:
+        return find_spec(target.rpartition(".")[0]) is not None
+    except ModuleNotFoundError:
+        return False

@@ -1,0 +1,253 @@
+"""One table for a multirun: settings and results of every job, in whichever process it ran."""
+
+from __future__ import annotations
+
+import atexit
+import csv
+import hashlib
+import io
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import OmegaConf
+
+from ast_lightning.errors import ConfigurationError, DistillationDiverged, foreseen
+from ast_lightning.parallel.locks import FolderLock
+from ast_lightning.storage.files import read_json, write_bytes, write_json
+from ast_lightning.sweeps.searches import WORST, check_multirun, is_search, objective
+from ast_lightning.sweeps.tasks import join_tasks, number_of_task, tasks_of_job
+
+Row = dict[str, Any]
+
+_OTHER_TASKS = 3.0  # seconds in which another task of the same job can say why it failed
+_ENDED = "it was ended before it finished: interrupted, killed, or out of memory"
+
+
+def sweep_name(arguments: Sequence[str] | None = None) -> str:
+    """The folder name of a multirun, which follows from its command line: the same sweep finds its own folder again."""
+    words = sys.argv if arguments is None else arguments
+    text = " ".join([Path(words[0]).stem, *sorted(words[1:])])
+    return f"{Path(words[0]).stem}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+# Here, because the processes of a launcher import this module with the callback, and nothing of the script. They take
+# the value that Hydra kept when the multirun began.
+OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
+
+
+class SweepTable(Callback):
+    """Collects what the jobs of a multirun return into ``<hydra.sweep.dir>/results.csv``.
+
+    A row has the job's number, its status, its overrides, the numbers that the command returned, and the error of a job
+    that failed. Each job writes its row and then the table, in its own process: the table is there whatever becomes of
+    the process that began the multirun.
+
+    A failed job does not end the others: Hydra's own sweeper is told that it returned nothing, a search that the trial
+    failed, or, where it diverged, that it is the worst there can be: such settings are proposed less. At the end the
+    failures are named, and the exit status is 1.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path()
+        self.script = ""
+        self._lock: FolderLock | None = None
+
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        try:
+            check_multirun(config)
+        except ConfigurationError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from error
+        self.folder = Path(config.hydra.sweep.dir)
+        self.script = Path(sys.argv[0]).name
+        shutil.rmtree(self._jobs, ignore_errors=True)
+        atexit.register(self._finish)  # Hydra skips the end of a multirun where a sweeper or a launcher gives up
+
+    def on_job_start(self, config: Any, **_: Any) -> None:
+        if not _is_multirun(config):
+            return
+        join_tasks()
+        from ast_lightning.storage.provenance import (
+            remember_command,  # late: loads torch, for which tasks must be joined
+        )
+
+        remember_command([self.script, *config.hydra.overrides.task])
+        if _is_joblib(config):
+            from ast_lightning.parallel.workers import take_gpu
+
+            trainer: Any = OmegaConf.to_container(config.trainer, resolve=True)
+            take_gpu(trainer, config.hydra.job.num)
+        if number_of_task() == 0:
+            self._lock = self._lock_of(config.hydra.job.num)
+            self._lock.take()
+            self._write_row(_row(config, "running"))
+
+    def on_job_end(self, config: Any, job_return: Any, **_: Any) -> None:
+        if not _is_multirun(config):
+            return
+        results, error = _outcome(config, job_return)
+        message = "" if error is None else self._of_all_tasks(config.hydra.job.num, error, _describe(error))
+        if message:
+            print(f"job {config.hydra.job.num} failed: {message}", file=sys.stderr, flush=True)
+        _tell_sweeper(config, job_return, results, error)
+        if number_of_task() == 0:
+            self._write_row(_row(config, "failed" if message else "completed", results, message))
+            self._write_table()
+            if self._lock is not None:
+                self._lock.release()
+
+    def _of_all_tasks(self, number: int, error: BaseException, own: str) -> str:
+        """Why a job has failed: where the first task knows only that another has gone, the reason of the other."""
+        if tasks_of_job() == 1:
+            return own
+        from ast_lightning.parallel.failures import of_network  # late: loads torch
+
+        own_file = self._jobs / f"{number:04d}.task{number_of_task()}.txt"
+        if not of_network(error):
+            write_bytes(own_file, f"on task {number_of_task()}: {own}".encode())
+            return own
+        until = time.monotonic() + _OTHER_TASKS
+        while time.monotonic() < until:
+            told = min(self._jobs.glob(f"{number:04d}.task*.txt"), default=None)
+            if told is not None:
+                return told.read_text(encoding="utf-8")
+            time.sleep(0.1)
+        return own
+
+    def on_multirun_end(self, config: Any, **_: Any) -> None:
+        atexit.unregister(self._finish)
+        try:
+            completed = self._finish()
+        except OSError as error:  # Hydra would turn it into a warning, and end with status 0
+            print(f"error: {self.folder / 'results.csv'} cannot be written: {error}", file=sys.stderr, flush=True)
+            completed = False
+        if not completed:
+            raise SystemExit(1)
+
+    @property
+    def _jobs(self) -> Path:
+        return self.folder / "jobs"
+
+    def _lock_of(self, number: int) -> FolderLock:
+        """Held by the process of a job for as long as it lives."""
+        return FolderLock(self._jobs / f"{number:04d}")
+
+    def _write_row(self, row: Row) -> None:
+        write_json(self._jobs / f"{row['job']:04d}.json", row)
+
+    def _write_table(self) -> list[Row]:
+        """Write all rows that are there: the last job to do so writes the rows of all."""
+        with FolderLock(self.folder / "results.csv") as lock:
+            lock.take(seconds=-1)
+            rows = sorted((read_json(path) for path in self._jobs.glob("*.json")), key=lambda row: int(row["job"]))
+            if rows:
+                write_bytes(self.folder / "results.csv", _as_csv(rows).encode())
+        return rows
+
+    def _finish(self) -> bool:
+        """Write the table for the last time, and say where it is and what failed.
+
+        Returns:
+            Whether every job completed.
+        """
+        if self._lock is not None:
+            self._lock.release()
+        for path in sorted(self._jobs.glob("*.json")):
+            if read_json(path)["status"] == "running":
+                self._settle(path)
+        rows = self._write_table()
+        if rows:
+            print(f"settings and results of {len(rows)} jobs: {self.folder / 'results.csv'}", flush=True)
+        failures = [row for row in rows if row["status"] != "completed"]
+        if failures:
+            print(f"error: {len(failures)} of {len(rows)} jobs did not complete", file=sys.stderr)
+        for row in failures:
+            print(f"  job {row['job']} ({_differing(row, rows)}): {row['error']}", file=sys.stderr, flush=True)
+        return not failures
+
+    def _settle(self, path: Path) -> None:
+        """Say what became of a job that wrote its first row and not yet its last."""
+        with FolderLock(path.with_suffix("")) as lock:
+            gone = lock.take()
+            row = read_json(path)
+            if row["status"] == "running":
+                told = {"status": "failed", "error": _ENDED} if gone else {"error": "it still runs by itself"}
+                self._write_row(row | told)
+
+
+def _is_multirun(config: Any) -> bool:
+    return str(config.hydra.mode).endswith("MULTIRUN")
+
+
+def _is_joblib(config: Any) -> bool:
+    return "joblib" in str(config.hydra.launcher.get("_target_"))
+
+
+def _row(config: Any, status: str, results: Row | None = None, error: str = "") -> Row:
+    settings = {}
+    for override in config.hydra.overrides.task:
+        name, _, value = override.partition("=")
+        settings[name.lstrip("+")] = value
+    number = int(config.hydra.job.num)
+    return {"job": number, "status": status, "settings": settings, "results": results or {}, "error": error}
+
+
+def _outcome(config: Any, job_return: Any) -> tuple[Row, BaseException | None]:
+    """The numbers that a job returned, and why it failed, a search's job also where it has no objective."""
+    value = job_return._return_value  # its property would raise the error of a failed job
+    if job_return.status != JobStatus.COMPLETED:
+        return {}, value
+    results = dict(value or {})
+    try:
+        if is_search(config) and number_of_task() == 0:
+            objective(results)
+    except ConfigurationError as error:
+        return results, error
+    return results, None
+
+
+def _tell_sweeper(config: Any, job_return: Any, results: Row, error: BaseException | None) -> None:
+    """Give Hydra's sweeper what it can use, in a form that survives the way back to its process."""
+    job_return.status = JobStatus.COMPLETED
+    if not is_search(config):  # Hydra's own would raise the first error, and leave the batches that follow
+        job_return.return_value = None
+    elif isinstance(error, DistillationDiverged):
+        job_return.return_value = WORST
+    elif error is not None:
+        job_return.status, job_return.return_value = JobStatus.FAILED, RuntimeError(str(error))
+    elif number_of_task() == 0:
+        job_return.return_value = objective(results)
+
+
+def _describe(error: BaseException) -> str:
+    """The message of an error; where it is a surprise, its traceback is printed."""
+    if foreseen(error):
+        return str(error)
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _as_csv(rows: list[Row]) -> str:
+    parts = ("settings", "results")
+    columns = {part: list(dict.fromkeys(name for row in rows for name in row[part])) for part in parts}
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["job", "status", *columns["settings"], *columns["results"], "error"])
+    for row in rows:
+        cells = [row[part].get(name, "") for part in columns for name in columns[part]]
+        writer.writerow([row["job"], row["status"], *cells, row["error"]])
+    return text.getvalue()
+
+
+def _differing(row: Row, rows: list[Row]) -> str:
+    """The settings of a job that the others do not share."""
+    settings: dict[str, str] = row["settings"]
+    own = {name: value for name, value in settings.items() if any(r["settings"].get(name) != value for r in rows)}
+    return " ".join(f"{name}={value}" for name, value in own.items()) or "the only settings"

@@ -1,0 +1,24 @@
+"""What is printed, and by which process."""
+
+from __future__ import annotations
+
+from lightning.pytorch.utilities import rank_zero_only
+
+
+def is_rank_zero() -> bool:
+    """Whether this process writes and speaks for all ranks; right also before there is a Trainer."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0) == 0
+
+
+def say(text: str) -> None:
+    """Print a line for the person at the terminal, once for all ranks."""
+    if is_rank_zero():
+        print(text, flush=True)
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration for people, e.g. ``2 h 05 min`` or ``48 s``."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

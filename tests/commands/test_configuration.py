@@ -1,0 +1,162 @@
+"""The configuration tree: published settings, presets, and no key that nothing reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ast_lightning.data import ImageDataModule
+from ast_lightning.distillation import DistillSettings
+from ast_lightning.evaluation import EvaluationSettings
+from ast_lightning.experts import ExpertSettings
+from ast_lightning.networks import ConvNet
+from ast_lightning.parallel.devices import devices_of
+
+from .conftest import ROOT, SMALL, composed, run_of
+
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+# method: data, images per class, ZCA, initialisation, balance, K, M, T+, batch, lr_img, lr_lr, lr_teacher
+PUBLISHED = {
+    "ast_cifar100_ipc1": ("cifar100", 1, "zca", "representative", True, 20, 3, 20, None, 1000, 1e-5, 0.01),
+    "ast_cifar100_ipc1_nozca": (
+        "cifar100",
+        1,
+        "standardize",
+        "representative",
+        False,
+        40,
+        3,
+        15,
+        None,
+        100,
+        1e-5,
+        0.01,
+    ),
+    "ast_cifar100_ipc10": ("cifar100", 10, "standardize", "representative", False, 20, 2, 30, 128, 1000, 1e-5, 0.01),
+    "ast_cifar100_ipc50": ("cifar100", 50, "standardize", "representative", False, 80, 2, 40, 700, 1000, 1e-5, 0.01),
+    "ast_cifar10_ipc10": ("cifar10", 10, "zca", "real", True, 30, 2, 20, None, 100, 1e-6, 0.01),
+    "ast_cifar10_ipc10_lr1000": ("cifar10", 10, "zca", "real", True, 30, 2, 20, None, 1000, 1e-5, 0.01),
+}
+
+
+@pytest.mark.parametrize("experiment", PUBLISHED)
+def test_published_settings(experiment: str) -> None:
+    run = run_of(f"experiment={experiment}")
+    distill, data = run.distill, run.config["data"]
+    assert (
+        data["name"],
+        distill.ipc,
+        data["preprocessing"],
+        distill.init,
+        distill.balance,
+        distill.syn_steps,
+        distill.expert_epochs,
+        distill.max_start_epoch,
+        distill.batch_syn,
+        distill.lr_img,
+        distill.lr_lr,
+        distill.lr_teacher,
+    ) == PUBLISHED[experiment]
+    assert (run.config["num_experts"], run.expert.epochs, run.expert.batch_size) == (100, 50, 256)
+    assert (run.expert.lr, run.expert.clipping, run.expert.gradient_penalty) == (0.003, True, 2.0)
+    assert distill.intermediate == ("none" if experiment == "ast_cifar100_ipc50" else "aggregate")
+    assert distill.perturbation == (0 if experiment == "ast_cifar100_ipc50" else 1)
+    assert (run.evaluation.epochs, run.evaluation.lr_decay, run.evaluation.weight_decay) == (1000, 0.5, 1e-3)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_fits_its_trajectories_and_one_word_makes_it_mtt(experiment: str) -> None:
+    run = run_of(f"experiment={experiment}")
+    assert run.distill.max_start_epoch + run.distill.expert_epochs - 1 <= run.expert.epochs
+    plain = run_of(f"experiment={experiment}", "distill=mtt").distill
+    assert (plain.init, plain.momentum, plain.balance, plain.perturbation) == ("real", 0, False, 0)
+    assert (plain.intermediate, plain.syn_steps) == ("none", run.distill.syn_steps)
+
+
+def test_method_mtt_is_the_baseline_throughout() -> None:
+    run = run_of("method=mtt")
+    expert = run.expert
+    assert (expert.lr, expert.momentum, expert.weight_decay, expert.lr_decay) == (0.01, 0, 0, 1)
+    assert (expert.clipping, expert.gradient_penalty) == (False, 0)
+    assert run.distill.init == "real"
+    assert (run.evaluation.weight_decay, run.evaluation.lr_decay) == (5e-4, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("section", "read_by"),
+    [
+        ("expert", [field.name for field in dataclasses.fields(ExpertSettings)]),
+        ("distill", [field.name for field in dataclasses.fields(DistillSettings)]),
+        ("evaluation", [field.name for field in dataclasses.fields(EvaluationSettings)]),
+        ("data", ["_target_", *list(inspect.signature(ImageDataModule).parameters)]),
+    ],
+)
+def test_a_section_has_a_key_for_every_setting_and_no_other(section: str, read_by: list[str]) -> None:
+    assert set(composed()[section]) == set(read_by)
+
+
+def test_network_keys_are_arguments_of_the_network() -> None:
+    own = set(inspect.signature(ConvNet).parameters) - {"channels", "num_classes", "image_size"}
+    assert set(composed()["network"]) == {"_target_", *own}
+
+
+def test_every_top_level_key_is_read() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "ast_lightning").rglob("*.py"))
+    groups = {"data", "network", "expert", "distill", "evaluation", "trainer"}
+    for key in set(composed()) - groups:
+        assert f'["{key}"]' in source, key
+
+
+@pytest.mark.parametrize("preset", ["expert", "distill", "evaluation"])
+def test_presets_say_what_the_dataclass_defaults_say(preset: str) -> None:
+    kind = {"expert": ExpertSettings, "distill": DistillSettings, "evaluation": EvaluationSettings}[preset]
+    values = yaml.safe_load((ROOT / "conf" / preset / "ast.yaml").read_text())
+    assert {key: float(value) if value == "1e-5" else value for key, value in values.items()} == dataclasses.asdict(
+        kind()
+    )
+
+
+def test_folders_follow_from_what_determines_their_content(tmp_path: Path) -> None:
+    def folders(*overrides: str) -> tuple[str, str]:
+        run = run_of(*SMALL, *overrides)
+        return run.experts_folder().name, run.distill_folder().name
+
+    experts, distilled = folders()
+    assert folders("trainer.logger=csv", "output_dir=elsewhere", "data.root=elsewhere") == (experts, distilled)
+    assert folders("distill.max_steps=9", "distill.eval_every=3", "baselines=[]") == (experts, distilled)
+    for changed in ("distill.ipc=2", "distill.lr_img=5", "num_experts=1"):
+        assert folders(changed)[0] == experts
+        assert folders(changed)[1] != distilled
+    for changed in ("expert.lr=0.1", "seed=5", "network.width=4", "data.per_class=10", "data.preprocessing=none"):
+        assert folders(changed)[0] != experts
+        assert folders(changed)[1] != distilled
+
+
+@pytest.mark.parametrize(
+    ("trainer", "count"),
+    [
+        ({"devices": 2}, 2),
+        ({"devices": "3", "num_nodes": 2}, 6),
+        ({"devices": [0, 1]}, 2),
+        ({"devices": "auto", "accelerator": "cpu"}, 1),
+    ],
+)
+def test_devices_of(trainer: dict[str, object], count: int) -> None:
+    assert devices_of(trainer) == count
+
+
+@pytest.mark.parametrize("name", ["train_experts", "distill", "evaluate"])
+def test_help_fits_a_screen(name: str) -> None:
+    result = subprocess.run(
+        [sys.executable, f"{name}.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.startswith(name)
+    assert "digits_quickstart" in result.stdout
+    assert len(result.stdout.strip().splitlines()) <= 40

@@ -1,0 +1,112 @@
+"""Jobs in processes that a launcher starts: the same folders, the same table, and failures that are theirs alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import open_dict
+
+from ast_lightning.storage.files import read_json
+from ast_lightning.trajectories import TrajectoryStore
+
+from .conftest import ROOT, SMALL, Script, run_of
+from .test_sweep import rows_of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["hydra/launcher=joblib", "launch=submitit_local"])
+def test_experts_from_jobs_that_share_a_store(tmp_path: Path, script: Script, launcher: str) -> None:
+    folder = f"'{tmp_path}/a b, c=d'"  # Hydra's quotes
+    words = ("--multirun", launcher, f"output_dir={folder}", "expert_index=-1,0,1")
+    result = script("train_experts", tmp_path, *words)
+    assert result.returncode == 1
+    assert "1 of 3 jobs did not complete\n  job 0 (expert_index=-1): expert_index=-1: " in result.stderr
+
+    (table,) = tmp_path.rglob("results.csv")
+    assert table.parent.parent == tmp_path / "a b, c=d" / "sweeps"
+    rows = rows_of(table)
+    assert [(row["expert_index"], row["status"]) for row in rows] == [
+        *(("-1", "failed"), ("0", "completed"), ("1", "completed")),
+    ]
+    assert "experts are counted from 0" in rows[0]["error"]
+    assert all(0 < float(row["test_accuracy"]) <= 100 for row in rows[1:])
+
+    store = TrajectoryStore.open(run_of(*SMALL, f"output_dir={folder}").experts_folder())
+    assert store.experts() == [0, 1]
+    command = read_json(store.folder / "store.json")["command"]
+    assert command[0] == "train_experts.py"
+    assert {"expert_index=0", "expert_index=1"} & set(command)  # the words that make this one again, without the sweep
+    assert "--multirun" not in command
+    written = {path: path.stat().st_mtime_ns for path in store.folder.rglob("epoch_*")}
+
+    again = script("train_experts", tmp_path, *words)
+    assert again.returncode == 1
+    assert rows_of(table) == rows
+    assert written == {path: path.stat().st_mtime_ns for path in store.folder.rglob("epoch_*")}
+
+
+KILLER = """
+import os, pathlib, time
+
+class Killer:
+    def __init__(self, **_):
+        (jobs,) = pathlib.Path(os.environ["SWEEPS"]).glob("*/jobs")
+        first = jobs / "0000.json"  # its job may begin after this one, and joblib ends all jobs where one is killed
+        for _ in range(1000):
+            if first.exists() and '"completed"' in first.read_text():
+                break
+            time.sleep(0.1)
+        os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_a_job_that_is_killed_is_a_failed_row(
+    tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    (tmp_path / "killer.py").write_text(KILLER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("SWEEPS", str(tmp_path / "sweeps"))
+    words = ["expert_index=0", "network._target_=ast_lightning.networks.ConvNet,killer.Killer"]
+    words += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []  # one job at a time runs in the parent
+    result = script("train_experts", tmp_path, "--multirun", f"launch={launcher}", *words)
+    assert result.returncode == 1
+    (table,) = tmp_path.rglob("results.csv")
+    completed, killed = rows_of(table)
+    assert (completed["status"], killed["status"]) == ("completed", "failed")
+    assert "killed, or out of memory" in killed["error"]
+    assert "1 of 2 jobs did not complete\n  job 1 (network._target_=killer.Killer): it was ended" in result.stderr
+
+
+def test_slurm_is_asked_for_what_the_configuration_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import submitit
+
+    (tmp_path / "srun").write_text("#!/bin/sh\n")  # submitit looks for it, and this test goes no further
+    (tmp_path / "srun").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    asked: list[str] = []
+
+    def record(executor: Any, function: Any, *arguments: Any) -> list[Any]:
+        asked.append(executor._executor._make_submission_file_text("command", "name"))
+        return []
+
+    monkeypatch.setattr(submitit.AutoExecutor, "map_array", record)
+    words = ("launch=submitit_slurm", f"output_dir={tmp_path}", "hydra.launcher.partition=gpu")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", overrides=[*words, "hydra.launcher.tasks_per_node=4"], return_hydra_config=True)
+    with open_dict(config):
+        config.hydra.job.name = "distill"
+    HydraConfig.instance().set_config(config)
+    launcher = instantiate(config.hydra.launcher)
+    launcher.setup(hydra_context=None, task_function=None, config=config)
+    launcher.launch([["seed=0"]], initial_job_idx=0)
+    (text,) = asked
+    for line in ("--partition=gpu", "--ntasks-per-node=4", "--gpus-per-node=1", "--time=240", "--signal=USR2@120"):
+        assert f"#SBATCH {line}\n" in text
+    assert "export SUBMITIT_EXECUTOR=slurm" in text  # which tells the jobs how many tasks they have

@@ -1,0 +1,212 @@
+"""Several processes of one run, on one node and as two torchrun agents on loopback: results, failures, resuming."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ast_lightning.commands.run import Run
+from ast_lightning.distillation import choose_window
+from ast_lightning.trajectories import TrajectoryStore
+
+from .conftest import ROOT, SMALL, Command, run_of
+
+pytestmark = pytest.mark.slow
+
+DOUBLE = (
+    "trainer.precision=64-true",
+    "trainer.logger=false",
+    "distill.max_steps=20",
+    "distill.eval_every=20",
+    "distill.save_every=5",
+    "evaluation.networks=1",
+)
+TWO_DEVICES = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+TORCHRUN = ("trainer=torchrun", "trainer.accelerator=cpu")
+SOON = 120  # seconds within which the survivors of a killed process must have ended, their start included
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    command("train_experts", folder, "trainer.precision=64-true", "trainer.logger=false")
+    return folder
+
+
+def fresh_copy(trained: Path, folder: Path) -> Path:
+    shutil.copytree(trained / "experts", folder / "experts")
+    return folder
+
+
+def run_in(folder: Path, *words: str) -> Run:
+    return run_of(*SMALL, *DOUBLE, f"output_dir={folder}", *words)
+
+
+def words_of(folder: Path, *words: str) -> list[str]:
+    return ["distill.py", *SMALL, *DOUBLE, f"output_dir={folder}", *words]
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    """In a process group of its own, which can be killed as a whole."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, start_new_session=True, **pipes)
+
+
+def start_nodes(folder: Path, *words: str) -> list[subprocess.Popen[str]]:
+    """Two torchrun agents with a process each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    agent = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--master-addr=127.0.0.1"]
+    return [
+        start(*agent, f"--master-port={port}", f"--node-rank={node}", *words_of(folder, *TORCHRUN, *words))
+        for node in (0, 1)
+    ]
+
+
+def ended(processes: list[subprocess.Popen[str]], seconds: float = 240) -> list[tuple[int, str, str]]:
+    """Status, output and errors of each."""
+    found = [process.communicate(timeout=seconds) for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]
+
+
+def state_of(run: Run) -> dict[str, torch.Tensor]:
+    state = torch.load(run.distill_folder() / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == run.distill.max_steps
+    tensors: dict[str, torch.Tensor] = state["state_dict"]
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def alone(trained: Path, tmp_path_factory: pytest.TempPathFactory, command: Command) -> dict[str, torch.Tensor]:
+    """What one process makes of two windows an iteration."""
+    folder = fresh_copy(trained, tmp_path_factory.mktemp("alone"))
+    command("distill", folder, *DOUBLE, "distill.windows_per_step=2")
+    return state_of(run_in(folder, "distill.windows_per_step=2"))
+
+
+def wait_for_state(run: Run, processes: list[subprocess.Popen[str]]) -> None:
+    deadline = time.monotonic() + 90
+    while not (run.distill_folder() / "checkpoints" / "last.ckpt").exists():
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+
+
+def children_of(process: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def test_two_nodes_end_like_one_device(trained: Path, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    folder = fresh_copy(trained, tmp_path / "nodes")
+    (status, _, errors), (other, said, _) = ended(start_nodes(folder))
+    assert (status, other) == (0, 0), errors
+    assert "distill" not in said  # the second node is silent
+    found = state_of(run_in(folder, *TWO_DEVICES))
+    assert found["images"].dtype == torch.float64
+    for name, value in alone.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("whole_node", [False, True], ids=["agent", "node"])
+def test_a_killed_node_ends_the_other_and_both_go_on(trained: Path, tmp_path: Path, whole_node: bool) -> None:
+    """Killed are the process group of the second agent, with its process or without; then both are started again."""
+    folder = fresh_copy(trained, tmp_path / "killed")
+    long = ("distill.max_steps=2000", "distill.eval_every=2000")
+    nodes = start_nodes(folder, *long)
+    run = run_in(folder, *TWO_DEVICES)
+    wait_for_state(run, nodes)
+    workers = children_of(nodes[1].pid)
+    os.killpg(nodes[1].pid, signal.SIGKILL)
+    for worker in workers if whole_node else []:
+        os.kill(worker, signal.SIGKILL)
+    (status, _, errors), _ = ended(nodes, SOON)
+    assert status == 1
+    told = [line for line in errors.splitlines() if line.startswith("error")]
+    assert len(told) == 1, errors
+    assert "has ended" in told[0]
+    assert "the same command goes on from the last state" in told[0]
+    reached = torch.load(run.distill_folder() / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert 0 < reached < 2000
+
+    length = (f"distill.max_steps={reached + 7}",)
+    again = ended(start_nodes(folder, *length))
+    assert [status for status, _, _ in again] == [0, 0], again[0][2]
+    assert "going on from" in again[0][1]
+    straight = fresh_copy(trained, tmp_path / "straight")
+    assert [status for status, _, _ in ended(start_nodes(straight, *length))] == [0, 0]
+    expected, found = (state_of(run_in(each, *TWO_DEVICES, *length)) for each in (straight, folder))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_an_error_of_one_rank_is_that_of_the_run(trained: Path, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """A snapshot that rank 1 alone would read is damaged: told once, status 2, and one device goes on after mending."""
+    folder = fresh_copy(trained, tmp_path / "damaged")
+    run = run_in(folder, *TWO_DEVICES)
+    store = TrajectoryStore.open(run.experts_folder())
+    first = {choose_window(index, [0, 1], 2, run.seed): index for index in range(19, -1, -1)}
+    (expert, begin), index = next(
+        (which, index) for which, index in sorted(first.items(), key=lambda each: each[1]) if index % 2 and which[1]
+    )
+    path = store.snapshot_path(expert, begin + 2)  # the last of its window, which no window that begins earlier holds
+    content = path.read_bytes()
+    path.write_bytes(content[:-4] + b"\\0\\0\\0\\0")
+    ((status, said, errors),) = ended([start(*words_of(folder, *TWO_DEVICES))], SOON)
+    assert status == 2, errors
+    assert f"error on rank 1 of 2: experts_dir={store.folder}" in errors
+    assert path.name in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert f"iteration {index // 2}" not in said
+
+    path.write_bytes(content)
+    ((status, said, errors),) = ended([start(*words_of(folder, "distill.windows_per_step=2"))])
+    assert status == 0, errors
+    found = state_of(run_in(folder, *TWO_DEVICES))
+    for name, value in alone.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-12)
+
+
+def test_sigterm_ends_all_processes_at_once(trained: Path, tmp_path: Path) -> None:
+    folder = fresh_copy(trained, tmp_path / "terminated")
+    long = ("distill.max_steps=100000", "distill.eval_every=100000")
+    process = start(*words_of(folder, *TWO_DEVICES, *long))
+    wait_for_state(run_in(folder, *TWO_DEVICES), [process])
+    process.terminate()
+    ((status, _, errors),) = ended([process], SOON)  # the pipes are closed by the last of them
+    assert status == 128 + signal.SIGTERM, errors
+    assert errors.count("error: ended by SIGTERM; the same command, without fresh=true, goes on where it was") == 1
+
+
+def test_what_all_ranks_find_is_told_once(trained: Path, tmp_path: Path) -> None:
+    folder = fresh_copy(trained, tmp_path / "diverged")
+    ((status, _, errors),) = ended([start(*words_of(folder, *TWO_DEVICES, "distill.lr_img=1e200"))], SOON)
+    assert status == 2, errors
+    assert errors.count("distillation stopped at iteration") == 1
+    assert errors.startswith("error: distillation stopped")
+    assert "Traceback" not in errors
+
+
+def test_an_unforeseen_error_shows_its_traceback_and_rank(trained: Path, tmp_path: Path) -> None:
+    folder = fresh_copy(trained, tmp_path / "unforeseen")
+    ((status, _, errors),) = ended([start("tests/runs/failing.py", *words_of(folder, *TWO_DEVICES)[1:])], SOON)
+    assert status == 1, errors
+    assert "error on rank 1 of 2: Traceback" in errors
+    assert errors.count("ZeroDivisionError: nobody foresaw this") == 1
+
+
+def test_a_device_count_that_does_not_divide_the_windows(trained: Path, tmp_path: Path) -> None:
+    folder = fresh_copy(trained, tmp_path / "odd")
+    ((status, _, errors),) = ended([start(*words_of(folder, *TWO_DEVICES, "distill.windows_per_step=3"))], SOON)
+    assert status == 2
+    assert errors.startswith("error: distill.windows_per_step=3: 2 devices cannot divide")

@@ -1,0 +1,129 @@
+"""The commands on stores that are thinned, damaged, half done or too large for the disk."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from ast_lightning.commands.distill import distill
+from ast_lightning.commands.train_experts import train_experts
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.storage.files import read_json
+from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories.__main__ import main
+
+from .conftest import SMALL, Command, run_of
+
+THIN = ("expert.every_n_epochs=2", "expert.snapshot_dtype=bfloat16", "distill.max_start_epoch=3")
+
+
+@pytest.fixture
+def experts(output: Path, tmp_path: Path) -> Path:
+    """A copy of the trajectories of the small setting, to be spoiled."""
+    source = run_of(*SMALL, f"output_dir={output}").experts_folder()
+    return Path(shutil.copytree(source, tmp_path / "experts" / source.name))
+
+
+def distilling(experts: Path, tmp_path: Path) -> None:
+    distill(run_of(*SMALL, f"output_dir={tmp_path / 'output'}", f"experts_dir={experts}"))
+
+
+def test_distillation_from_every_second_epoch_in_sixteen_bits(output: Path, tmp_path: Path, command: Command) -> None:
+    command("train_experts", tmp_path, *THIN)
+    run = run_of(*SMALL, f"output_dir={tmp_path}", *THIN)
+    store = TrajectoryStore.open(run.experts_folder())
+    whole = TrajectoryStore.open(run_of(*SMALL, f"output_dir={output}").experts_folder())
+    assert store.schedule.stored() == [0, 2, 4]
+    for expert in (0, 1):
+        wanted = whole.read_window(expert, 0, 4)[::2]
+        assert torch.equal(store.read_window(expert, 0, 4), wanted.to(torch.bfloat16).float())
+    metrics = command("distill", tmp_path, *THIN)
+    assert 0 <= metrics["test_accuracy"] <= 100
+    assert read_json(run.distill_folder() / "result.json")["iteration"] == 4
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("next window")]
+    assert main(["verify", str(tmp_path / "experts")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("expert_0001/epoch_0002.safetensors", "epoch_0002.safetensors cannot be used"),
+        ("expert_0000/expert.json", "expert.json cannot be used"),
+        ("preprocessing.safetensors", "preprocessing.safetensors is damaged"),
+        ("store.json", "store.json is damaged"),
+    ],
+)
+def test_distillation_refuses_a_damaged_file_by_its_name(
+    experts: Path, tmp_path: Path, name: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = experts / name
+    content = bytearray(path.read_bytes())
+    content[-5 if name.endswith("s") else len(content) // 2] ^= 2
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError) as caught:
+        distilling(experts, tmp_path)
+    assert str(experts / name) in str(caught.value)
+    assert words in str(caught.value)
+    capsys.readouterr()
+    assert main(["verify", str(experts.parent)]) == 1
+    assert f"{path}: " in capsys.readouterr().out
+
+
+def test_distillation_refuses_a_store_that_lost_its_preprocessing(experts: Path, tmp_path: Path) -> None:
+    (experts / "preprocessing.safetensors").unlink()
+    with pytest.raises(ConfigurationError, match=r"preprocessing\.safetensors is missing.*delete both"):
+        distilling(experts, tmp_path)
+
+
+def test_the_remedy_for_damaged_records_of_a_store_works(experts: Path, tmp_path: Path) -> None:
+    """Delete store.json and the preprocessing, train again: both are written anew, and no expert is trained."""
+    before = (experts / "expert_0000" / "expert.json").stat().st_mtime_ns
+    record = read_json(experts / "store.json")
+    for name in ("store.json", "preprocessing.safetensors"):
+        (experts / name).unlink()
+    train_experts(run_of(*SMALL, f"experts_dir={experts}"))
+    assert read_json(experts / "store.json")["id"] == record["id"]
+    assert (experts / "expert_0000" / "expert.json").stat().st_mtime_ns == before
+    assert main(["verify", str(experts)]) == 0
+    distilling(experts, tmp_path)
+
+
+def test_incomplete_experts_are_left_out_with_a_word(
+    experts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (experts / "expert_0000" / "expert.json").unlink()
+    distilling(experts, tmp_path)
+    text = capsys.readouterr().out
+    assert "1 incomplete expert of" in text
+    assert "the first is expert 0" in text
+    assert "from 1 experts in" in text
+
+
+def test_a_gap_is_harmless(experts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(experts / "expert_0000")
+    distilling(experts, tmp_path)
+    text = capsys.readouterr().out
+    assert "incomplete" not in text
+    assert "from 1 experts in" in text
+
+
+def test_training_that_the_disk_cannot_hold_is_refused_before_it_begins(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil._ntuple_diskusage(10**9, 10**9, 1000)  # type: ignore[attr-defined]
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
+    with pytest.raises(ConfigurationError, match=r"output_dir=.* still to be written, .* 1000 B free.*every_n_epochs"):
+        command("train_experts", tmp_path)
+    assert not list(tmp_path.rglob("epoch_*"))
+
+
+def test_nothing_is_asked_of_the_disk_where_nothing_is_to_be_written(
+    output: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil._ntuple_diskusage(10**9, 10**9, 0)  # type: ignore[attr-defined]
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
+    assert command("train_experts", output)["test_accuracy"] > 0

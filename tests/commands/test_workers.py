@@ -1,0 +1,257 @@
+"""Experts over processes: the same trajectories, nobody left behind, errors shown."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ast_lightning.commands.train_experts import train_experts
+from ast_lightning.errors import ConfigurationError, WorkerFailed
+from ast_lightning.parallel import workers
+from ast_lightning.storage.files import read_json
+from ast_lightning.trajectories import TrajectoryStore
+
+from .conftest import ROOT, SMALL, run_of
+
+FEW = ("num_experts=4", "data.preprocessing=zca", "trainer.logger=false", "trainer.enable_progress_bar=true")
+LONG = (*FEW, "expert.epochs=200")
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def line(folder: Path, *words: str) -> list[str]:
+    return [sys.executable, "train_experts.py", *SMALL, f"output_dir={folder}", *words]
+
+
+def trained(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        line(folder, *words), cwd=ROOT, env=ALONE, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+def store_of(folder: Path, *words: str) -> Path:
+    return run_of(*SMALL, f"output_dir={folder}", *words).experts_folder()
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> TrajectoryStore:
+    """Four experts of one process."""
+    folder = tmp_path_factory.mktemp("reference")
+    assert trained(folder, *FEW).returncode == 0
+    return TrajectoryStore.open(store_of(folder, *FEW))
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_same_experts_to_the_last_bit(tmp_path: Path, reference: TrajectoryStore) -> None:
+    result = trained(tmp_path, *FEW, "expert_processes=2")
+    assert result.returncode == 0, result.stderr
+    store = TrajectoryStore.open(store_of(tmp_path, *FEW))
+    assert store.experts() == [0, 1, 2, 3]
+    for expert in store.experts():
+        assert torch.equal(store.read_window(expert, 0, 4), reference.read_window(expert, 0, 4))
+    who = re.findall(r"^\[(\d)\] expert (\d): 16/16", result.stdout, re.MULTILINE)
+    assert sorted(expert for _, expert in who) == ["0", "1", "2", "3"]
+    assert {worker for worker, _ in who} <= {"0", "1"}  # one may have trained all before the other was ready
+    assert "training 4 experts in 2 processes" in result.stdout
+    assert re.findall(r"^4 experts: ", result.stdout, re.MULTILINE) == ["4 experts: "]
+    again = trained(tmp_path, *FEW, "expert_processes=2")
+    assert again.stdout.count("is complete already") == 4
+    anew = trained(tmp_path, *FEW, "expert_processes=2", "fresh=true")
+    assert anew.returncode == 0, anew.stderr
+    assert len(list((store.folder / "earlier").iterdir())) == 4
+    assert torch.equal(TrajectoryStore.open(store.folder).read_window(3, 0, 4), reference.read_window(3, 0, 4))
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """A long command and the processes of its two workers, once both train."""
+    # a session of its own: what is meant for the parent must reach the parent alone
+    parent = subprocess.Popen(
+        line(tmp_path, *LONG, "expert_processes=2"),
+        cwd=ROOT,
+        env=ALONE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell in the background ignores it
+    )
+    try:
+        folder = store_of(tmp_path, *LONG)
+        wait_for(lambda: all((folder / f"expert_{each:04d}/epoch_0003.safetensors").exists() for each in (0, 1)), 120)
+        holders = [read_json(folder / ".locks" / f"expert_{each:04d}.holder.json")["process"] for each in (0, 1)]
+        assert parent.pid not in holders
+        yield parent, holders
+    finally:
+        parent.kill()
+        parent.communicate()
+
+
+def wait_for(happens: object, seconds: float) -> None:
+    assert callable(happens)
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+Running = tuple[subprocess.Popen[str], list[int]]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_ends_them_all_and_the_same_command_goes_on(running: Running, tmp_path: Path) -> None:
+    parent, pids = running
+    os.kill(pids[1], signal.SIGKILL)
+    printed, _ = parent.communicate(timeout=30)
+    assert parent.returncode == 128 + signal.SIGKILL
+    assert re.search(r"^error: process \d of 2 was ended by signal 9", printed, re.MULTILINE)
+    assert not any(map(is_alive, pids))
+    folder = store_of(tmp_path, *LONG)
+    kept = (folder / "expert_0000/epoch_0002.safetensors").stat().st_mtime_ns
+    result = trained(tmp_path, *LONG, "expert_processes=2", "num_experts=2")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(re.findall(r"^\[\d\] expert \d goes on from", result.stdout, re.MULTILINE)) == 2
+    assert (folder / "expert_0000/epoch_0002.safetensors").stat().st_mtime_ns == kept
+    straight = tmp_path / "straight"
+    assert trained(straight, *LONG, "expert_index=1").returncode == 0
+    stores = [TrajectoryStore.open(store_of(each, *LONG)) for each in (tmp_path, straight)]
+    assert torch.equal(*(store.read_window(1, 0, 200) for store in stores))
+
+
+@pytest.mark.slow
+def test_workers_do_not_outlive_a_parent_that_is_killed(running: Running) -> None:
+    parent, pids = running
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not any(map(is_alive, pids)), 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_parent_ends_its_workers_first(running: Running, number: signal.Signals) -> None:
+    parent, pids = running
+    parent.send_signal(number)
+    parent.communicate(timeout=30)
+    assert parent.returncode in (128 + number, -number)
+    assert not any(map(is_alive, pids))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("multirun", [(), ("-m",)], ids=["run", "multirun"])
+def test_a_command_that_sigterm_ends_has_not_succeeded(tmp_path: Path, multirun: tuple[str, ...]) -> None:
+    words = (*FEW, "expert.epochs=20000", "num_experts=1")
+    folder = store_of(tmp_path, *words)
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(line(tmp_path, *words, *multirun), cwd=ROOT, env=ALONE, text=True, **pipes) as process:
+        try:
+            wait_for((folder / "expert_0000/epoch_0001.safetensors").exists, 120)
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "error: ended by SIGTERM; the same command, without fresh=true, goes on where it was" in errors
+    assert (folder / "expert_0000/resume/last.ckpt").exists()
+
+
+@pytest.mark.slow
+def test_the_error_of_a_worker_is_shown_and_its_status_is_that_of_the_command(tmp_path: Path) -> None:
+    folder = store_of(tmp_path, *LONG) / "expert_0001"
+    folder.mkdir(parents=True)
+    (folder / "epoch_0002.safetensors").write_bytes(b"work without a state")
+    result = trained(tmp_path, *LONG, "expert_processes=2")
+    assert result.returncode == 2
+    assert re.search(r"^\[\d\] error: fresh=false: there is work, but no state .*expert_0001", result.stdout, re.M)
+    assert re.match(r"error: process \d of 2 ended with status 2 after printing 'error: fresh=", result.stderr)
+    assert "the same command goes on" in result.stderr
+    assert not TrajectoryStore.open(folder.parent).is_complete(0)  # the others do not go on for minutes
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(workers, "device_type", lambda trainer: "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LOCAL_RANK", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def processes(*words: str) -> int:
+    return workers.count_processes(run_of(*SMALL, "trainer.accelerator=auto", *words))
+
+
+def test_auto_is_a_process_a_gpu_where_nothing_else_says_how_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 0)
+    assert processes() == 1
+    gpus(monkeypatch, 4)
+    assert processes() == 4
+    assert processes("expert_processes=7") == 7
+    assert processes("trainer=ddp", "trainer.accelerator=gpu") == 1
+    assert processes("trainer.devices=2", "trainer.strategy=ddp") == 1
+    assert processes("trainer.devices=[3]") == 1
+    assert processes("trainer.num_nodes=2") == 1
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert processes() == 1
+    gpus(monkeypatch, 1)
+    assert processes() == 1
+
+
+def test_several_processes_and_several_devices_an_expert_are_refused(tmp_path: Path) -> None:
+    words = ("expert_processes=2", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    with pytest.raises(ConfigurationError, match=r"^expert_processes=2: trainer\.devices=2 .*trainer\.devices=1"):
+        train_experts(run_of(*SMALL, f"output_dir={tmp_path}", *words))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "true", "many", "1.5", "null"])
+def test_numbers_of_processes_that_are_none(value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^expert_processes="):
+        run_of(*SMALL, f"expert_processes={value}")
+
+
+def test_a_worker_sees_one_gpu_and_its_share_of_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    auto = {"accelerator": "auto", "devices": 1}
+    seen = [workers.worker_environment(auto, number, 4) for number in range(4)]
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in seen] == ["0", "1", "0", "1"]
+    assert {each["OMP_NUM_THREADS"] for each in seen} == {"2"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert workers.worker_environment(auto, 1, 4) == {"CUDA_VISIBLE_DEVICES": "7"}
+    assert workers.worker_environment({"accelerator": "auto", "devices": [0]}, 1, 4) == {}
+
+
+def test_jobs_at_the_same_time_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 2)
+    seen = []
+    for number in (2, 3, 5):
+        for name in ("CUDA_VISIBLE_DEVICES", "AST_LIGHTNING_GPU", "PYTORCH_NVML_BASED_CUDA_CHECK"):
+            monkeypatch.setenv(name, "")  # so that both are as before after the test
+            monkeypatch.delenv(name)
+        workers.take_gpu({"accelerator": "auto", "devices": 2}, number)
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
+        workers.take_gpu({"accelerator": "auto", "devices": 1}, number)
+        workers.take_gpu({"accelerator": "auto", "devices": 1}, number + 1)  # the next job of the same process
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"  # counting must not start CUDA before the choice
+    assert seen == ["0", "1", "1"]
+
+
+def test_the_status_of_a_failed_process() -> None:
+    assert WorkerFailed(1, 2, 3, "why").status == 3
+    assert WorkerFailed(1, 2, -9, "").status == 137
+    assert "process 1 of 2 was ended by signal 9, and" in str(WorkerFailed(1, 2, -9, ""))
