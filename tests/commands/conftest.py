@@ -84,6 +84,6 @@ def script() -> Script:
 
 
 def _command(name: str, *overrides: str) -> dict[str, float]:
-    task = getattr(import_module(f"ast_lightning.runs.{name}"), name)
+    task = getattr(import_module(f"ast_lightning.commands.{name}"), name)
     metrics: dict[str, float] = task(run_of(*overrides))
     return metrics
