@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ast_lightning.commands.run import Run, check_run, settings_from
-from ast_lightning.distillation import DistillSettings
+from ast_lightning.distillation import TrajectoryMatchingSettings
 from ast_lightning.errors import ConfigurationError, DistillationDiverged, WorkerFailed
 from ast_lightning.evaluation import EvaluationSettings
 from ast_lightning.experts import ExpertSettings
@@ -132,7 +132,7 @@ def build_run(config: DictConfig, in_sweep: bool = False) -> Run:
         data=_instantiate("data", config.data),
         make_network=_network(plain["network"]),
         expert=settings_from(ExpertSettings, "expert", plain["expert"]),
-        distill=settings_from(DistillSettings, "distill", plain["distill"]),
+        distill=settings_from(TrajectoryMatchingSettings, "distill", plain["distill"]),
         evaluation=settings_from(EvaluationSettings, "evaluation", plain["evaluation"]),
         choices={group: str(choice) for group, choice in choices.items()},
         in_sweep=in_sweep,

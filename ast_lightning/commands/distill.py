@@ -24,7 +24,7 @@ from ast_lightning.compilation import Compilation
 from ast_lightning.data import ImageDataModule, LabelledImages, load_preprocessing
 from ast_lightning.distillation import (
     DistillModule,
-    DistillSettings,
+    TrajectoryMatchingSettings,
     TrajectoryWindows,
     check_ipc,
     check_precision,
@@ -45,7 +45,6 @@ from ast_lightning.runs.results import (
     finished_result,
     iteration_of,
     materials_of,
-    mention_other_windows,
     write_result,
 )
 from ast_lightning.runs.trainer import build_trainer, log_configuration
@@ -106,7 +105,6 @@ def distill(run: Run) -> dict[str, float]:
         trainer.fit(module)
         say("fast_dev_run: nothing was written")
         return {}
-    mention_other_windows(run)
     with sole_writer(folder, run):
         metrics = _distil(run, trainer, module, states, writer, compilation)
         if trainer.is_global_zero:
@@ -213,7 +211,7 @@ def build_windows(store: TrajectoryStore, run: Run) -> TrajectoryWindows:
     )
 
 
-def starting_point(store: TrajectoryStore, run: Run) -> tuple[Tensor, Tensor, DistillSettings]:
+def starting_point(store: TrajectoryStore, run: Run) -> tuple[Tensor, Tensor, TrajectoryMatchingSettings]:
     """X and Y before distillation, and the settings with the initial α that belongs to them."""
     settings = run.distill
     if settings.warm_start:
@@ -256,7 +254,7 @@ def build_module(
     images: Tensor,
     labels: Tensor,
     windows: TrajectoryWindows,
-    settings: DistillSettings,
+    settings: TrajectoryMatchingSettings,
     compilation: Compilation,
 ) -> DistillModule:
     """The module, with an evaluator over the test split and, where there is one, the validation split."""
@@ -284,7 +282,7 @@ def build_module(
     )
 
 
-def _check_warm_start(earlier: DistilledDataset, data: ImageDataModule, settings: DistillSettings) -> None:
+def _check_warm_start(earlier: DistilledDataset, data: ImageDataModule, settings: TrajectoryMatchingSettings) -> None:
     shape = (data.num_classes * settings.ipc, data.channels, *data.image_size)
     if tuple(earlier.images.shape) != shape or earlier.class_names != data.class_names:
         raise ConfigurationError(
@@ -318,9 +316,9 @@ def dataset_maker(run: Run, store: TrajectoryStore) -> MakeDataset:
 def _announce(run: Run, store: TrajectoryStore, windows: TrajectoryWindows, count: int, ranks: int) -> None:
     settings = run.distill
     networks = settings.eval_networks or run.evaluation.networks
-    several = settings.windows_in_all(ranks)
+    several = settings.windows_per_step
     over = f" over {several} windows" if several > 1 else ""
-    divided = f", {'windows' if settings.split == 'windows' else 'batches'} divided by {ranks} devices"
+    divided = f", {'batches' if settings.splits_batches(ranks) else 'windows'} divided by {ranks} devices"
     say(
         f"distilling {count} images from {len(windows.experts)} experts in {store.folder}: {settings.max_steps} "
         f"iterations{over} of {settings.syn_steps} inner steps{divided if ranks > 1 else ''}; an evaluation of "

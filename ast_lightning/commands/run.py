@@ -15,7 +15,7 @@ from torch import nn
 
 from ast_lightning.compilation import check_choice
 from ast_lightning.data import ImageDataModule
-from ast_lightning.distillation import DistillSettings
+from ast_lightning.distillation import TrajectoryMatchingSettings
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import EvaluationSettings
 from ast_lightning.experts import ExpertSettings
@@ -39,7 +39,6 @@ _NOT_RESULT = (
     "engine",  # how the same gradients are computed
     "recompute",
     "split",
-    "windows_per_step",  # null means another number on other devices: the number itself is in the identity
 )
 _CHANGE_NUMBERS = (  # arguments of the Trainer that users may add
     "gradient_clip_val",
@@ -72,7 +71,7 @@ class Run:
     data: ImageDataModule
     make_network: Callable[..., nn.Module]
     expert: ExpertSettings
-    distill: DistillSettings
+    distill: TrajectoryMatchingSettings
     evaluation: EvaluationSettings
     choices: Mapping[str, str]
     in_sweep: bool = False
@@ -149,7 +148,6 @@ class Run:
             "distill": settings,
             "num_experts": self.config["num_experts"],
             "experts_dir": str(self.experts_folder().resolve()) if self.config["experts_dir"] else None,
-            "windows_per_iteration": self.distill.windows_in_all(devices_of(self.config["trainer"])),
         }
 
     def experts_folder(self) -> Path:

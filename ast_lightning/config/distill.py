@@ -1,102 +1,99 @@
-"""What distillation is run with; the fields are the keys of conf/distill/."""
+"""The options of section ``distill``: those that every method has, and those of each method."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from ast_lightning.config.settings import Settings
+from ast_lightning.config.settings import Settings, option
 from ast_lightning.errors import ConfigurationError
 
 ENGINES = ("adjoint", "autograd")
 INTERMEDIATE = ("none", "aggregate", "adaptive")
 INITIALIZATIONS = ("representative", "real", "noise")
+MATCHINGS = ("trajectory",)
+OUTER_STEPS = ("sgd",)
 PRECISIONS = ("32-true", "64-true")
-SPLITS = ("windows", "batch")
+SPLITS = ("auto", "windows", "batch")
+WINDOWS = ("uniform",)
 
 
 @dataclass(frozen=True)
 class DistillSettings(Settings):
-    """The outer loop, the unrolled student, and AST's components. The defaults are AST's published values.
+    """What every method of distillation has: the set, its initialisation, the outer loop.
 
-    Args:
-        ipc: images per class.
-        init: ``representative`` (real images nearest to k-means centres of expert logits), ``real`` (random) or
-            ``noise``.
-        init_clusters: k-means clusters a class of the representative initialisation; at most ``ipc`` are used.
-        warm_start: folder of a distilled dataset to go on from; takes the place of ``init``.
-        syn_steps: K, inner steps of the student.
-        expert_epochs: M, expert epochs of a window.
-        max_start_epoch: T⁺, exclusive bound on the start epoch of a window.
-        batch_syn: synthetic images of one inner step; None takes all.
-        momentum: μ of the student, in [0, 1).
-        balance: whether the inner loss is scaled by c(s).
-        perturbation: η, scale of the weight perturbation; 0 turns it off.
-        intermediate: ``none``, ``aggregate`` (β = 1) or ``adaptive`` (β = i / M).
-        augment: whether inner batches are augmented with the data's Siamese families.
-        lr_teacher: initial student learning rate α.
-        learn_lr: whether α is learned.
-        lr_img: outer learning rate of the images.
-        lr_lr: outer learning rate of α.
-        outer_momentum: momentum of both outer optimisers.
-        max_steps: outer iterations.
-        eval_every: outer iterations between evaluations; the last iteration is always evaluated.
-        engine: of the unroll: ``adjoint``, exact in constant memory, or ``autograd``, the graph of all K steps.
-        recompute: whether the adjoint keeps every ⌈√K⌉-th step only; for networks of ten million parameters and more.
-        save_every: outer iterations between the states that a killed run goes on from.
-        eval_networks: networks of an evaluation during distillation; None takes ``evaluation.networks``.
-        windows_per_step: W, windows of an outer iteration over all devices; X and α move by the average of their
-            gradients. None takes one a device, or one in all where the batch is split.
-        split: what the devices divide: ``windows``, so that W is a multiple of their number, or ``batch``, the rows of
-            every inner batch.
+    A method of your own extends it with its options. Fields that take a name also take a mapping with ``_target_``,
+    which names a function or class of your own (docs/extending.md).
     """
 
     section: ClassVar[str] = "distill"
 
-    ipc: int = 1
-    init: str = "representative"
-    init_clusters: int = 10
-    warm_start: str | None = None
-    syn_steps: int = 20
-    expert_epochs: int = 2
-    max_start_epoch: int = 20
-    batch_syn: int | None = None
-    momentum: float = 0.9
-    balance: bool = True
-    perturbation: float = 1.0
-    intermediate: str = "aggregate"
-    augment: bool = True
-    lr_teacher: float = 0.01
-    learn_lr: bool = True
-    lr_img: float = 1000.0
-    lr_lr: float = 1e-5
-    outer_momentum: float = 0.5
-    engine: str = "adjoint"
-    recompute: bool = False
-    max_steps: int = 5000
-    eval_every: int = 500
-    save_every: int = 50
-    eval_networks: int | None = None
-    windows_per_step: int | None = None
-    split: str = "windows"
+    ipc: int = option(1, "images per class")
+    init: Any = option("representative", "what the images start from: representative | real | noise")
+    init_clusters: int = option(10, "k-means clusters per class of init=representative; at most ipc are used")
+    warm_start: str | None = option(None, "folder of a distilled dataset to start from, with its learning rate")
+    augment: bool = option(True, "Siamese augmentation of the synthetic images, with the families of the data")
+    lr_teacher: float = option(0.01, "initial learning rate α of networks that are trained on the set")
+    lr_img: float = option(1000.0, "outer learning rate of the images")
+    outer: Any = option("sgd", "the outer step")
+    outer_momentum: float = option(0.5, "momentum of the outer step")
+    max_steps: int = option(5000, "outer iterations")
+    eval_every: int = option(500, "iterations between evaluations; the last iteration is always evaluated")
+    save_every: int = option(50, "iterations between the checkpoints that an interrupted run resumes from")
+    eval_networks: int | None = option(None, "networks of an evaluation while distilling; null: evaluation.networks")
 
     def __post_init__(self) -> None:
-        self.require_at_least_one("ipc", "init_clusters", "syn_steps", "expert_epochs", "max_start_epoch")
-        self.require_at_least_one("batch_syn", "max_steps", "eval_every", "save_every", "eval_networks")
-        self.require_at_least_one("windows_per_step")
+        self.require_at_least_one("ipc", "init_clusters", "max_steps", "eval_every", "save_every", "eval_networks")
         self.require_positive("lr_teacher", "lr_img")
-        self.require_not_negative("perturbation", "lr_lr")
-        self.require_momentum("momentum", "outer_momentum")
-        self.require_choice("init", INITIALIZATIONS)
+        self.require_momentum("outer_momentum")
+        self.require_choice("init", INITIALIZATIONS, or_target=True)
+        self.require_choice("outer", OUTER_STEPS, or_target=True)
+
+
+@dataclass(frozen=True)
+class TrajectoryMatchingSettings(DistillSettings):
+    """Trajectory matching with AST's components; the defaults are AST's published values."""
+
+    _target_: str = option("ast_lightning.distillation.TrajectoryMatching", "the method")
+    syn_steps: int = option(20, "K, inner steps of the student")
+    expert_epochs: int = option(2, "M, expert epochs of a window")
+    max_start_epoch: int = option(20, "T⁺, exclusive bound on the start epoch of a window")
+    windows: Any = option("uniform", "how expert and start epoch of a window are drawn")
+    windows_per_step: int = option(1, "W, windows of an outer iteration over all devices; gradients are averaged")
+    split: str = option("auto", "what devices divide: windows | batch | auto (windows where they divide evenly)")
+    batch_syn: int | None = option(None, "synthetic images of an inner step; null: all")
+    momentum: float = option(0.9, "μ of the student")
+    balance: Any = option(True, "scale the inner loss by c(s), AST's balanced inner loop")
+    perturbation: Any = option(1.0, "η of AST's weight perturbation; 0: off")
+    matching: Any = option("trajectory", "the matching loss")
+    intermediate: str = option("aggregate", "intermediate matching: none | aggregate (β = 1) | adaptive (β = i / M)")
+    learn_lr: bool = option(True, "learn α")
+    lr_lr: float = option(1e-5, "outer learning rate of α")
+    engine: str = option("adjoint", "adjoint: exact in constant memory | autograd: the graph of all K steps")
+    recompute: bool = option(False, "keep every √K-th step only; for networks of ten million parameters and more")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_at_least_one("syn_steps", "expert_epochs", "max_start_epoch", "batch_syn", "windows_per_step")
+        self.require_not_negative("lr_lr")
+        self.require_momentum("momentum")
         self.require_choice("intermediate", INTERMEDIATE)
         self.require_choice("engine", ENGINES)
         self.require_choice("split", SPLITS)
+        self.require_choice("windows", WINDOWS, or_target=True)
+        self.require_choice("matching", MATCHINGS, or_target=True)
+        if not isinstance(self.balance, bool):
+            self.require_choice("balance", ("true", "false"), or_target=True)
+        if isinstance(self.perturbation, int | float):
+            self.require_not_negative("perturbation")
+        else:
+            self.require_choice("perturbation", ("a number",), or_target=True)
         if self.recompute and self.engine != "adjoint":
             raise self.refused("recompute", "the autograd engine keeps every step", "set distill.engine=adjoint")
         if self.split == "batch" and self.engine != "adjoint":
             raise self.refused(
                 "engine",
-                "the derivatives of a batch that is split over devices (distill.split=batch) are summed in the adjoint",
+                "derivatives of a batch that is split over devices (distill.split=batch) are summed in the adjoint",
                 "set distill.engine=adjoint",
             )
         if self.intermediate != "none" and self.syn_steps < self.expert_epochs:
@@ -107,18 +104,18 @@ class DistillSettings(Settings):
                 "raise distill.syn_steps or set distill.intermediate=none",
             )
 
-    def windows_in_all(self, devices: int) -> int:
-        """W, the windows of an outer iteration on so many devices."""
-        return self.windows_per_step or (devices if self.split == "windows" else 1)
+    def splits_batches(self, devices: int) -> bool:
+        """Whether so many devices divide the rows of every inner batch, and not the windows."""
+        return self.split == "batch" or (self.split == "auto" and self.windows_per_step % devices != 0)
 
     def windows_of_a_device(self, devices: int) -> int:
         """How many of the W windows each device matches.
 
         Raises:
-            ConfigurationError: the devices cannot divide them evenly.
+            ConfigurationError: ``split=windows``, and the devices cannot divide them evenly.
         """
-        windows = self.windows_in_all(devices)
-        if self.split == "batch":
+        windows = self.windows_per_step
+        if self.splits_batches(devices):
             return windows
         if windows % devices:
             below = windows // devices * devices
@@ -126,12 +123,13 @@ class DistillSettings(Settings):
             raise self.refused(
                 "windows_per_step",
                 f"{devices} devices cannot divide so many windows evenly",
-                f"set distill.windows_per_step={near}, or take a number of devices that divides {windows}",
+                f"set distill.windows_per_step={near}, distill.split=batch, or use a number of devices that divides "
+                f"{windows}",
             )
         return windows // devices
 
     def check_batch(self, num_images: int) -> None:
-        """Refuse a ``batch_syn`` larger than the synthetic set.
+        """Reject a ``batch_syn`` larger than the synthetic set.
 
         Raises:
             ConfigurationError: with the size of the set.
@@ -145,7 +143,7 @@ class DistillSettings(Settings):
 
 
 def check_precision(precision: str, experts: object = "<their folder>") -> None:
-    """Refuse to distil in 16 bits: the update of X is far below their resolution.
+    """Reject distillation in 16 bits: the update of X is far below their resolution.
 
     Args:
         precision: as a Trainer names it, e.g. ``32-true``.

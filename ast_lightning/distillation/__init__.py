@@ -1,6 +1,6 @@
 """Distillation: windows, the unrolled student, the matching loss, and the module that trains the images."""
 
-from ast_lightning.config.distill import DistillSettings, check_precision
+from ast_lightning.config.distill import TrajectoryMatchingSettings, check_precision
 from ast_lightning.distillation.initialization import check_ipc, initial_images, representatives
 from ast_lightning.distillation.module import DistillModule
 from ast_lightning.distillation.trajectory_matching.inner import InnerProblem
@@ -23,10 +23,10 @@ from ast_lightning.distillation.trajectory_matching.windows import (
 
 __all__ = [
     "DistillModule",
-    "DistillSettings",
     "InnerProblem",
     "MatchingLoss",
     "SplitProblem",
+    "TrajectoryMatchingSettings",
     "TrajectoryWindows",
     "Window",
     "balance_factor",

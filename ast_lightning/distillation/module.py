@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ast_lightning.compilation import Compilation
-from ast_lightning.config.distill import DistillSettings, check_precision
+from ast_lightning.config.distill import TrajectoryMatchingSettings, check_precision
 from ast_lightning.data import SiameseAugmentation
 from ast_lightning.distillation.accumulation import KnownGradients
 from ast_lightning.distillation.trajectory_matching.adjoint import StepBatch
@@ -67,7 +67,7 @@ class DistillModule(LightningModule):
         images: Tensor,
         labels: Tensor,
         windows: TrajectoryWindows,
-        settings: DistillSettings,
+        settings: TrajectoryMatchingSettings,
         *,
         augmentation: SiameseAugmentation | None = None,
         evaluator: NetworkEvaluator | None = None,
@@ -115,9 +115,10 @@ class DistillModule(LightningModule):
 
     def train_dataloader(self) -> DataLoader[Window]:
         settings, ranks = self.settings, self.trainer.world_size
-        rank = self.global_rank if settings.split == "windows" else 0  # all ranks follow the same windows
-        stride = ranks if settings.split == "windows" else 1
-        self._windows.start_at(self.global_step, rank, stride, settings.windows_in_all(ranks))
+        splits = settings.splits_batches(ranks)  # all ranks follow the same windows then
+        self._windows.start_at(
+            self.global_step, 0 if splits else self.global_rank, 1 if splits else ranks, settings.windows_per_step
+        )
         return DataLoader(self._windows, batch_size=settings.windows_of_a_device(ranks), collate_fn=list)
 
     def val_dataloader(self) -> DataLoader[list[int]] | list[DataLoader[list[int]]]:
@@ -130,7 +131,7 @@ class DistillModule(LightningModule):
         check_precision(str(self.trainer.precision))
         self.settings.windows_of_a_device(self.trainer.world_size)
         self._student.to(self.device, self.images.dtype)
-        if self.settings.split == "batch" and self.trainer.world_size > 1:
+        if self.trainer.world_size > 1 and self.settings.splits_batches(self.trainer.world_size):
             self._problem = SplitProblem(self._student, self._compilation)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ast_lightning.commands.run import Run
 from ast_lightning.commands.stores import experts_to_distil
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.parallel.devices import devices_of
 from ast_lightning.storage.checksums import bytes_checksum, seal, unseal
 from ast_lightning.storage.files import read_json, write_json
 from ast_lightning.synthetic import load_distilled
@@ -19,8 +17,6 @@ from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.records import first_difference
 
 Materials = dict[str, Any]
-
-_MOST_WINDOWS = 64
 
 
 def materials_of(run: Run, store: TrajectoryStore) -> Materials:
@@ -76,17 +72,6 @@ def finished_result(run: Run) -> dict[str, Any] | None:
     check_length(run, iteration)
     _check_protocol(run, result["config"])
     return result
-
-
-def mention_other_windows(run: Run) -> None:
-    """Say that a run of these settings is there with another number of windows, which follows from the devices."""
-    if run.distill.windows_per_step is not None or (run.distill_folder() / "checkpoints").exists():
-        return
-    for count in range(1, _MOST_WINDOWS + 1):
-        folder = replace(run, distill=replace(run.distill, windows_per_step=count)).distill_folder()
-        divisible = run.distill.split == "batch" or count % devices_of(run.config["trainer"]) == 0
-        if divisible and (folder / "checkpoints").exists():
-            say(f"note: to go on with {folder} on these devices, give distill.windows_per_step={count}")
 
 
 def check_length(run: Run, iteration: int) -> None:

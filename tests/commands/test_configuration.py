@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from ast_lightning.data import ImageDataModule
-from ast_lightning.distillation import DistillSettings
+from ast_lightning.distillation import TrajectoryMatchingSettings
 from ast_lightning.evaluation import EvaluationSettings
 from ast_lightning.experts import ExpertSettings
 from ast_lightning.networks import ConvNet
@@ -93,7 +93,7 @@ def test_method_mtt_is_the_baseline_throughout() -> None:
     ("section", "read_by"),
     [
         ("expert", [field.name for field in dataclasses.fields(ExpertSettings)]),
-        ("distill", [field.name for field in dataclasses.fields(DistillSettings)]),
+        ("distill", [field.name for field in dataclasses.fields(TrajectoryMatchingSettings)]),
         ("evaluation", [field.name for field in dataclasses.fields(EvaluationSettings)]),
         ("data", ["_target_", *list(inspect.signature(ImageDataModule).parameters)]),
     ],
@@ -116,7 +116,7 @@ def test_every_top_level_key_is_read() -> None:
 
 @pytest.mark.parametrize("preset", ["expert", "distill", "evaluation"])
 def test_presets_say_what_the_dataclass_defaults_say(preset: str) -> None:
-    kind = {"expert": ExpertSettings, "distill": DistillSettings, "evaluation": EvaluationSettings}[preset]
+    kind = {"expert": ExpertSettings, "distill": TrajectoryMatchingSettings, "evaluation": EvaluationSettings}[preset]
     values = yaml.safe_load((ROOT / "conf" / preset / "ast.yaml").read_text())
     assert {key: float(value) if value == "1e-5" else value for key, value in values.items()} == dataclasses.asdict(
         kind()

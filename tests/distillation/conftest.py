@@ -12,7 +12,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from ast_lightning.data import LabelledImages, SiameseAugmentation
-from ast_lightning.distillation import DistillModule, DistillSettings, TrajectoryWindows
+from ast_lightning.distillation import DistillModule, TrajectoryMatchingSettings, TrajectoryWindows
 from ast_lightning.evaluation import EvaluationSettings, NetworkEvaluator
 from ast_lightning.networks import ConvNet, build_network, describe_network
 from ast_lightning.trajectories import TrajectoryStore
@@ -80,16 +80,16 @@ def synthetic_set() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.fixture
-def ast_settings() -> Callable[..., DistillSettings]:
+def ast_settings() -> Callable[..., TrajectoryMatchingSettings]:
     """All of AST's components, on a scale where each of them shows in the result."""
 
-    def make(**changes: Any) -> DistillSettings:
+    def make(**changes: Any) -> TrajectoryMatchingSettings:
         values: dict[str, Any] = {
             "ipc": 2, "syn_steps": 5, "expert_epochs": 3, "max_start_epoch": 3, "batch_syn": 4, "momentum": 0.9,
             "balance": True, "perturbation": 1.0, "intermediate": "aggregate", "augment": True, "lr_teacher": 0.05,
             "lr_img": 10.0, "lr_lr": 2e-5, "outer_momentum": 0.5, "max_steps": 2, "eval_every": 1,
         }  # fmt: skip
-        return DistillSettings(**{**values, **changes})
+        return TrajectoryMatchingSettings(**{**values, **changes})
 
     return make
 
@@ -116,7 +116,7 @@ def make_module(
 ) -> Callable[..., DistillModule]:
     def make(
         store: TrajectoryStore,
-        settings: DistillSettings,
+        settings: TrajectoryMatchingSettings,
         *,
         dtype: torch.dtype = torch.float32,
         seed: int = 5,
@@ -152,7 +152,7 @@ class ValidationSteps(Callback):
 
 @pytest.fixture
 def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
-    def make(settings: DistillSettings, *callbacks: Callback, **options: Any) -> Trainer:
+    def make(settings: TrajectoryMatchingSettings, *callbacks: Callback, **options: Any) -> Trainer:
         fixed: dict[str, Any] = {
             "accelerator": "cpu", "devices": 1, "max_steps": settings.max_steps, "max_epochs": -1, "logger": False,
             "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False,

@@ -16,7 +16,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from ast_lightning.data import LabelledImages, SiameseAugmentation
-from ast_lightning.distillation import DistillModule, DistillSettings, TrajectoryWindows
+from ast_lightning.distillation import DistillModule, TrajectoryMatchingSettings, TrajectoryWindows
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import EvaluationSettings, NetworkEvaluator
 from ast_lightning.networks import ConvNet
@@ -40,7 +40,7 @@ def network() -> ConvNet:
     return ConvNet(channels=3, num_classes=CLASSES, image_size=(8, 8), width=4, depth=1)
 
 
-def make_module(store: TrajectoryStore, settings: DistillSettings, networks: int) -> DistillModule:
+def make_module(store: TrajectoryStore, settings: TrajectoryMatchingSettings, networks: int) -> DistillModule:
     images = torch.randn(2 * CLASSES, 3, 8, 8, generator=torch.Generator().manual_seed(7))
     labels = torch.arange(CLASSES).repeat_interleave(2)
     windows = TrajectoryWindows(
@@ -65,7 +65,7 @@ def make_module(store: TrajectoryStore, settings: DistillSettings, networks: int
 
 def alone(store: TrajectoryStore, part: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The gradients of X and α of each window by itself, with no Trainer."""
-    settings = DistillSettings(**part["settings"])
+    settings = TrajectoryMatchingSettings(**part["settings"])
     module = make_module(store, settings, 0).double()
     windows = TrajectoryWindows(
         store, expert_epochs=settings.expert_epochs, max_start_epoch=settings.max_start_epoch, seed=5
@@ -79,7 +79,7 @@ def alone(store: TrajectoryStore, part: dict[str, Any]) -> dict[str, torch.Tenso
 
 def fit(store: TrajectoryStore, folder: Path, part: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Distil as ``part["settings"]`` say; the images, what the optimiser got, and what was logged."""
-    settings = DistillSettings(**part["settings"])
+    settings = TrajectoryMatchingSettings(**part["settings"])
     module = make_module(store, settings, part.get("networks", 0))
     gradients = Gradients()
     trainer = Trainer(

@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from ast_lightning.callbacks import ArtifactWriter
 from ast_lightning.data import SiameseAugmentation
-from ast_lightning.distillation import DistillModule, DistillSettings
+from ast_lightning.distillation import DistillModule, TrajectoryMatchingSettings
 from ast_lightning.errors import ConfigurationError, DistillationDiverged
 from ast_lightning.evaluation import NetworkEvaluator
 from ast_lightning.networks import ConvNet
@@ -34,7 +34,11 @@ class PlainDistillation:
     """Section 2 of the method as one loop, with nothing of the package but its draws and its augmentation."""
 
     def __init__(
-        self, store: TrajectoryStore, settings: DistillSettings, network: Callable[[], ConvNet], start: Tensor
+        self,
+        store: TrajectoryStore,
+        settings: TrajectoryMatchingSettings,
+        network: Callable[[], ConvNet],
+        start: Tensor,
     ) -> None:
         self.store, self.settings, self.module = store, settings, network()
         self.images = start.clone()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ast_lightning.data import SiameseAugmentation
-from ast_lightning.distillation import DistillModule, DistillSettings, TrajectoryWindows
+from ast_lightning.distillation import DistillModule, TrajectoryMatchingSettings, TrajectoryWindows
 from ast_lightning.networks import ConvNet
 from ast_lightning.trajectories import TrajectoryStore
 
@@ -26,7 +26,7 @@ def module_of(network: Callable[[], ConvNet], make_store: Callable[..., Trajecto
 
     def make(count: int, batch: int | None, *, augment: bool = False, seed: int = 0) -> DistillModule:
         images = torch.arange(1.0, count + 1).view(-1, 1, 1, 1).expand(count, 3, 8, 8)
-        chosen = DistillSettings(batch_syn=batch, expert_epochs=1, max_start_epoch=1, augment=augment)
+        chosen = TrajectoryMatchingSettings(batch_syn=batch, expert_epochs=1, max_start_epoch=1, augment=augment)
         augmentation = SiameseAugmentation("color_crop_cutout_flip_scale_rotate")
         return DistillModule(
             network, images, torch.arange(count), windows, chosen, augmentation=augmentation, seed=seed

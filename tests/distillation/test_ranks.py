@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ast_lightning.distillation import DistillSettings
+from ast_lightning.distillation import TrajectoryMatchingSettings
 from ast_lightning.distillation.trajectory_matching.split import check_network
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ConvNet
@@ -32,7 +32,7 @@ PARTS: dict[str, Any] = {
     "one_each": {"settings": {**BASE, "max_steps": 1}},
     "batch": {"settings": {**BASE, "split": "batch", "windows_per_step": 2, "recompute": True}},
     "tiny_batch": {"settings": {**BASE, "split": "batch", "batch_syn": 1, "max_steps": 2}},
-    "odd": {"settings": {**BASE, "windows_per_step": 5}},
+    "odd": {"settings": {**BASE, "windows_per_step": 5, "split": "windows"}},
     "evaluated": {"settings": {**BASE, "max_steps": 1, "eval_every": 1, "windows_per_step": 6}, "networks": 2},
 }
 Results = dict[str, dict[str, Tensor]]
@@ -143,17 +143,17 @@ def test_students_with_batch_normalisation_cannot_be_split() -> None:
     ("windows", "split", "devices", "own"), [(None, "windows", 4, 1), (8, "windows", 4, 2), (3, "batch", 4, 3)]
 )
 def test_windows_of_a_device(windows: int | None, split: str, devices: int, own: int) -> None:
-    settings = DistillSettings(windows_per_step=windows, split=split)
+    settings = TrajectoryMatchingSettings(windows_per_step=windows, split=split)
     assert settings.windows_of_a_device(devices) == own
-    assert settings.windows_of_a_device(1) == settings.windows_in_all(1)
+    assert settings.windows_of_a_device(1) == settings.windows_per_step
 
 
 def test_settings_of_several_devices_that_cannot_work() -> None:
     with pytest.raises(ConfigurationError, match=r"distill\.windows_per_step=0"):
-        DistillSettings(windows_per_step=0)
+        TrajectoryMatchingSettings(windows_per_step=0)
     with pytest.raises(ConfigurationError, match=r"distill\.split=images"):
-        DistillSettings(split="images")
+        TrajectoryMatchingSettings(split="images")
     with pytest.raises(ConfigurationError, match=r"distill\.engine=autograd.*distill\.split=batch.*engine=adjoint"):
-        DistillSettings(split="batch", engine="autograd")
+        TrajectoryMatchingSettings(split="batch", engine="autograd")
     with pytest.raises(ConfigurationError, match=r"windows_per_step=2: 3 devices.*set distill\.windows_per_step=3,"):
-        DistillSettings(windows_per_step=2).windows_of_a_device(3)
+        TrajectoryMatchingSettings(windows_per_step=2, split="windows").windows_of_a_device(3)
