@@ -203,6 +203,7 @@ def _fits(value: Any, annotation: str) -> bool:
         "bool": lambda: isinstance(value, bool),
         "str": lambda: isinstance(value, str),
         "None": lambda: value is None,
+        "Any": lambda: True,
     }
     return any(accepted[part.strip()]() for part in annotation.split("|"))
 
