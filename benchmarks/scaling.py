@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from ast_lightning.distillation import InnerProblem, unroll
+from ast_lightning.distillation.trajectory_matching import InnerProblem, unroll
 from ast_lightning.experts import ExpertObjective, ExpertSettings
 from ast_lightning.networks import ConvNet, FunctionalNetwork, NetworkFactory, build_network
 from ast_lightning.randomness import keyed_generator
@@ -111,7 +111,7 @@ class Unrolled:
         def step() -> None:
             rate = torch.tensor(0.01, requires_grad=True)
             (end,) = unroll(
-                problem, theta, images, labels, _whole, rate, steps=self.steps, match_at=[self.steps]
+                problem, theta, (images, labels), _whole, rate, steps=self.steps, match_at=[self.steps]
             ).values()
             torch.autograd.grad((end - theta).square().sum(), [images, rate])
 

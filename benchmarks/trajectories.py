@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ast_lightning.distillation import choose_window
+from ast_lightning.distillation.trajectory_matching import choose_window
 from ast_lightning.networks import ConvNet, describe_network
 from ast_lightning.randomness import keyed_generator
 from ast_lightning.storage.files import format_bytes

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ast_lightning.compilation import Compilation, keep_compiled_code
 from ast_lightning.data import SiameseAugmentation
-from ast_lightning.distillation import InnerProblem, unroll
+from ast_lightning.distillation.trajectory_matching import InnerProblem, unroll
 from ast_lightning.networks import ConvNet, FunctionalNetwork
 from ast_lightning.randomness import keyed_generator
 from ast_lightning.runs.machine import keep_freed_memory
@@ -88,8 +88,7 @@ class Iteration:
             (end,) = unroll(
                 problem,
                 start,
-                x,
-                labels,
+                (x, labels),
                 batch,
                 alpha,
                 steps=self.steps,

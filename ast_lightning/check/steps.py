@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ast_lightning.compilation import Compilation
 from ast_lightning.data import SiameseAugmentation
-from ast_lightning.distillation import InnerProblem, matching_loss, unroll
+from ast_lightning.distillation.trajectory_matching import InnerProblem, matching_loss, unroll
 from ast_lightning.experts import ExpertObjective, ExpertSettings
 from ast_lightning.networks import ConvNet, FunctionalNetwork, build_network
 from ast_lightning.randomness import keyed_generator
@@ -90,8 +90,7 @@ class Iteration:
         matched = unroll(
             self._problem,
             start,
-            images,
-            self._labels,
+            (images, self._labels),
             batch,
             learning_rate,
             steps=STEPS,

@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ast_lightning.callbacks import RunProgress
-from ast_lightning.commands.distill import check_store, real_or_noise
 from ast_lightning.commands.run import Run, short_hash
+from ast_lightning.commands.stores import check_store, context_of
 from ast_lightning.data import LabelledImages
-from ast_lightning.distillation import check_ipc, initial_images
+from ast_lightning.data.selection import check_ipc, random_images
+from ast_lightning.distillation import initial_images
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import EvaluationModule, EvaluationSettings, NetworkEvaluator, Score
 from ast_lightning.randomness import keyed_seed
@@ -214,13 +215,21 @@ def _training_sets(run: Run, dataset: DistilledDataset, name: str) -> Callable[[
     rate = run.distill.lr_teacher
     check_ipc(run.data.train.labels, run.data.class_names, dataset.ipc)
     if name == "representative":
-        store = TrajectoryStore.open(run.experts_folder())
-        representative = TrainingSet(*real_or_noise(store, run, "representative", run.seed), rate)
+        representative = TrainingSet(
+            *initial_images(
+                replace(run.distill, init="representative"),
+                run.data.train,
+                run.data.class_names,
+                seed=run.seed,
+                expert=context_of(run).expert_logits,
+            ),
+            rate,
+        )
         return lambda index: representative
 
     def draw(index: int) -> TrainingSet:
         seed = keyed_seed(run.seed, "random real images", index)
-        images, labels = initial_images("real", run.data.train, run.data.class_names, dataset.ipc, seed=seed)
+        images, labels = random_images(run.data.train, run.data.class_names, dataset.ipc, seed)
         return TrainingSet(images, labels, rate)
 
     return draw

@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_class
 from torch import nn
 
 from ast_lightning.compilation import check_choice
 from ast_lightning.data import ImageDataModule
-from ast_lightning.distillation import TrajectoryMatchingSettings
+from ast_lightning.distillation import Method, TrajectoryMatchingSettings
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import EvaluationSettings
 from ast_lightning.experts import ExpertSettings
@@ -79,6 +80,11 @@ class Run:
     @property
     def seed(self) -> int:
         return int(self.config["seed"])
+
+    @property
+    def method(self) -> type[Method]:
+        """The class that ``distill._target_`` names."""
+        return get_class(self.config["distill"]["_target_"])
 
     @property
     def is_alone(self) -> bool:

@@ -5,20 +5,89 @@ from __future__ import annotations
 from typing import Any
 
 from ast_lightning.commands.run import Run
-from ast_lightning.data import save_preprocessing
+from ast_lightning.data import load_preprocessing, save_preprocessing
+from ast_lightning.distillation import Context
+from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import describe_network
+from ast_lightning.parallel.devices import devices_of
 from ast_lightning.parallel.locks import FolderLock
+from ast_lightning.runs.machine import compile_student
 from ast_lightning.storage.disk_space import writing
 from ast_lightning.storage.files import clear_leftovers
 from ast_lightning.storage.provenance import provenance
-from ast_lightning.terminal import is_rank_zero
+from ast_lightning.terminal import is_rank_zero, say
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.records import PREPROCESSING_FILE, STORE_FILE
 
 
-def experts_to_distil(run: Run, store: TrajectoryStore) -> list[int]:
-    """All that are complete in a folder that is named, or the ``num_experts`` of this run, whether complete or not."""
-    return store.experts() if run.config["experts_dir"] else list(range(run.config["num_experts"]))
+def context_of(run: Run) -> Context:
+    """What the method of a run can ask for."""
+    trainer = run.config["trainer"]
+    return Context(
+        data=run.data,
+        make_network=run.make_network,
+        seed=run.seed,
+        ranks=devices_of(trainer),
+        open_experts=lambda: _open_experts(run),
+        check_experts=lambda store: check_store(store, run),
+        choose_compilation=lambda passes, never: compile_student(run, passes, never),
+        schedule=None if run.config["experts_dir"] else run.expert.schedule,
+    )
+
+
+def _open_experts(run: Run) -> tuple[TrajectoryStore, list[int]]:
+    """The store of a run, and its ``num_experts`` experts, or all complete ones of ``experts_dir``.
+
+    Raises:
+        ConfigurationError: there is none, or some of them are not complete.
+    """
+    store = TrajectoryStore.open(run.experts_folder())
+    complete = store.experts()
+    if run.config["experts_dir"]:
+        if incomplete := store.incomplete():
+            say(f"leaving out {len(incomplete)} incomplete of {store.folder}, the first is expert {incomplete[0]}")
+        return store, complete
+    wanted = list(range(run.config["num_experts"]))
+    missing = [index for index in wanted if index not in complete]
+    if missing:
+        raise ConfigurationError(
+            "num_experts",
+            run.config["num_experts"],
+            f"{len(missing)} of them are not complete in {store.folder}, the first is expert {missing[0]}",
+            f"let train_experts.py finish, or set num_experts={missing[0]}" if missing[0] else "run train_experts.py",
+        )
+    return store, wanted
+
+
+def check_store(store: TrajectoryStore, run: Run) -> None:
+    """Reject trajectories of another network, of other data or of other preprocessing.
+
+    Raises:
+        ConfigurationError: naming what differs.
+    """
+    store.require("network", describe_network(run.network()))
+    described = run.data.describe()
+    for ignored in ("preprocessing_fingerprint", "augmentation"):
+        described.pop(ignored)
+    stored = {key: value for key, value in store.metadata["data"].items() if key in described}
+    TrajectoryStore(store.folder, {**store.metadata, "data": stored}).require("data", described)
+    store.check_preprocessing()
+    path = store.folder / PREPROCESSING_FILE
+    if not path.exists():
+        raise ConfigurationError(
+            "experts_dir",
+            store.folder,
+            "it was made from Python, without the statistics of the preprocessing",
+            f"write them there: save_preprocessing({str(path)!r}, data.preprocessing)",
+        )
+    different = run.data.preprocessing.difference(load_preprocessing(path))
+    if different:
+        raise ConfigurationError(
+            "data.preprocessing",
+            run.data.preprocessing.kind,
+            f"its {different} differs from that of the trajectories in {store.folder}",
+            "use the data and preprocessing options that the experts were trained with",
+        )
 
 
 def make_store(run: Run, **differs: Any) -> TrajectoryStore:

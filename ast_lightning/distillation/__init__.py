@@ -1,44 +1,22 @@
-"""Distillation: windows, the unrolled student, the matching loss, and the module that trains the images."""
+"""Distillation: what is distilled (SyntheticSet), how (Method), and the outer loop of both (DistillModule)."""
 
-from ast_lightning.config.distill import TrajectoryMatchingSettings, check_precision
-from ast_lightning.distillation.initialization import check_ipc, initial_images, representatives
+from ast_lightning.config.distill import DistillSettings, TrajectoryMatchingSettings
+from ast_lightning.distillation.initialization import initial_images, starting_point
+from ast_lightning.distillation.method import Context, Method
 from ast_lightning.distillation.module import DistillModule
-from ast_lightning.distillation.trajectory_matching.inner import InnerProblem
-from ast_lightning.distillation.trajectory_matching.matching import (
-    MatchingLoss,
-    balance_factor,
-    intermediate_weight,
-    matching_loss,
-    matching_steps,
-)
-from ast_lightning.distillation.trajectory_matching.perturbation import perturb
-from ast_lightning.distillation.trajectory_matching.split import SplitProblem
-from ast_lightning.distillation.trajectory_matching.unroll import unroll
-from ast_lightning.distillation.trajectory_matching.windows import (
-    TrajectoryWindows,
-    Window,
-    check_window,
-    choose_window,
-)
+from ast_lightning.distillation.synthetic_set import BatchDraw, SyntheticImages, SyntheticSet
+from ast_lightning.distillation.trajectory_matching import TrajectoryMatching
 
 __all__ = [
+    "BatchDraw",
+    "Context",
     "DistillModule",
-    "InnerProblem",
-    "MatchingLoss",
-    "SplitProblem",
+    "DistillSettings",
+    "Method",
+    "SyntheticImages",
+    "SyntheticSet",
+    "TrajectoryMatching",
     "TrajectoryMatchingSettings",
-    "TrajectoryWindows",
-    "Window",
-    "balance_factor",
-    "check_ipc",
-    "check_precision",
-    "check_window",
-    "choose_window",
     "initial_images",
-    "intermediate_weight",
-    "matching_loss",
-    "matching_steps",
-    "perturb",
-    "representatives",
-    "unroll",
+    "starting_point",
 ]

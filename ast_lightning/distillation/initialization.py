@@ -1,114 +1,128 @@
-"""Where the synthetic images start from: representative real images, random real images, or noise."""
+"""What the synthetic images start from: representative or random real images, noise, or an earlier distilled set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 
-from ast_lightning.config.distill import INITIALIZATIONS
-from ast_lightning.data import LabelledImages
+from ast_lightning.config.distill import DistillSettings
+from ast_lightning.config.parts import resolve
+from ast_lightning.data import ImageDataModule, LabelledImages
+from ast_lightning.data.selection import Logits, check_ipc, random_images, representative_images
+from ast_lightning.distillation.method import Context
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.randomness import keyed_generator, keyed_seed
+from ast_lightning.randomness import keyed_generator
+from ast_lightning.synthetic import DistilledDataset, load_distilled
 
-Logits = Callable[[Tensor], Tensor]
-"""images ``[N, C, H, W]`` → logits ``[N, classes]`` of an expert."""
+Initialization = Callable[
+    [LabelledImages, Sequence[str], DistillSettings, int, Callable[[], Logits]], tuple[Tensor, Tensor]
+]
+"""(real training images, class names, settings, seed, a function that gives a trained expert) → images
+``[classes · ipc, C, H, W]`` grouped by class and labels ``[classes · ipc]`` int64; what ``distill.init`` names."""
+
+
+def representative(
+    real: LabelledImages, class_names: Sequence[str], settings: DistillSettings, seed: int, expert: Callable[[], Logits]
+) -> tuple[Tensor, Tensor]:
+    """The real images nearest to the k-means centres of an expert's logits."""
+    check_ipc(real.labels, class_names, settings.ipc)
+    return representative_images(real, class_names, settings.ipc, seed, expert(), settings.init_clusters)
+
+
+def random_real(
+    real: LabelledImages, class_names: Sequence[str], settings: DistillSettings, seed: int, expert: Callable[[], Logits]
+) -> tuple[Tensor, Tensor]:
+    """Real images drawn at random."""
+    return random_images(real, class_names, settings.ipc, seed)
+
+
+def noise(
+    real: LabelledImages, class_names: Sequence[str], settings: DistillSettings, seed: int, expert: Callable[[], Logits]
+) -> tuple[Tensor, Tensor]:
+    """Standard normal values."""
+    labels = torch.arange(len(class_names)).repeat_interleave(settings.ipc)
+    shape = (len(labels), *real.images.shape[1:])
+    return torch.randn(shape, generator=keyed_generator(seed, "noise initialisation")), labels
+
+
+INITIALIZATION: dict[str, Initialization] = {"representative": representative, "real": random_real, "noise": noise}
 
 
 def initial_images(
-    init: str,
+    settings: DistillSettings,
     real: LabelledImages,
     class_names: Sequence[str],
-    ipc: int,
     *,
     seed: int,
-    logits: Logits | None = None,
-    clusters: int = 10,
+    expert: Callable[[], Logits] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The synthetic set before distillation.
+    """The images and labels that ``distill.init`` gives.
 
     Args:
-        init: ``representative``, ``real`` or ``noise``.
+        settings: ``init``, ``init_clusters`` and ``ipc``.
         real: the preprocessed training images.
         class_names: of all classes, in the order of the labels.
-        ipc: images per class.
         seed: of every draw.
-        logits: an expert, for ``representative``.
-        clusters: k-means clusters a class, for ``representative``.
+        expert: gives a trained expert, for ``representative``.
 
     Returns:
         images ``[classes · ipc, C, H, W]`` float32, grouped by class, and labels ``[classes · ipc]`` int64.
 
     Raises:
-        ConfigurationError: fewer than ``ipc`` real images in a class, or no such initialisation.
+        ConfigurationError: fewer than ``ipc`` real images in a class, no such initialisation, or no expert.
     """
-    if init not in INITIALIZATIONS:
+
+    def none() -> Logits:
+        raise ConfigurationError("distill.init", settings.init, "it needs a trained expert", "set distill.init=real")
+
+    initialize: Initialization = resolve(settings.init, INITIALIZATION, "distill.init")
+    images, labels = initialize(real, class_names, settings, seed, expert or none)
+    shape = (len(class_names) * settings.ipc, *real.images.shape[1:])
+    if tuple(images.shape) != shape or labels.tolist() != sorted(labels.tolist()):
         raise ConfigurationError(
-            "distill.init", init, "there is no such choice", f"take one of {', '.join(INITIALIZATIONS)}"
+            "distill.init",
+            settings.init,
+            f"it gives images {tuple(images.shape)}, and {shape}, grouped by class, are needed",
+            "correct the function",
         )
-    labels = torch.arange(len(class_names)).repeat_interleave(ipc)
-    if init == "noise":
-        shape = (len(labels), *real.images.shape[1:])
-        return torch.randn(shape, generator=keyed_generator(seed, "noise initialisation")), labels
-    check_ipc(real.labels, class_names, ipc)
-    chosen = []
-    for label in range(len(class_names)):
-        members = (real.labels == label).nonzero().flatten()
-        if init == "real":
-            order = torch.randperm(len(members), generator=keyed_generator(seed, "real initialisation", label))
-            picked = order[:ipc]
-        else:
-            if logits is None:
-                raise ValueError("representative initialisation needs the logits of an expert")
-            features = torch.cat([logits(real.images[part]) for part in members.split(1024)])
-            picked = representatives(features, ipc, clusters, keyed_seed(seed, "representative", label))
-        chosen.append(members[picked])
-    return real.images[torch.cat(chosen)].clone(), labels
+    return images, labels
 
 
-def representatives(features: Tensor, count: int, clusters: int, seed: int) -> Tensor:
-    """The samples nearest to the k-means centres of their features: nearest first, taking the centres in turn.
-
-    The published code takes nothing when ``count`` is below its ten clusters and may take one image twice; here the
-    centres, largest cluster first, each take the nearest sample that is still free until there are enough.
-
-    Args:
-        features: ``[N, F]``, N ≥ count.
-        count: how many samples to take.
-        clusters: k-means clusters; at most ``count`` and N are used.
-        seed: of k-means; the result depends on it and the features alone.
-
-    Returns:
-        ``[count]`` distinct int64 indices.
-    """
-    values = features.detach().double().cpu()
-    clusters = min(clusters, count, len(values))
-    model = KMeans(clusters, n_init=10, random_state=seed % 2**32).fit(values.numpy())
-    centres = torch.from_numpy(model.cluster_centers_)
-    sizes = torch.bincount(torch.from_numpy(model.labels_).long(), minlength=clusters)
-    ranking = torch.cdist(values, centres).argsort(dim=0, stable=True)
-    turns = [iter(ranking[:, centre].tolist()) for centre in sizes.argsort(descending=True, stable=True).tolist()]
-    taken: dict[int, None] = {}
-    while len(taken) < count:
-        for turn in turns[: count - len(taken)]:
-            taken[next(sample for sample in turn if sample not in taken)] = None
-    return torch.tensor(list(taken))
-
-
-def check_ipc(labels: Tensor, class_names: Sequence[str], ipc: int) -> None:
-    """Refuse more images per class than the smallest class holds.
+def starting_point(settings: DistillSettings, context: Context) -> tuple[Tensor, Tensor, float]:
+    """X, Y and α before distillation: ``distill.init``, or the set that ``distill.warm_start`` names.
 
     Raises:
-        ConfigurationError: naming the class and its size.
+        ConfigurationError: see :func:`initial_images`; or the earlier set does not fit.
     """
-    counts = torch.bincount(labels, minlength=len(class_names))
-    smallest = int(counts.argmin())
-    if ipc > int(counts[smallest]):
+    if not settings.warm_start:
+        data = context.data
+        images, labels = initial_images(
+            settings, data.train, data.class_names, seed=context.seed, expert=context.expert_logits
+        )
+        return images, labels, settings.lr_teacher
+    earlier = load_distilled(settings.warm_start, "distill.warm_start")
+    _check_warm_start(earlier, context.data, settings)
+    return earlier.images, earlier.labels, earlier.learning_rate
+
+
+def _check_warm_start(earlier: DistilledDataset, data: ImageDataModule, settings: DistillSettings) -> None:
+    shape = (data.num_classes * settings.ipc, data.channels, *data.image_size)
+    if tuple(earlier.images.shape) != shape or earlier.class_names != data.class_names:
         raise ConfigurationError(
-            "distill.ipc",
-            ipc,
-            f"class {class_names[smallest]!r} has only {int(counts[smallest])} training images",
-            f"give at most {int(counts[smallest])}, or set distill.init=noise",
+            "distill.warm_start",
+            settings.warm_start,
+            f"its images {tuple(earlier.images.shape)} of {len(earlier.class_names)} classes are not the "
+            f"{shape} of this run",
+            "set distill.ipc and the data options to those of the earlier distillation",
+        )
+    different = data.preprocessing.difference(earlier.preprocessing)
+    if different:
+        raise ConfigurationError(
+            "distill.warm_start",
+            settings.warm_start,
+            f"the {different} of its preprocessing ({earlier.preprocessing.kind}) is not that of this run "
+            f"({data.preprocessing.kind})",
+            "set the data and preprocessing options to those of the earlier distillation",
         )

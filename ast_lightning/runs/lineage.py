@@ -6,20 +6,17 @@ from dataclasses import asdict
 from typing import Any
 
 from ast_lightning.commands.run import Run
-from ast_lightning.commands.stores import experts_to_distil
+from ast_lightning.distillation import Method
 from ast_lightning.networks import describe_network
 from ast_lightning.synthetic import DistilledDataset, load_distilled
-from ast_lightning.trajectories import TrajectoryStore
-
-_OF_STORE = ("epochs", "seed", "expert", "preprocessing_fingerprint", "versions", "git", "command", "time")
 
 
-def ancestry_of(run: Run, store: TrajectoryStore) -> dict[str, Any]:
-    """What a set that this run distils was made from, beside the data, as plain containers."""
+def lineage_of(run: Run, method: Method) -> dict[str, Any]:
+    """What a set that this run distils is made from, beside the data, as plain containers."""
     record = {
         "network": describe_network(run.network()),
         "evaluation": asdict(run.evaluation),
-        "trajectories": _trajectories(run, store),
+        **method.lineage(),
         "seed": run.seed,
         "config": run.config,
     }
@@ -36,18 +33,4 @@ def describe_set(dataset: DistilledDataset) -> dict[str, Any]:
         "checksum": dataset.checksum(),
         "iteration": dataset.metadata.get("iteration"),
         "trajectories": origin.get("id"),
-    }
-
-
-def _trajectories(run: Run, store: TrajectoryStore) -> dict[str, Any]:
-    data = store.metadata.get("data") or {}
-    experts = experts_to_distil(run, store)
-    imported = {str(expert): store.summary(expert).get("source") for expert in experts}
-    return {
-        "id": store.id,
-        "folder": str(store.folder),
-        "experts": experts,
-        "sources": {expert: source for expert, source in imported.items() if source},
-        "data": {key: data.get(key) for key in ("name", "fingerprint")},
-        **{key: store.metadata.get(key) for key in _OF_STORE},
     }

@@ -13,7 +13,7 @@ from ast_lightning.commands.run import Run
 from ast_lightning.compilation import Compilation, choose_compilation, keep_compiled_code
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import FunctionalNetwork
-from ast_lightning.parallel.devices import device_type, devices_of
+from ast_lightning.parallel.devices import device_type
 from ast_lightning.storage.files import read_json, write_json
 from ast_lightning.storage.provenance import versions
 from ast_lightning.terminal import say
@@ -22,8 +22,6 @@ PASSES_OF_AN_EXPERT_STEP = 9
 """Forward passes' worth of operations in an expert's step with gradient penalty."""
 PASSES_OF_A_PLAIN_STEP = 3
 """The same without penalty."""
-PASSES_OF_AN_INNER_STEP = 11
-"""The same of an inner step of the student, its way back included."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's <malloc.h>
 
@@ -68,23 +66,20 @@ def compile_experts(run: Run) -> Compilation:
     )
 
 
-def compile_student(run: Run, images: int) -> Compilation:
+def compile_student(run: Run, forward_passes: int, never: str | None = None) -> Compilation:
     """The choice for distillation.
 
     Args:
         run: with its data set up.
-        images: N, of the synthetic set.
+        forward_passes: of an image, in the whole run.
+        never: why the method is never compiled as configured; None where it can be.
 
     Raises:
-        ConfigurationError: ``compile=true`` where the engine is never compiled, or nothing here can compile.
+        ConfigurationError: ``compile=true`` where it is never compiled, or nothing here can compile.
     """
-    settings = run.distill
-    never = "distill.engine=autograd is not compiled" if settings.engine == "autograd" else None
     if never and run.config["compile"] is True:
-        raise ConfigurationError("compile", "true", never, "leave it out, or take distill.engine=adjoint")
-    windows = settings.windows_of_a_device(devices_of(run.config["trainer"]))
-    trained = settings.max_steps * windows * settings.syn_steps * (settings.batch_syn or images)
-    return _choose(run, trained * PASSES_OF_AN_INNER_STEP, never)
+        raise ConfigurationError("compile", "true", never, "leave it out")
+    return _choose(run, forward_passes, never)
 
 
 def describe_machine(compilation: Compilation, processes: int) -> dict[str, Any]:

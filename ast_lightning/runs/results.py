@@ -7,38 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from ast_lightning.commands.run import Run
-from ast_lightning.commands.stores import experts_to_distil
+from ast_lightning.distillation import Context
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.storage.checksums import bytes_checksum, seal, unseal
+from ast_lightning.storage.checksums import seal, unseal
 from ast_lightning.storage.files import read_json, write_json
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.terminal import say
-from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.records import first_difference
 
-Materials = dict[str, Any]
+Inputs = dict[str, Any]
 
 
-def materials_of(run: Run, store: TrajectoryStore) -> Materials:
-    """What the values of a distillation come from beside its settings, which name folders: what was in them.
+def inputs_of(run: Run, context: Context) -> Inputs:
+    """What a distillation is made from beside its settings, which name folders: what was in them.
 
     Returns:
-        ``experts``, how many; ``trajectories``, a checksum of all their snapshots; ``warm_start``, that of the set.
+        What the method names (trajectory matching: ``experts``, ``trajectories``), and ``warm_start``, the checksum of
+        the set.
 
     Raises:
         ConfigurationError: some of it is missing or damaged.
     """
-    snapshots = [sorted(store.record(expert).snapshots.items()) for expert in experts_to_distil(run, store)]
-    found: Materials = {
-        "experts": len(snapshots),
-        "trajectories": bytes_checksum(json.dumps(snapshots).encode())[:16],
-    }
+    found: Inputs = run.method.inputs(run.distill, context)
     if run.distill.warm_start:
         found["warm_start"] = load_distilled(run.distill.warm_start, "distill.warm_start").checksum()
     return found
 
 
-def write_result(folder: Path, iteration: int, metrics: dict[str, float], run: Run, materials: Materials) -> None:
+def write_result(folder: Path, iteration: int, metrics: dict[str, float], run: Run, inputs: Inputs) -> None:
     """Write ``result.json``.
 
     Args:
@@ -46,13 +42,13 @@ def write_result(folder: Path, iteration: int, metrics: dict[str, float], run: R
         iteration: how many it has had.
         metrics: what the evaluation after them found.
         run: what was configured.
-        materials: see :func:`materials_of`.
+        inputs: see :func:`inputs_of`.
     """
-    content = {"iteration": iteration, "metrics": metrics, "materials": materials, "config": run.config}
+    content = {"iteration": iteration, "metrics": metrics, "materials": inputs, "config": run.config}
     write_json(folder / "result.json", seal(json.loads(json.dumps(content))))  # sealed as it will be read
 
 
-def finished_result(run: Run) -> dict[str, Any] | None:
+def finished_result(run: Run, context: Context) -> dict[str, Any] | None:
     """The result of this run where it has as many iterations; one that does not fit the images is made again.
 
     Raises:
@@ -68,7 +64,7 @@ def finished_result(run: Run) -> dict[str, Any] | None:
         return None
     if iteration_of(folder / "synthetic" / "last") != iteration:
         return None
-    _check_materials(run, folder, made_from)
+    _check_inputs(run, context, folder, made_from)
     check_length(run, iteration)
     _check_protocol(run, result["config"])
     return result
@@ -120,9 +116,9 @@ def iteration_of(dataset: Path) -> int | None:
     return int(iteration) if isinstance(iteration, int) else None
 
 
-def _check_materials(run: Run, folder: Path, made_from: Materials) -> None:
+def _check_inputs(run: Run, context: Context, folder: Path, made_from: Inputs) -> None:
     try:
-        there = materials_of(run, TrajectoryStore.open(run.experts_folder()))
+        there = inputs_of(run, context)
     except ConfigurationError:
         return  # they may have been deleted since
     difference = first_difference(made_from, there)

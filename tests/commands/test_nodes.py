@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ast_lightning.commands.run import Run
-from ast_lightning.distillation import choose_window
+from ast_lightning.distillation.trajectory_matching import choose_window
 from ast_lightning.trajectories import TrajectoryStore
 
 from .conftest import ROOT, SMALL, Command, run_of

@@ -12,7 +12,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from ast_lightning.data import LabelledImages, SiameseAugmentation
-from ast_lightning.distillation import DistillModule, TrajectoryMatchingSettings, TrajectoryWindows
+from ast_lightning.distillation import DistillModule, TrajectoryMatching, TrajectoryMatchingSettings
 from ast_lightning.evaluation import EvaluationSettings, NetworkEvaluator
 from ast_lightning.networks import ConvNet, build_network, describe_network
 from ast_lightning.trajectories import TrajectoryStore
@@ -123,19 +123,9 @@ def make_module(
         evaluator: NetworkEvaluator | None = None,
     ) -> DistillModule:
         images, labels = synthetic_set
-        windows = TrajectoryWindows(
-            store, expert_epochs=settings.expert_epochs, max_start_epoch=settings.max_start_epoch, seed=seed
-        )
-        return DistillModule(
-            network,
-            images.to(dtype),
-            labels,
-            windows,
-            settings,
-            augmentation=SiameseAugmentation(FAMILIES),
-            evaluator=evaluator,
-            seed=seed,
-        )
+        method = TrajectoryMatching(settings, network, store, augmentation=SiameseAugmentation(FAMILIES), seed=seed)
+        synthetic = method.synthetic_set(images.to(dtype), labels, settings.lr_teacher)
+        return DistillModule(synthetic, method, evaluator=evaluator)
 
     return make
 

@@ -16,7 +16,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from ast_lightning.data import LabelledImages, SiameseAugmentation
-from ast_lightning.distillation import DistillModule, TrajectoryMatchingSettings, TrajectoryWindows
+from ast_lightning.distillation import DistillModule, TrajectoryMatching, TrajectoryMatchingSettings
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import EvaluationSettings, NetworkEvaluator
 from ast_lightning.networks import ConvNet
@@ -43,36 +43,26 @@ def network() -> ConvNet:
 def make_module(store: TrajectoryStore, settings: TrajectoryMatchingSettings, networks: int) -> DistillModule:
     images = torch.randn(2 * CLASSES, 3, 8, 8, generator=torch.Generator().manual_seed(7))
     labels = torch.arange(CLASSES).repeat_interleave(2)
-    windows = TrajectoryWindows(
-        store, expert_epochs=settings.expert_epochs, max_start_epoch=settings.max_start_epoch, seed=5
-    )
+    families = SiameseAugmentation("color_crop_cutout_flip_scale_rotate")
+    method = TrajectoryMatching(settings, network, store, augmentation=families, seed=5)
     evaluator = None
     if networks:
         real = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(8))
         splits = {"test": LabelledImages(real, torch.arange(60) % CLASSES)}
         evaluator = NetworkEvaluator(network, EvaluationSettings(networks=networks, epochs=2), splits, seed=3)
-    return DistillModule(
-        network,
-        images,
-        labels,
-        windows,
-        settings,
-        augmentation=SiameseAugmentation("color_crop_cutout_flip_scale_rotate"),
-        evaluator=evaluator,
-        seed=5,
-    )
+    synthetic = method.synthetic_set(images, labels, settings.lr_teacher)
+    return DistillModule(synthetic, method, evaluator=evaluator)
 
 
 def alone(store: TrajectoryStore, part: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The gradients of X and α of each window by itself, with no Trainer."""
     settings = TrajectoryMatchingSettings(**part["settings"])
     module = make_module(store, settings, 0).double()
-    windows = TrajectoryWindows(
-        store, expert_epochs=settings.expert_epochs, max_start_epoch=settings.max_start_epoch, seed=5
-    )
+    method = module.method
+    assert isinstance(method, TrajectoryMatching)
     found = []
     for index in range(part["alone"]):
-        loss, _ = module.match(windows.window(index))
+        loss, _ = method.loss(method.windows.window(index), module.synthetic)
         found.append(torch.cat([each.flatten() for each in torch.autograd.grad(loss, list(module.parameters()))]))
     return {"gradients": torch.stack(found)}
 
@@ -107,8 +97,8 @@ def fit(store: TrajectoryStore, folder: Path, part: dict[str, Any]) -> dict[str,
     except ConfigurationError as error:
         return {"refused": torch.tensor(list(str(error).encode()))}
     return {
-        "images": module.images.detach(),
-        "rate": module.learning_rate.detach(),
+        "images": module.synthetic.images.detach(),
+        "rate": module.synthetic.learning_rate.detach(),
         "gradients": torch.stack(gradients.seen),
         **{name: value.detach().clone() for name, value in trainer.callback_metrics.items()},
     }

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ast_lightning.data import SiameseAugmentation
-from ast_lightning.distillation import InnerProblem, unroll
+from ast_lightning.distillation.trajectory_matching import InnerProblem, unroll
 from ast_lightning.distillation.trajectory_matching.adjoint import StepBatch
 from ast_lightning.networks import ConvNet, FunctionalNetwork
 from ast_lightning.randomness import keyed_generator
@@ -67,7 +67,7 @@ def gradients(factory: Any, *, engine: str, count: int = 5, size: int = 4, seed:
     theta = network.initial_parameters(seed).double()
     problem = InnerProblem(network)
     batch = batches(count, size, seed)
-    matched = unroll(problem, theta, images, labels, batch, learning_rate, engine=engine, **options)
+    matched = unroll(problem, theta, (images, labels), batch, learning_rate, engine=engine, **options)
     weights = {k: torch.randn(theta.shape, generator=generator, dtype=theta.dtype) for k in sorted(matched)}
     outer = sum((weights[k] * matched[k].tanh()).sum() for k in matched)
     inputs = [images, learning_rate, *([labels] if soft else [])]
@@ -126,7 +126,7 @@ def test_finite_differences(recompute: bool, momentum: float) -> None:
     def student(images: Tensor, labels: Tensor, learning_rate: Tensor) -> tuple[Tensor, ...]:
         options: dict[str, Any] = {"steps": 4, "momentum": momentum, "loss_scale": 1.3, "match_at": [2, 4]}
         batch = batches(3, 2, 0)
-        matched = unroll(network, theta, images, labels, batch, learning_rate, recompute=recompute, **options)
+        matched = unroll(network, theta, (images, labels), batch, learning_rate, recompute=recompute, **options)
         return matched[2], matched[4]
 
     images = torch.randn(3, 2, 4, 4, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -147,7 +147,7 @@ def test_finite_differences_through_normalisations(normalization: Callable[[], n
 
     def student(images: Tensor, learning_rate: Tensor) -> Tensor:
         options: dict[str, Any] = {"steps": 3, "momentum": 0.9, "match_at": [3]}
-        return unroll(network, theta, images, labels, lambda k, x, y: (x, y), learning_rate, **options)[3]
+        return unroll(network, theta, (images, labels), lambda k, x, y: (x, y), learning_rate, **options)[3]
 
     images = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     learning_rate = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
@@ -165,7 +165,7 @@ def test_only_what_is_asked_for() -> None:
     def outer(by_images: bool, by_rate: bool) -> tuple[Tensor, Tensor, Tensor]:
         images = data.clone().requires_grad_(by_images)
         rate = torch.tensor(0.3, dtype=torch.float64, requires_grad=by_rate)
-        matched = unroll(network, theta, images, labels, batches(4, 3, 0), rate, steps=3, match_at=[3])[3]
+        matched = unroll(network, theta, (images, labels), batches(4, 3, 0), rate, steps=3, match_at=[3])[3]
         return matched.square().sum(), images, rate
 
     total, images, rate = outer(True, True)
@@ -186,10 +186,10 @@ def test_a_step_is_made_again_from_the_same_draws() -> None:
 
     images = torch.ones(1, 2, 4, 4, requires_grad=True)
     theta, labels, rate = network.initial_parameters(0), torch.tensor([1]), torch.tensor(0.1)
-    unroll(network, theta, images, labels, batch, rate, steps=5, match_at=[5])[5].sum().backward()
+    unroll(network, theta, (images, labels), batch, rate, steps=5, match_at=[5])[5].sum().backward()
     assert asked == [0, 1, 2, 3, 4, 4, 3, 2, 1, 0]
     asked.clear()
-    matched = unroll(network, theta, images, labels, batch, rate, steps=5, match_at=[5], recompute=True)
+    matched = unroll(network, theta, (images, labels), batch, rate, steps=5, match_at=[5], recompute=True)
     matched[5].sum().backward()
     assert asked == [0, 1, 2, 3, 4, *(3, 4), 4, 3, *(0, 1, 2), 2, 1, 0]  # segments 0–2 and 3–4
 
@@ -198,7 +198,7 @@ def test_a_second_derivative_is_refused() -> None:
     network = FunctionalNetwork(small)
     images = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
     theta, labels, rate = network.initial_parameters(0), torch.tensor([0, 1]), torch.tensor(0.1)
-    matched = unroll(network, theta, images, labels, lambda k, x, y: (x, y), rate, steps=2, match_at=[2])
+    matched = unroll(network, theta, (images, labels), lambda k, x, y: (x, y), rate, steps=2, match_at=[2])
     (first,) = torch.autograd.grad(matched[2].square().sum(), images, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
@@ -210,7 +210,7 @@ def test_matched_parameters_may_be_changed_in_place() -> None:
     seen = []
     for spoil in (False, True):
         images = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
-        matched = unroll(network, theta, images, labels, lambda k, x, y: (x, y), rate, steps=3, match_at=[2, 3])
+        matched = unroll(network, theta, (images, labels), lambda k, x, y: (x, y), rate, steps=3, match_at=[2, 3])
         total = matched[3].sum() + matched[2].square().sum().detach()
         if spoil:
             with torch.no_grad():
@@ -229,7 +229,7 @@ def test_float32_errors_are_no_larger_than_those_of_autograd() -> None:
         images = data.to(dtype, copy=True).requires_grad_()
         theta, rate = network.initial_parameters(0).to(dtype), torch.tensor(0.01, dtype=dtype)
         options: dict[str, Any] = {"steps": 3, "momentum": 0.9, "match_at": [3], "engine": engine}
-        matched = unroll(network, theta, images, labels, lambda k, x, y: (x, y), rate, **options)[3]
+        matched = unroll(network, theta, (images, labels), lambda k, x, y: (x, y), rate, **options)[3]
         (found,) = torch.autograd.grad((matched - theta).square().sum(), images)
         return found.double()
 

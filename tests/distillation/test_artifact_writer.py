@@ -52,7 +52,7 @@ def test_last_and_best_point_to_their_steps_and_the_others_go(module: DistillMod
     history += [(50, 60.0, 50, [50])]
     for step, accuracy, best, kept in history:
         with torch.no_grad():
-            module.images.fill_(step)
+            module.synthetic.images.fill_(step)
         writer.on_validation_end(evaluated(step, validation_accuracy=accuracy, test_accuracy=99.0 - step), module)
         assert steps_on_disk(tmp_path / "set") == [f"step_{each:06d}" for each in kept]
         assert (tmp_path / "set" / "last").resolve().name == f"step_{step:06d}"
@@ -150,11 +150,11 @@ def test_in_a_fit_it_writes_what_was_evaluated(
     trainer.fit(module)
     written = load_distilled(tmp_path / "set" / "last")
     assert written.metadata["iteration"] == 2
-    assert not torch.equal(written.images, module.images)  # those of iteration 3, which no one has evaluated
+    assert not torch.equal(written.images, module.synthetic.images)  # those of iteration 3, which no one has evaluated
     trainer.validate(module, verbose=False)
     written = load_distilled(tmp_path / "set" / "last")
     assert written.metadata["iteration"] == 3
-    assert torch.equal(written.images, module.images)
+    assert torch.equal(written.images, module.synthetic.images)
     found = [evaluator.run([index], lambda _: module.training_set(), torch.device("cpu")) for index in range(2)]
     for split in ("test", "validation"):
         mean = sum(each[split][0] for each in found) / 2

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from ast_lightning.compilation import Compilation
-from ast_lightning.distillation import InnerProblem, unroll
+from ast_lightning.distillation.trajectory_matching import InnerProblem, unroll
 from ast_lightning.distillation.trajectory_matching.inner import Products, forward_mode_is_exact
 from ast_lightning.networks import ConvNet, FunctionalNetwork
 
@@ -74,7 +74,7 @@ def test_whole_unroll_with_hard_labels(problems: tuple[InnerProblem, InnerProble
         theta, data, _, _ = inputs(4)
         images, rate = data.requires_grad_(), torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
         options: dict[str, Any] = {"steps": 4, "momentum": 0.9, "loss_scale": 1.3, "match_at": [2, 4], "engine": engine}
-        matched = unroll(problem, theta, images, labels, lambda k, x, y: (x.roll(k, 3), y), rate, **options)
+        matched = unroll(problem, theta, (images, labels), lambda k, x, y: (x.roll(k, 3), y), rate, **options)
         outer = matched[2].square().sum() + matched[4].tanh().sum()
         return [*(each.detach() for each in matched.values()), *torch.autograd.grad(outer, (images, rate))]
 

@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from ast_lightning.callbacks import ArtifactWriter
 from ast_lightning.data import SiameseAugmentation
-from ast_lightning.distillation import DistillModule, TrajectoryMatchingSettings
+from ast_lightning.distillation import DistillModule, SyntheticSet, TrajectoryMatchingSettings
 from ast_lightning.errors import ConfigurationError, DistillationDiverged
 from ast_lightning.evaluation import NetworkEvaluator
 from ast_lightning.networks import ConvNet
@@ -176,8 +176,8 @@ def test_iterations_equal_the_plain_loop(
     # directions of the perturbation have float32 accuracy in both computations
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-6, "atol": 1e-7}
     assert (plain.images - images).abs().max() > 1e-2
-    torch.testing.assert_close(module.images.detach(), plain.images, **tolerance)
-    torch.testing.assert_close(module.learning_rate.detach(), plain.rate, **tolerance)
+    torch.testing.assert_close(module.synthetic.images.detach(), plain.images, **tolerance)
+    torch.testing.assert_close(module.synthetic.learning_rate.detach(), plain.rate, **tolerance)
     assert (float(plain.rate) == settings.lr_teacher) == (not settings.learn_lr)
 
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -197,12 +197,12 @@ def test_images_and_learning_rate_are_the_only_parameters(
 ) -> None:
     store = make_store(experts=1)
     learned = make_module(store, ast_settings())
-    assert {name for name, _ in learned.named_parameters()} == {"images", "learning_rate"}
-    assert {name for name, _ in learned.named_buffers()} == {"labels"}
-    assert list(learned.children()) == []
+    assert {name for name, _ in learned.named_parameters()} == {"synthetic.images", "synthetic.learning_rate"}
+    assert {name for name, _ in learned.named_buffers()} == {"synthetic.labels"}
+    assert list(learned.children()) == [learned.synthetic]
     fixed = make_module(store, ast_settings(learn_lr=False))
-    assert {name for name, _ in fixed.named_parameters()} == {"images"}
-    assert {name for name, _ in fixed.named_buffers()} == {"labels", "learning_rate"}
+    assert {name for name, _ in fixed.named_parameters()} == {"synthetic.images"}
+    assert {name for name, _ in fixed.named_buffers()} == {"synthetic.labels", "synthetic.learning_rate"}
 
 
 def test_a_window_leaves_no_graph_behind_for_the_next(
@@ -210,17 +210,17 @@ def test_a_window_leaves_no_graph_behind_for_the_next(
 ) -> None:
     settings = ast_settings(max_steps=2, windows_per_step=3)
     module = make_module(make_store(), settings)
-    match = module.match
+    match = module.method.loss
 
-    def watched(window: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def watched(window: Any, synthetic: SyntheticSet) -> tuple[Tensor, dict[str, Tensor]]:
         alive.append(sum(each() is not None for each in earlier))
-        loss, found = match(window)
+        loss, found = match(window, synthetic)
         earlier.append(weakref.ref(loss))
         return loss, found
 
     alive: list[int] = []
     earlier: list[weakref.ref[Tensor]] = []
-    monkeypatch.setattr(module, "match", watched)
+    monkeypatch.setattr(module.method, "loss", watched)
     make_trainer(settings).fit(module)
     assert alive == [0] * 6
 
@@ -246,11 +246,11 @@ def test_a_spoilt_snapshot_stops_the_run_and_spares_the_images(
     store = make_store(experts=1, spoil={(0, epoch): value for epoch in (3, 4, 5)})
     settings = ast_settings()
     module = make_module(store, settings)
-    with pytest.raises(DistillationDiverged, match=r"iteration 0: the matching loss is .*lower distill\.lr_img") as it:
+    with pytest.raises(DistillationDiverged, match=r"iteration 0: the loss is .*lower distill\.lr_img") as it:
         make_trainer(settings).fit(module)
     assert it.value.iteration == 0
-    assert torch.equal(module.images.detach(), synthetic_set[0])
-    assert float(module.learning_rate.detach()) == pytest.approx(settings.lr_teacher)
+    assert torch.equal(module.synthetic.images.detach(), synthetic_set[0])
+    assert float(module.synthetic.learning_rate.detach()) == pytest.approx(settings.lr_teacher)
 
 
 def test_divergence_keeps_the_images_of_the_last_good_iteration(
@@ -265,8 +265,8 @@ def test_divergence_keeps_the_images_of_the_last_good_iteration(
     with pytest.raises(DistillationDiverged, match=r"lower distill\.lr_img \(1e\+30\)") as caught:
         make_trainer(settings).fit(module)
     assert caught.value.iteration == 1
-    assert module.images.isfinite().all()
-    assert torch.equal(module.images, first.images)
+    assert module.synthetic.images.isfinite().all()
+    assert torch.equal(module.synthetic.images, first.synthetic.images)
 
 
 def test_a_learning_rate_below_zero_stops_before_anything_is_saved(
@@ -282,7 +282,6 @@ def test_a_learning_rate_below_zero_stops_before_anything_is_saved(
     with pytest.raises(DistillationDiverged, match=r"student learning rate became -.*lower distill\.lr_lr") as caught:
         make_trainer(settings, writer).fit(module)
     assert caught.value.iteration == 0
-    assert module.evaluated_at is None
     assert not (tmp_path / "synthetic").exists()
 
 
@@ -321,7 +320,6 @@ def test_validation_is_the_evaluator_on_the_current_set(
     module = make_module(make_store(), settings, evaluator=evaluator)
     trainer: Trainer = make_trainer(settings)
     trainer.fit(module)
-    assert module.evaluated_at == 1
     found = [evaluator.run([index], lambda _: module.training_set(), torch.device("cpu")) for index in range(3)]
     for split in ("test", "validation"):
         values = torch.tensor([each[split][0] for each in found], dtype=torch.float64)

@@ -39,8 +39,8 @@ def momenta(trainer: Trainer) -> list[torch.Tensor]:
 
 def same(one: tuple[DistillModule, Trainer], other: tuple[DistillModule, Trainer]) -> None:
     assert one[1].global_step == other[1].global_step
-    assert torch.equal(one[0].images, other[0].images)
-    assert torch.equal(one[0].learning_rate, other[0].learning_rate)
+    assert torch.equal(one[0].synthetic.images, other[0].synthetic.images)
+    assert torch.equal(one[0].synthetic.learning_rate, other[0].synthetic.learning_rate)
     left, right = momenta(one[1]), momenta(other[1])
     assert len(left) == len(right) == 2
     assert all(torch.equal(a, b) and a.abs().sum() > 0 for a, b in zip(left, right, strict=True))
@@ -61,7 +61,7 @@ def run(
         module = make_module(store, settings, evaluator=make_evaluator("test"))
         if resume:
             with torch.no_grad():
-                module.images.zero_()
+                module.synthetic.images.zero_()
         trainer = make_trainer(settings, checkpoints(tmp_path / name), *callbacks, enable_checkpointing=True)
         torch.manual_seed(len(name))  # global random state must not matter
         trainer.fit(module, ckpt_path=resume, weights_only=True)
@@ -76,13 +76,12 @@ def test_three_steps_and_three_more_are_six(
     whole, first, second = validation_steps(), validation_steps(), validation_steps()
     uninterrupted = run("whole", whole, max_steps=6, eval_every=3)
     half = run("parts", first, max_steps=3, eval_every=3)
-    assert not torch.equal(half[0].images, uninterrupted[0].images)
+    assert not torch.equal(half[0].synthetic.images, uninterrupted[0].synthetic.images)
     state = tmp_path / "parts" / "checkpoints" / "last.ckpt"
     resumed = run("parts", second, max_steps=6, eval_every=3, resume=state)
     same(uninterrupted, resumed)
     assert whole.steps == [3, 6]
     assert (first.steps, second.steps) == ([3], [6])
-    assert resumed[0].evaluated_at == 6
 
 
 def test_a_killed_run_goes_on_from_its_last_evaluation(
@@ -102,9 +101,8 @@ def test_a_killed_run_goes_on_from_its_last_evaluation(
 def test_evaluation_does_not_touch_distillation(run: Callable[..., tuple[DistillModule, Trainer]]) -> None:
     often, _ = run("often", max_steps=4, eval_every=1)
     never, _ = run("never", max_steps=4, eval_every=100)
-    assert (often.evaluated_at, never.evaluated_at) == (4, None)
-    assert torch.equal(often.images, never.images)
-    assert torch.equal(often.learning_rate, never.learning_rate)
+    assert torch.equal(often.synthetic.images, never.synthetic.images)
+    assert torch.equal(often.synthetic.learning_rate, never.synthetic.learning_rate)
 
 
 def test_the_last_images_can_be_validated_after_the_fit(
@@ -115,4 +113,3 @@ def test_the_last_images_can_be_validated_after_the_fit(
     module, trainer = run("odd", seen, max_steps=3, eval_every=2)
     trainer.validate(module, verbose=False)
     assert seen.steps == [2, 3]
-    assert module.evaluated_at == 3

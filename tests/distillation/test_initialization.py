@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from ast_lightning.config.distill import DistillSettings
 from ast_lightning.data import LabelledImages
-from ast_lightning.distillation import check_ipc, initial_images, representatives
+from ast_lightning.data.selection import check_ipc, representatives
+from ast_lightning.distillation import initial_images
 from ast_lightning.errors import ConfigurationError
 
 NAMES = ("ant", "bee", "cat")
@@ -28,6 +31,10 @@ def real() -> LabelledImages:
     labels = torch.cat([torch.full((count,), label) for label, count in enumerate((20, 25, 14))])
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     return LabelledImages(normal(len(labels), 2, 4, 4, seed=1), labels[order])
+
+
+def initial(init: str, real: LabelledImages, ipc: int, clusters: int = 10, **options: Any) -> tuple[Tensor, Tensor]:
+    return initial_images(DistillSettings(ipc=ipc, init=init, init_clusters=clusters), real, NAMES, **options)
 
 
 def two_logits(images: Tensor) -> Tensor:
@@ -100,7 +107,7 @@ def test_identical_samples_are_told_apart_by_index(distinct: int) -> None:
 @pytest.mark.parametrize("init", ["real", "representative"])
 @pytest.mark.parametrize("ipc", [1, 10, 13])
 def test_images_are_distinct_real_ones_of_their_class(real: LabelledImages, init: str, ipc: int) -> None:
-    images, labels = initial_images(init, real, NAMES, ipc, seed=5, logits=two_logits)
+    images, labels = initial(init, real, ipc, seed=5, expert=lambda: two_logits)
     assert images.shape == (3 * ipc, 2, 4, 4)
     assert labels.tolist() == [label for label in range(3) for _ in range(ipc)]
     where = (images[:, None] == real.images[None]).flatten(2).all(2)
@@ -112,13 +119,15 @@ def test_images_are_distinct_real_ones_of_their_class(real: LabelledImages, init
 
 def test_images_are_a_copy(real: LabelledImages) -> None:
     before = real.images.clone()
-    images, _ = initial_images("real", real, NAMES, 2, seed=5)
+    images, _ = initial("real", real, 2, seed=5)
     images.zero_()
     assert torch.equal(real.images, before)
 
 
 def test_representative_images_are_nearest_in_the_logits_of_their_class(real: LabelledImages) -> None:
-    images, labels = initial_images("representative", real, NAMES, 3, seed=0, logits=two_logits, clusters=1)
+    images, labels = initial_images(
+        DistillSettings(ipc=3, init="representative", init_clusters=1), real, NAMES, seed=0, expert=lambda: two_logits
+    )
     for label in range(3):
         members = real.images[real.labels == label]
         features = two_logits(members)
@@ -127,25 +136,25 @@ def test_representative_images_are_nearest_in_the_logits_of_their_class(real: La
 
 
 def test_random_real_images_depend_on_the_seed(real: LabelledImages) -> None:
-    first, again, other = (initial_images("real", real, NAMES, 5, seed=seed)[0] for seed in (1, 1, 2))
+    first, again, other = (initial("real", real, 5, seed=seed)[0] for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_noise_is_standard_normal_and_needs_no_real_image(real: LabelledImages) -> None:
-    images, labels = initial_images("noise", real, NAMES, 40, seed=1)
+    images, labels = initial("noise", real, 40, seed=1)
     assert images.shape == (120, 2, 4, 4)
     assert torch.bincount(labels).tolist() == [40, 40, 40]
     assert float(images.mean()) == pytest.approx(0, abs=0.06)
     assert float(images.std()) == pytest.approx(1, abs=0.06)
-    assert not torch.equal(images, initial_images("noise", real, NAMES, 40, seed=2)[0])
+    assert not torch.equal(images, initial("noise", real, 40, seed=2)[0])
 
 
 @pytest.mark.parametrize("init", ["real", "representative"])
 def test_more_images_than_the_smallest_class_holds(real: LabelledImages, init: str) -> None:
-    assert len(initial_images(init, real, NAMES, 14, seed=0, logits=two_logits)[0]) == 42
+    assert len(initial(init, real, 14, seed=0, expert=lambda: two_logits)[0]) == 42
     with pytest.raises(ConfigurationError, match=r"distill\.ipc=15: class 'cat' has only 14"):
-        initial_images(init, real, NAMES, 15, seed=0, logits=two_logits)
+        initial(init, real, 15, seed=0, expert=lambda: two_logits)
 
 
 def test_a_class_without_images_is_named() -> None:
@@ -155,6 +164,6 @@ def test_a_class_without_images_is_named() -> None:
 
 def test_refusals(real: LabelledImages) -> None:
     with pytest.raises(ConfigurationError, match=r"distill\.init=gaussian.*representative, real, noise"):
-        initial_images("gaussian", real, NAMES, 1, seed=0)
-    with pytest.raises(ValueError, match="logits"):
-        initial_images("representative", real, NAMES, 1, seed=0)
+        initial("gaussian", real, 1, seed=0)
+    with pytest.raises(ConfigurationError, match=r"distill\.init=representative: it needs a trained expert"):
+        initial("representative", real, 1, seed=0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ast_lightning.data import SiameseAugmentation
-from ast_lightning.distillation import DistillModule, TrajectoryMatchingSettings, TrajectoryWindows
+from ast_lightning.distillation import DistillModule, TrajectoryMatching, TrajectoryMatchingSettings
 from ast_lightning.networks import ConvNet
 from ast_lightning.trajectories import TrajectoryStore
 
@@ -22,22 +22,23 @@ MakeModule = Callable[..., DistillModule]
 @pytest.fixture
 def module_of(network: Callable[[], ConvNet], make_store: Callable[..., TrajectoryStore]) -> MakeModule:
     """A module over N images, image n filled with n + 1 and labelled n."""
-    windows = TrajectoryWindows(make_store(experts=1, epochs=3), expert_epochs=1, max_start_epoch=1)
+    store = make_store(experts=1, epochs=3)
 
     def make(count: int, batch: int | None, *, augment: bool = False, seed: int = 0) -> DistillModule:
         images = torch.arange(1.0, count + 1).view(-1, 1, 1, 1).expand(count, 3, 8, 8)
         chosen = TrajectoryMatchingSettings(batch_syn=batch, expert_epochs=1, max_start_epoch=1, augment=augment)
         augmentation = SiameseAugmentation("color_crop_cutout_flip_scale_rotate")
-        return DistillModule(
-            network, images, torch.arange(count), windows, chosen, augmentation=augmentation, seed=seed
-        )
+        method = TrajectoryMatching(chosen, network, store, augmentation=augmentation, seed=seed)
+        return DistillModule(method.synthetic_set(images, torch.arange(count), 0.01), method)
 
     return make
 
 
 def batches(module: DistillModule, window: int) -> Callable[[int], tuple[Tensor, Tensor]]:
-    batch = module.inner_batches(window)
-    return lambda step: batch(step, module.images, module.labels)
+    method, synthetic = module.method, module.synthetic
+    assert isinstance(method, TrajectoryMatching)
+    batch = method.inner_batches(window, synthetic)
+    return lambda step: batch(step, *synthetic.tensors()[:-1])
 
 
 def rows(batch: tuple[Tensor, Tensor]) -> list[int]:
@@ -93,7 +94,7 @@ def test_order_depends_on_seed_and_window_alone(module_of: MakeModule) -> None:
 def test_augmentation_replays_and_varies_by_step_and_window(module_of: MakeModule) -> None:
     module = module_of(6, None, augment=True)
     with torch.no_grad():  # one picture six times: only the draws can tell two batches apart
-        module.images.copy_(torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0)))
+        module.synthetic.images.copy_(torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(0)))
     seen: dict[tuple[int, int], Tensor] = {}
     for window in range(4):
         batch = batches(module, window)
@@ -117,5 +118,5 @@ def test_gradients_pass_through_batch_and_augmentation(module_of: MakeModule) ->
     batch = batches(module, 1)
     total = sum(batch(step)[0].square().sum() for step in range(2))
     assert isinstance(total, Tensor)
-    (gradient,) = torch.autograd.grad(total, module.images)
+    (gradient,) = torch.autograd.grad(total, module.synthetic.images)
     assert (gradient.flatten(1).abs().sum(1) > 0).all()

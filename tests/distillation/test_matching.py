@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ast_lightning.distillation import (
+from ast_lightning.distillation.trajectory_matching import (
     balance_factor,
     intermediate_weight,
     matching_loss,

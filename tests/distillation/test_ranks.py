@@ -29,9 +29,8 @@ BASE: dict[str, Any] = {
 }  # fmt: skip
 PARTS: dict[str, Any] = {
     "windows": {"settings": {**BASE, "max_steps": 20, "windows_per_step": 6}},
-    "one_each": {"settings": {**BASE, "max_steps": 1}},
     "batch": {"settings": {**BASE, "split": "batch", "windows_per_step": 2, "recompute": True}},
-    "tiny_batch": {"settings": {**BASE, "split": "batch", "batch_syn": 1, "max_steps": 2}},
+    "tiny_batch": {"settings": {**BASE, "batch_syn": 1, "max_steps": 2}},  # one window: split by itself
     "odd": {"settings": {**BASE, "windows_per_step": 5, "split": "windows"}},
     "evaluated": {"settings": {**BASE, "max_steps": 1, "eval_every": 1, "windows_per_step": 6}, "networks": 2},
 }
@@ -65,13 +64,17 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[Results]
     """By number of ranks, what each rank found."""
     folder = tmp_path_factory.mktemp("ranks")
     make_trajectories(folder / "store", network)
-    single = {name: part for name, part in PARTS.items() if name not in ("one_each", "odd")}
+    single = {name: part for name, part in PARTS.items() if name != "odd"}
     single["alone"] = {"settings": BASE, "alone": 3}
     return {
         1: run_ranks(folder / "one", 1, single),
-        2: run_ranks(folder / "two", 2, PARTS),
-        3: run_ranks(folder / "three", 3, PARTS),
+        **{ranks: run_ranks(folder / str(ranks), ranks, parts_of(ranks)) for ranks in (2, 3)},
     }
+
+
+def parts_of(ranks: int) -> dict[str, Any]:
+    each = {"settings": {**BASE, "max_steps": 1, "windows_per_step": ranks}}
+    return {**PARTS, "one_each": each}
 
 
 SEVERAL = pytest.mark.parametrize("ranks", [2, 3])
@@ -140,9 +143,10 @@ def test_students_with_batch_normalisation_cannot_be_split() -> None:
 
 
 @pytest.mark.parametrize(
-    ("windows", "split", "devices", "own"), [(None, "windows", 4, 1), (8, "windows", 4, 2), (3, "batch", 4, 3)]
+    ("windows", "split", "devices", "own"),
+    [(4, "windows", 4, 1), (8, "auto", 4, 2), (3, "batch", 4, 3), (3, "auto", 4, 3)],
 )
-def test_windows_of_a_device(windows: int | None, split: str, devices: int, own: int) -> None:
+def test_windows_of_a_device(windows: int, split: str, devices: int, own: int) -> None:
     settings = TrajectoryMatchingSettings(windows_per_step=windows, split=split)
     assert settings.windows_of_a_device(devices) == own
     assert settings.windows_of_a_device(1) == settings.windows_per_step

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ast_lightning.config.distill import ENGINES
-from ast_lightning.distillation import unroll
+from ast_lightning.distillation.trajectory_matching import unroll
 from ast_lightning.networks import ConvNet, FunctionalNetwork
 
 pytestmark = pytest.mark.parametrize("engine", ENGINES)
@@ -55,8 +55,7 @@ def test_forward_is_sgd_training(engine: str, momentum: float, loss_scale: float
     matched = unroll(
         network,
         theta,
-        images,
-        labels,
+        (images, labels),
         lambda step, x, y: (x[rows[step]], y[rows[step]]),
         torch.tensor(0.3, dtype=torch.float64),
         steps=5,
@@ -85,8 +84,7 @@ def test_gradients_match_finite_differences(engine: str, momentum: float, soft: 
         matched = unroll(
             network,
             theta,
-            images,
-            labels,
+            (images, labels),
             lambda step, x, y: (x[rows[step]], y[rows[step]]),
             learning_rate,
             steps=4,
@@ -111,7 +109,7 @@ def test_no_gradient_reaches_the_start(engine: str) -> None:
     images = normal(2, 1, 2, 2, seed=1).float().requires_grad_()
     # even where the start has a history of its own, as a perturbed one would
     labels, rate = torch.tensor([0, 1]), torch.tensor(0.1)
-    matched = unroll(network, 2 * leaf, images, labels, whole, rate, steps=3, match_at=[3], engine=engine)
+    matched = unroll(network, 2 * leaf, (images, labels), whole, rate, steps=3, match_at=[3], engine=engine)
     matched[3].square().sum().backward()
     assert leaf.grad is None
     assert torch.equal(leaf.detach(), before)
@@ -130,8 +128,7 @@ def test_one_step_by_hand(engine: str) -> None:
     matched = unroll(
         linear,
         torch.zeros(2),
-        image,
-        torch.tensor([0]),
+        (image, torch.tensor([0])),
         whole,
         rate,
         steps=1,
@@ -156,7 +153,7 @@ def test_batches_are_asked_for_once_each_in_order(engine: str) -> None:
 
     network = FunctionalNetwork(smooth_mlp)
     theta, rate = network.initial_parameters(0), torch.tensor(0.1)
-    unroll(network, theta, image, label, batch, rate, steps=4, match_at=[1, 4], engine=engine)
+    unroll(network, theta, (image, label), batch, rate, steps=4, match_at=[1, 4], engine=engine)
     assert asked == [0, 1, 2, 3]
 
 
@@ -165,7 +162,7 @@ def test_match_at_outside_the_steps_is_refused(engine: str, match_at: list[int])
     network = FunctionalNetwork(smooth_mlp)
     image, label, theta = torch.ones(1, 1, 2, 2), torch.tensor([0]), network.initial_parameters(0)
     with pytest.raises(ValueError, match=r"match_at=.*steps=3"):
-        unroll(network, theta, image, label, whole, torch.tensor(0.1), steps=3, match_at=match_at, engine=engine)
+        unroll(network, theta, (image, label), whole, torch.tensor(0.1), steps=3, match_at=match_at, engine=engine)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -173,7 +170,7 @@ def test_sixteen_bits_are_refused(engine: str, dtype: torch.dtype) -> None:
     network = FunctionalNetwork(smooth_mlp)
     image, label, theta = torch.ones(1, 1, 2, 2), torch.tensor([0]), network.initial_parameters(0).to(dtype)
     with pytest.raises(TypeError, match=r"float32 or float64 parameters, not torch.b?float16"):
-        unroll(network, theta, image, label, whole, torch.tensor(0.1), steps=1, match_at=[1], engine=engine)
+        unroll(network, theta, (image, label), whole, torch.tensor(0.1), steps=1, match_at=[1], engine=engine)
 
 
 def test_autocast_does_not_reach_in(engine: str) -> None:
@@ -183,7 +180,7 @@ def test_autocast_does_not_reach_in(engine: str) -> None:
     def outcome() -> tuple[Tensor, Tensor]:
         images = normal(3, 2, 4, 4, seed=2).float().requires_grad_()
         matched = unroll(
-            network, theta, images, labels, whole, torch.tensor(0.3), steps=3, match_at=[3], engine=engine
+            network, theta, (images, labels), whole, torch.tensor(0.3), steps=3, match_at=[3], engine=engine
         )[3]
         (gradient,) = torch.autograd.grad(matched.square().sum(), images)
         return matched.detach(), gradient
@@ -195,3 +192,50 @@ def test_autocast_does_not_reach_in(engine: str) -> None:
     assert seen[0].dtype == torch.float32
     if engine == "adjoint":  # autograd replays its graph outside the unroll, under whatever autocast is then on
         assert torch.equal(seen[1], expected[1])
+
+
+class Nearest:
+    """Chooses the θ_k that is nearest to a target, and the first one."""
+
+    def __init__(self, target: Tensor) -> None:
+        self.target, self.seen = target, [torch.empty(0)]
+
+    def see(self, step: int, theta: Tensor) -> None:
+        assert step == len(self.seen)
+        assert not theta.requires_grad
+        self.seen.append(theta.clone())
+
+    def chosen(self) -> list[int]:
+        distances = [float((theta - self.target).norm()) for theta in self.seen[1:]]
+        return [1, 1 + distances.index(min(distances))]
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_steps_that_are_chosen_after_they_were_seen(engine: str, recompute: bool) -> None:
+    if recompute and engine == "autograd":
+        pytest.skip("the autograd engine keeps every step")
+    network = FunctionalNetwork(smooth_mlp)
+    theta = network.initial_parameters(0).double()
+    images = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    tensors, rate = (images.requires_grad_(), torch.tensor([0, 1, 1])), torch.tensor(0.5, dtype=torch.float64)
+    asked: list[int] = []
+
+    def counted(step: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        asked.append(step)
+        return x, y
+
+    options = {"steps": 7, "momentum": 0.5, "engine": engine}
+    path = unroll(network, theta, tensors, counted, rate, match_at=range(1, 8), **options)
+    chooser = Nearest(path[3].detach() + 1e-3)
+    asked.clear()
+    matched = unroll(network, theta, tensors, counted, rate, match_at=chooser, recompute=recompute, **options)
+    assert list(matched) == [1, 3]
+    total = matched[3].square().sum() + matched[1].sum()
+    known = path[3].square().sum() + path[1].sum()
+    walked = len(asked)
+    (found,) = torch.autograd.grad(total, images)
+    if engine == "adjoint":
+        assert max(asked[walked:]) == 2  # the way back begins at the last step that was chosen
+    torch.testing.assert_close(found, torch.autograd.grad(known, images)[0], rtol=1e-12, atol=1e-14)
+    for seen, step in zip(chooser.seen[1:], range(1, 8), strict=True):
+        torch.testing.assert_close(seen, path[step].detach(), rtol=1e-12, atol=1e-14)

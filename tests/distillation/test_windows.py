@@ -17,16 +17,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from ast_lightning.config.distill import TrajectoryMatchingSettings
 from ast_lightning.config.schedule import Schedule
-from ast_lightning.distillation import TrajectoryWindows, Window, check_window, choose_window
+from ast_lightning.distillation.trajectory_matching import TrajectoryWindows, Window, check_window, choose_window
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.trajectories import TrajectoryStore
 
 MakeStore = Callable[..., TrajectoryStore]
 
 
-def taken(windows: TrajectoryWindows, count: int) -> list[tuple[int, int, int]]:
-    return [(each.index, each.expert, each.start_epoch) for each in islice(iter(windows), count)]
+def windows_of(store: TrajectoryStore, epochs: int, bound: int, **options: Any) -> TrajectoryWindows:
+    settings = TrajectoryMatchingSettings(expert_epochs=epochs, max_start_epoch=bound, syn_steps=10)
+    return TrajectoryWindows(store, settings, **options)
+
+
+def taken(windows: TrajectoryWindows, count: int, first: int = 0, stride: int = 1) -> list[tuple[int, int, int]]:
+    return [(each.index, each.expert, each.start_epoch) for each in islice(windows.stream(first, stride), count)]
 
 
 @given(
@@ -62,9 +68,8 @@ def test_start_epochs_do_not_follow_from_the_expert() -> None:
 @settings(derandomize=True, deadline=None, max_examples=15)
 def test_ranks_partition_the_stream(world: int, steps: int, seed: int, store: TrajectoryStore) -> None:
     def stream(rank: int, world_size: int, count: int) -> list[tuple[int, int, int]]:
-        windows = TrajectoryWindows(store, expert_epochs=2, max_start_epoch=3, seed=seed)
-        windows.start_at(0, rank, world_size)
-        return taken(windows, count)
+        windows = windows_of(store, 2, 3, seed=seed)
+        return taken(windows, count, rank, world_size)
 
     alone = stream(0, 1, world * steps)
     assert [index for index, _, _ in alone] == list(range(world * steps))
@@ -73,17 +78,15 @@ def test_ranks_partition_the_stream(world: int, steps: int, seed: int, store: Tr
 
 
 @pytest.mark.parametrize(("rank", "world"), [(0, 1), (2, 3)])
-def test_start_at_goes_on_where_a_run_stopped(store: TrajectoryStore, rank: int, world: int) -> None:
-    windows = TrajectoryWindows(store, expert_epochs=2, max_start_epoch=3)
-    windows.start_at(0, rank, world)
-    whole = taken(windows, 9)
-    windows.start_at(4, rank, world)
-    assert taken(windows, 5) == whole[4:]
+def test_a_stream_begins_anywhere(store: TrajectoryStore, rank: int, world: int) -> None:
+    windows = windows_of(store, 2, 3)
+    whole = taken(windows, 9, rank, world)
+    assert taken(windows, 5, rank + 4 * world, world) == whole[4:]
 
 
 def test_a_window_is_the_stored_snapshots(store: TrajectoryStore) -> None:
-    windows = TrajectoryWindows(store, expert_epochs=3, max_start_epoch=3, seed=4)
-    for window in islice(iter(windows), 6):
+    windows = windows_of(store, 3, 3, seed=4)
+    for window in islice(windows.stream(0), 6):
         assert isinstance(window, Window)
         assert (window.expert, window.start_epoch) == choose_window(window.index, [0, 1, 2], 3, 4)
         stored = []
@@ -99,9 +102,8 @@ def test_a_window_is_the_stored_snapshots(store: TrajectoryStore) -> None:
 def test_only_the_named_and_complete_experts_are_used(make_store: MakeStore) -> None:
     store = make_store(experts=4)
     (store.expert_folder(2) / "expert.json").unlink()
-    options: dict[str, Any] = {"expert_epochs": 2, "max_start_epoch": 3}
-    assert {expert for _, expert, _ in taken(TrajectoryWindows(store, **options), 30)} == {0, 1, 3}
-    chosen = TrajectoryWindows(store, experts=[3, 1], **options)
+    assert {expert for _, expert, _ in taken(windows_of(store, 2, 3), 30)} == {0, 1, 3}
+    chosen = windows_of(store, 2, 3, experts=[3, 1])
     assert {expert for _, expert, _ in taken(chosen, 30)} == {1, 3}
 
 
@@ -119,16 +121,16 @@ def test_a_window_longer_than_any_trajectory() -> None:
 
 
 def test_the_largest_window_can_be_read(store: TrajectoryStore) -> None:
-    windows = TrajectoryWindows(store, expert_epochs=3, max_start_epoch=3)
-    assert {window.start_epoch for window in islice(iter(windows), 40)} == {0, 1, 2}
+    windows = windows_of(store, 3, 3)
+    assert {window.start_epoch for window in islice(windows.stream(0), 40)} == {0, 1, 2}
     with pytest.raises(ConfigurationError, match="max_start_epoch"):
-        TrajectoryWindows(store, expert_epochs=3, max_start_epoch=4)
+        windows_of(store, 3, 4)
 
 
 def test_a_store_without_complete_experts_is_refused(make_store: MakeStore) -> None:
     store = make_store(experts=1, finish=False)
     with pytest.raises(ConfigurationError, match=r"experts_dir=.*no complete expert"):
-        TrajectoryWindows(store, expert_epochs=2, max_start_epoch=3)
+        windows_of(store, 2, 3)
 
 
 @pytest.mark.parametrize(
@@ -168,16 +170,16 @@ def test_start_epochs_of_thinned_trajectories_are_uniform_among_the_stored() -> 
 
 def test_windows_of_a_thinned_store(make_store: MakeStore) -> None:
     store = make_store(experts=2, epochs=7, expert={"every_n_epochs": 2})
-    windows = TrajectoryWindows(store, expert_epochs=4, max_start_epoch=4, seed=1)
+    windows = windows_of(store, 4, 4, seed=1)
     seen = set()
-    for window in islice(iter(windows), 12):
+    for window in islice(windows.stream(0), 12):
         seen.add(window.start_epoch)
         for row, epoch in zip([window.start, *window.targets], range(window.start_epoch, 9, 2), strict=False):
             assert torch.equal(row, store.read_snapshot(window.expert, epoch))
         assert len(window.targets) == 2
     assert seen == {0, 2}
     with pytest.raises(ConfigurationError, match=r"distill\.expert_epochs=3"):
-        TrajectoryWindows(store, expert_epochs=3, max_start_epoch=1)
+        windows_of(store, 3, 1)
 
 
 def reading(windows: TrajectoryWindows, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
@@ -197,9 +199,9 @@ def threads() -> list[str]:
 
 
 def test_the_next_window_is_read_while_one_is_in_use(store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    windows = TrajectoryWindows(store, expert_epochs=2, max_start_epoch=3)
+    windows = windows_of(store, 2, 3)
     notes = reading(windows, monkeypatch)
-    stream = iter(windows)
+    stream = windows.stream(0)
     assert notes == []  # nothing before the first is asked for
     for count in range(1, 4):
         next(stream)
@@ -214,31 +216,29 @@ def test_the_next_window_is_read_while_one_is_in_use(store: TrajectoryStore, mon
 
 
 def test_an_iteration_that_is_left_leaves_no_thread(store: TrajectoryStore) -> None:
-    windows = TrajectoryWindows(store, expert_epochs=2, max_start_epoch=3)
+    windows = windows_of(store, 2, 3)
     whole = taken(windows, 6)
     assert threads() == []
     for first in (2, 0, 5):
-        windows.start_at(first)
-        assert taken(windows, 1) == whole[first : first + 1]
+        assert taken(windows, 1, first) == whole[first : first + 1]
     assert threads() == []
 
 
 def test_two_iterations_do_not_disturb_each_other(store: TrajectoryStore) -> None:
-    windows = TrajectoryWindows(store, expert_epochs=2, max_start_epoch=3)
-    first = iter(windows)
+    windows = windows_of(store, 2, 3)
+    first = windows.stream(0)
     next(first)
-    windows.start_at(1, rank=1, world_size=2)
+    assert [index for index, _, _ in taken(windows, 2, 3, 2)] == [3, 5]
     assert [next(first).index, next(first).index] == [1, 2]
-    assert [index for index, _, _ in taken(windows, 2)] == [3, 5]
 
 
 def test_an_error_surfaces_at_its_window_and_no_earlier(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(experts=3)
-    windows = TrajectoryWindows(store, expert_epochs=2, max_start_epoch=3)
+    windows = windows_of(store, 2, 3)
     bad = next(index for index in range(4, 100) if windows.window(index).expert == windows.window(4).expert)
     expert, start = choose_window(bad, windows.experts, 3, 0)
     path = store.snapshot_path(expert, start)
-    stream = iter(windows)
+    stream = windows.stream(0)
     for index in range(bad):
         if index == bad - 1:
             path.unlink()
@@ -253,9 +253,11 @@ def test_a_process_ends_with_a_window_in_reserve(store: TrajectoryStore) -> None
     """Also where the iteration was never closed."""
     code = f"""
 import sys, threading
-from ast_lightning.distillation import TrajectoryWindows
+from ast_lightning.config.distill import TrajectoryMatchingSettings
+from ast_lightning.distillation.trajectory_matching import TrajectoryWindows
 from ast_lightning.trajectories import TrajectoryStore
-stream = iter(TrajectoryWindows(TrajectoryStore.open({str(store.folder)!r}), expert_epochs=2, max_start_epoch=3))
+settings = TrajectoryMatchingSettings(expert_epochs=2, max_start_epoch=3)
+stream = TrajectoryWindows(TrajectoryStore.open({str(store.folder)!r}), settings).stream(0)
 print(next(stream).index)
 sys.kept = stream
 """

@@ -1,1 +1,47 @@
-"""Trajectory matching: a student follows a window of an expert trajectory."""
+"""Trajectory matching: a student follows a window of an expert trajectory (MTT, CVPR 2022; AST, arXiv 2310.10541)."""
+
+from ast_lightning.distillation.trajectory_matching.adjoint import StepBatch, StepChooser, Steps
+from ast_lightning.distillation.trajectory_matching.inner import InnerProblem
+from ast_lightning.distillation.trajectory_matching.matching import (
+    Guide,
+    Match,
+    MatchingLoss,
+    TrajectoryMatch,
+    balance_factor,
+    intermediate_weight,
+    matching_loss,
+    matching_steps,
+)
+from ast_lightning.distillation.trajectory_matching.method import TrajectoryMatching
+from ast_lightning.distillation.trajectory_matching.perturbation import perturb
+from ast_lightning.distillation.trajectory_matching.split import SplitProblem
+from ast_lightning.distillation.trajectory_matching.unroll import unroll
+from ast_lightning.distillation.trajectory_matching.windows import (
+    TrajectoryWindows,
+    Window,
+    check_window,
+    choose_window,
+)
+
+__all__ = [
+    "Guide",
+    "InnerProblem",
+    "Match",
+    "MatchingLoss",
+    "SplitProblem",
+    "StepBatch",
+    "StepChooser",
+    "Steps",
+    "TrajectoryMatch",
+    "TrajectoryMatching",
+    "TrajectoryWindows",
+    "Window",
+    "balance_factor",
+    "check_window",
+    "choose_window",
+    "intermediate_weight",
+    "matching_loss",
+    "matching_steps",
+    "perturb",
+    "unroll",
+]

@@ -14,8 +14,9 @@ every earlier gradient, so that what g_k is weighted with is w_k = λ_{k+1} + μ
     λ ← λ + ∂L/∂θ_k   where θ_k is matched
 
 ⟨g_k, w⟩ is a by-product of its own gradients, so that neither b nor a division by α is needed; at k = 0 no ∇_θ is.
-x̄_k and ȳ_k flow on to X and Y through the batch of step k, made again from the same draws. Memory: one step's graph
-and θ_0 … θ_K; with ``recompute``, θ and b at every ⌈√K⌉-th step and the steps between two of them.
+The walk begins at the last θ_k that the loss uses. x̄_k and ȳ_k flow on to the tensors of the synthetic set through the
+batch of step k, made again from the same draws. Memory: one step's graph and θ_0 … θ_K; with ``recompute``, θ and b at
+every ⌈√K⌉-th step and the steps between two of them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -31,13 +32,27 @@ from torch.autograd.function import once_differentiable
 
 from ast_lightning.distillation.trajectory_matching.inner import InnerProblem
 
-StepBatch = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(inner step k, X, Y) → what step k trains on: images ``[B, C, H, W]``, labels ``[B]`` or ``[B, classes]``."""
+StepBatch = Callable[..., tuple[Tensor, Tensor]]
+"""(inner step k, tensors of the set) → what step k trains on: images ``[B, C, H, W]``, labels ``[B]`` or
+``[B, classes]``."""
+
+
+class StepChooser(Protocol):
+    """Decides which θ_k enter the loss once it has seen them all."""
+
+    def see(self, step: int, theta: Tensor) -> None:
+        """Look at θ_k ``[P]``, without a graph; called once for each k = 1 … K, in order."""
+
+    def chosen(self) -> Collection[int]:
+        """The steps whose parameters are wanted, in 1 … K; asked after all were seen."""
+
+
+Steps = Collection[int] | StepChooser
 
 
 @dataclass(frozen=True)
 class Student:
-    """The student's training but for X, Y and α.
+    """The student's training but for the synthetic set and α.
 
     Attributes:
         problem: the inner loss and its derivatives.
@@ -65,14 +80,14 @@ class Student:
         return range(start, min(start + self.stride, self.steps))
 
     def walk(
-        self, theta: Tensor, velocity: Tensor, steps: range, images: Tensor, labels: Tensor, learning_rate: Tensor
+        self, theta: Tensor, velocity: Tensor, steps: range, tensors: tuple[Tensor, ...], learning_rate: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Train over ``steps``: the parameters before each step and after the last ``[len(steps) + 1, P]``, and b."""
         # one piece of memory: many of this size between the larger ones of each step would scatter those
         thetas = theta.new_empty(len(steps) + 1, len(theta))
         thetas[0] = theta
         for place, step in enumerate(steps):
-            gradient = self.problem.gradient(theta, *self.batch(step, images, labels))
+            gradient = self.problem.gradient(theta, *self.batch(step, *tensors))
             velocity = self.momentum * velocity + self.loss_scale * gradient
             theta = theta - learning_rate * velocity
             thetas[place + 1] = theta
@@ -80,32 +95,43 @@ class Student:
 
 
 class AdjointUnroll(torch.autograd.Function):
-    """(X, Y, α) → the matched θ_k, with the derivatives of the module's docstring."""
+    """(α, tensors of the set) → the matched θ_k, with the derivatives of the module's docstring.
+
+    The steps that were matched are appended to ``matched``, in the order of the results.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
-        images: Tensor,
-        labels: Tensor,
         learning_rate: Tensor,
         theta: Tensor,
         student: Student,
-        match_at: Collection[int],
+        wanted: Steps,
+        matched: list[int],
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        velocity, matched = torch.zeros_like(theta), {}
+        known = wanted if isinstance(wanted, Collection) else ()
+        velocity, found = torch.zeros_like(theta), {}
         kept: list[tuple[int, Tensor, Tensor]] = []
         for start in range(0, student.steps, student.stride):
             segment = student.segment(start)
             before = velocity
-            thetas, velocity = student.walk(theta, velocity, segment, images, labels, learning_rate)
+            thetas, velocity = student.walk(theta, velocity, segment, tensors, learning_rate)
             # the outputs are copies: whoever changes one in place must not change the walk back
-            matched.update({step + 1: thetas[step + 1 - start].clone() for step in segment if step + 1 in match_at})
+            found.update({step + 1: thetas[step + 1 - start].clone() for step in segment if step + 1 in known})
+            if not isinstance(wanted, Collection):
+                for step in segment:
+                    wanted.see(step + 1, thetas[step + 1 - start])
             kept.append((start, theta.unsqueeze(0) if student.recompute else thetas, before))
             theta = thetas[-1].clone()
             del thetas
-        ctx.student, ctx.match_at, ctx.kept = student, tuple(match_at), kept
-        ctx.save_for_backward(images, labels, learning_rate)
-        return tuple(matched[step] for step in match_at)
+        matched += sorted({*known}) if isinstance(wanted, Collection) else sorted({*wanted.chosen()})
+        for step in matched:
+            if step not in found:
+                found[step] = _again(student, kept, step, tensors, learning_rate)
+        ctx.student, ctx.matched, ctx.kept = student, tuple(matched), kept
+        ctx.save_for_backward(learning_rate, *tensors)
+        return tuple(found[step] for step in matched)
 
     @staticmethod
     @once_differentiable
@@ -114,27 +140,41 @@ class AdjointUnroll(torch.autograd.Function):
             return walk_back(ctx, *cotangents)
 
 
+def _again(
+    student: Student,
+    kept: list[tuple[int, Tensor, Tensor]],
+    step: int,
+    tensors: tuple[Tensor, ...],
+    learning_rate: Tensor,
+) -> Tensor:
+    """θ after ``step`` steps, which nobody asked for before the walk."""
+    start, thetas, velocity = kept[(step - 1) // student.stride]
+    if student.recompute:
+        thetas, _ = student.walk(thetas[0], velocity, range(start, step), tensors, learning_rate)
+    return thetas[step - start].clone()
+
+
 def walk_back(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """The backward of :class:`AdjointUnroll`."""
     student: Student = ctx.student
-    images, labels, learning_rate = ctx.saved_tensors
-    by_images, by_labels, by_rate = ctx.needs_input_grad[:3]
-    into = dict(zip(ctx.match_at, cotangents, strict=True))
-    # stand-ins for X and Y that gather what each step's batch sends back
-    to_images = images.detach().requires_grad_(by_images)
-    to_labels = labels.detach().requires_grad_(by_labels)
+    learning_rate, *tensors = ctx.saved_tensors
+    by_rate, by_tensors = ctx.needs_input_grad[0], ctx.needs_input_grad[5:]
+    into = dict(zip(ctx.matched, cotangents, strict=True))
+    last = max(into)
+    # stand-ins for the tensors that gather what each step's batch sends back
+    gathered = [each.detach().requires_grad_(wanted) for each, wanted in zip(tensors, by_tensors, strict=True)]
     to_rate = torch.zeros_like(learning_rate)
     adjoint = weight = torch.zeros_like(cotangents[0])
-    for start, thetas, velocity in reversed(ctx.kept):
-        segment = student.segment(start)
+    for start, thetas, velocity in reversed([each for each in ctx.kept if each[0] < last]):
+        segment = range(start, min(student.segment(start).stop, last))
         if student.recompute:
-            thetas, _ = student.walk(thetas[0], velocity, segment, images, labels, learning_rate)
+            thetas, _ = student.walk(thetas[0], velocity, segment, tuple(tensors), learning_rate)
         for step in reversed(segment):
             if step + 1 in into:
                 adjoint = adjoint + into[step + 1]
             weight = student.momentum * weight + adjoint
             with torch.enable_grad():
-                x, y = student.batch(step, to_images, to_labels)
+                x, y = student.batch(step, *gathered)
             wanted = (step > 0, x.requires_grad, y.requires_grad)
             direction = student.loss_scale * weight
             theta = thetas[step - start].clone()  # forward mode takes no row of another tensor
@@ -146,4 +186,4 @@ def walk_back(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
                 if product is not None:
                     torch.autograd.backward(made, -learning_rate * product, retain_graph=made is x)
         del thetas  # before the next segment's
-    return to_images.grad, to_labels.grad, to_rate if by_rate else None, None, None, None
+    return to_rate if by_rate else None, None, None, None, None, *(each.grad for each in gathered)

@@ -1,12 +1,15 @@
-"""The matching loss, its intermediate terms, and the balance of the inner loop (AST, arXiv 2310.10541)."""
+"""The matching loss: how far from the expert a student ends (MTT) and is on the way (AST, arXiv 2310.10541)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
+
+from ast_lightning.config.distill import TrajectoryMatchingSettings
+from ast_lightning.distillation.trajectory_matching.adjoint import Steps
 
 
 class MatchingLoss(NamedTuple):
@@ -14,11 +17,65 @@ class MatchingLoss(NamedTuple):
 
     Attributes:
         total: the loss L that is differentiated.
-        parts: the weighted term of each matched expert epoch by its offset 1 … M in the window, detached.
+        parts: its terms, detached, by the expert epoch (offset 1 … M in the window) that each compares with.
     """
 
     total: Tensor
     parts: dict[int, Tensor]
+
+
+class Guide(NamedTuple):
+    """What the student of one window is compared with.
+
+    Attributes:
+        start: θ_0 ``[P]``, perturbed where the student started from a perturbed point.
+        targets: θ*_{s+n}, θ*_{s+2n}, … θ*_{s+M}, ``[M / n, P]``; every epoch's, ``[M, P]``, where n = 1.
+        start_epoch: s.
+        iteration: the outer iteration, counted from 0.
+    """
+
+    start: Tensor
+    targets: Tensor
+    start_epoch: int = 0
+    iteration: int = 0
+
+
+class Match(Protocol):
+    """The comparison of one student with its window.
+
+    Attributes:
+        match_at: the steps k whose θ_k enter the loss; or a ``StepChooser``, which sees every θ_k before it names them.
+    """
+
+    match_at: Steps
+
+    def loss(self, matched: Mapping[int, Tensor]) -> MatchingLoss:
+        """The loss from θ_k ``[P]`` by step k."""
+
+
+Matching = Callable[[Guide, TrajectoryMatchingSettings], Match]
+"""Makes the comparison of one window; what ``distill.matching`` names."""
+
+
+class TrajectoryMatch:
+    """The loss of MTT and, with intermediate terms, of AST: :func:`matching_loss` at :func:`matching_steps`.
+
+    Args:
+        guide: start and targets.
+        settings: K, M and ``intermediate``.
+    """
+
+    def __init__(self, guide: Guide, settings: TrajectoryMatchingSettings) -> None:
+        self._guide, self._intermediate = guide, settings.intermediate
+        every_n_epochs = settings.expert_epochs // len(guide.targets)
+        self._steps = matching_steps(settings.syn_steps, settings.expert_epochs, settings.intermediate, every_n_epochs)
+        self.match_at: Steps = self._steps
+
+    def loss(self, matched: Mapping[int, Tensor]) -> MatchingLoss:
+        return matching_loss(matched, self._steps, self._guide.start, self._guide.targets, self._intermediate)
+
+
+MATCHING: dict[str, Matching] = {"trajectory": TrajectoryMatch}
 
 
 def matching_steps(syn_steps: int, expert_epochs: int, intermediate: str, every_n_epochs: int = 1) -> dict[int, int]:

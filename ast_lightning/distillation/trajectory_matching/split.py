@@ -2,8 +2,8 @@
 
 ℓ is a mean over the B rows of a batch. The process with b of them scales what it finds by b / B, so that the sums are
 those of the whole batch: of the gradient, and of ⟨g, u⟩ and its ∇_θ. θ, and the adjoint λ on the way back, are then
-the same on all. The derivative in the images stays where its rows are: summed once over processes at the end of an
-outer iteration, it is that of the whole batch.
+the same on all. The derivatives in images and labels stay where their rows are, multiplied by the number of processes:
+their mean over processes, taken once at the end of an outer iteration, is that of the whole batch.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SplitProblem(InnerProblem):
     def products(
         self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: tuple[bool, bool, bool]
     ) -> Products:
-        """As of :class:`InnerProblem`; those in the images and labels are 0 in the rows of other processes."""
+        """As of :class:`InnerProblem`; those in images and labels are 0 in the rows of other processes."""
         rows, share = self._share(len(images))
         total = theta.new_zeros(1 + (len(theta) if wanted[0] else 0))  # the slope and ∇_θ, in one message
         parts = [torch.zeros_like(images) if wanted[1] else None, torch.zeros_like(labels) if wanted[2] else None]
@@ -65,7 +65,7 @@ class SplitProblem(InnerProblem):
             for part, own in zip(parts, (found.images, found.labels), strict=True):
                 if part is not None:
                     assert own is not None
-                    part[rows] = own
+                    part[rows] = self.ranks * own
         torch.distributed.all_reduce(total, group=self.group)
         return Products(total[0], total[1:] if wanted[0] else None, *parts)
 

@@ -16,22 +16,21 @@ import torch
 from torch import Tensor
 
 from ast_lightning.config.distill import ENGINES
-from ast_lightning.distillation.trajectory_matching.adjoint import AdjointUnroll, StepBatch, Student
+from ast_lightning.distillation.trajectory_matching.adjoint import AdjointUnroll, StepBatch, Steps, Student
 from ast_lightning.distillation.trajectory_matching.inner import Apply, InnerProblem
 
 
 def unroll(
     problem: InnerProblem | Apply,
     theta: Tensor,
-    images: Tensor,
-    labels: Tensor,
+    tensors: tuple[Tensor, ...],
     batch: StepBatch,
     learning_rate: Tensor,
     *,
     steps: int,
     momentum: float = 0.0,
     loss_scale: float = 1.0,
-    match_at: Collection[int],
+    match_at: Steps,
     engine: str = "adjoint",
     recompute: bool = False,
 ) -> dict[int, Tensor]:
@@ -40,20 +39,20 @@ def unroll(
     Args:
         problem: the inner problem, or the student itself, uncompiled.
         theta: θ_0, ``[P]`` float32 or float64; no gradient flows to it.
-        images: X, ``[N, C, H, W]``.
-        labels: Y, ``[N]`` int64 or ``[N, classes]`` float.
-        batch: what step k trains on, as a differentiable function of X and Y. The adjoint engine calls it more than
-            once for a step and must be given the same batch each time.
+        tensors: what batches are made of, e.g. X ``[N, C, H, W]`` and Y, ``[N]`` int64 or ``[N, classes]`` float.
+        batch: (k, *tensors) → what step k trains on, differentiable in the tensors. The adjoint engine calls it more
+            than once for a step and must be given the same batch each time.
         learning_rate: α, a scalar tensor.
         steps: K ≥ 1.
         momentum: μ in [0, 1).
         loss_scale: c, the balance factor of the inner loss.
-        match_at: numbers of steps, in 1 … K, after which the parameters are wanted.
+        match_at: numbers of steps, in 1 … K, after which the parameters are wanted; or a :class:`StepChooser`, which
+            sees each θ_k first.
         engine: ``adjoint``: memory of one step and K·P floats; ``autograd``: memory of K steps.
         recompute: the adjoint engine keeps every ⌈√K⌉-th step only, and takes the others again on its way back.
 
     Returns:
-        θ_k ``[P]`` by k for every k in ``match_at``; differentiable once in X, Y and α with ``adjoint``, any number
+        θ_k ``[P]`` by k for every k wanted; differentiable once in the tensors and α with ``adjoint``, any number
         of times with ``autograd``. Autocast does not reach in here.
 
     Raises:
@@ -63,11 +62,11 @@ def unroll(
     >>> linear = lambda theta, images: images.flatten(1) @ theta.view(1, 2)
     >>> x, y = torch.ones(1, 1, 1, 1, requires_grad=True), torch.tensor([0])
     >>> whole = lambda step, images, labels: (images, labels)
-    >>> matched = unroll(linear, torch.zeros(2), x, y, whole, torch.tensor(1.0), steps=1, match_at=[1])
+    >>> matched = unroll(linear, torch.zeros(2), (x, y), whole, torch.tensor(1.0), steps=1, match_at=[1])
     >>> matched[1].tolist()
     [0.5, -0.5]
     """
-    if not match_at or min(match_at) < 1 or max(match_at) > steps:
+    if isinstance(match_at, Collection) and (not match_at or min(match_at) < 1 or max(match_at) > steps):
         raise ValueError(f"match_at={sorted(match_at)} must lie in 1 … steps={steps}")
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r} must be one of {', '.join(ENGINES)}")
@@ -76,25 +75,30 @@ def unroll(
     if not isinstance(problem, InnerProblem):
         problem = InnerProblem(problem)
     student = Student(problem, batch, steps, momentum, loss_scale, recompute)
-    wanted = sorted(set(match_at))
     with torch.autocast(theta.device.type, enabled=False):
         if engine == "autograd":
-            return _differentiable_walk(student, theta, images, labels, learning_rate, wanted)
-        outputs = AdjointUnroll.apply(images, labels, learning_rate, theta.detach(), student, wanted)
-    return dict(zip(wanted, outputs, strict=True))
+            return _differentiable_walk(student, theta, tensors, learning_rate, match_at)
+        matched: list[int] = []
+        outputs = AdjointUnroll.apply(learning_rate, theta.detach(), student, match_at, matched, *tensors)
+    return dict(zip(matched, outputs, strict=True))
 
 
 def _differentiable_walk(
-    student: Student, theta: Tensor, images: Tensor, labels: Tensor, learning_rate: Tensor, match_at: Collection[int]
+    student: Student, theta: Tensor, tensors: tuple[Tensor, ...], learning_rate: Tensor, match_at: Steps
 ) -> dict[int, Tensor]:
-    matched: dict[int, Tensor] = {}
+    walked: dict[int, Tensor] = {}
     theta = theta.detach().requires_grad_()
     velocity: Tensor | None = None
     for step in range(student.steps):
-        loss = student.loss_scale * student.problem.loss(theta, *student.batch(step, images, labels))
+        loss = student.loss_scale * student.problem.loss(theta, *student.batch(step, *tensors))
         (gradient,) = torch.autograd.grad(loss, theta, create_graph=True)
         velocity = gradient if velocity is None else student.momentum * velocity + gradient
         theta = theta - learning_rate * velocity
-        if step + 1 in match_at:
-            matched[step + 1] = theta
-    return matched
+        if isinstance(match_at, Collection):
+            if step + 1 in match_at:
+                walked[step + 1] = theta
+        else:
+            match_at.see(step + 1, theta.detach())
+            walked[step + 1] = theta
+    wanted = match_at if isinstance(match_at, Collection) else match_at.chosen()
+    return {step: walked[step] for step in sorted({*wanted})}

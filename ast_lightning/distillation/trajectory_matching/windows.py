@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
+from ast_lightning.config.distill import TrajectoryMatchingSettings
+from ast_lightning.config.parts import resolve
 from ast_lightning.config.schedule import Schedule
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.randomness import keyed_generator
@@ -48,18 +50,26 @@ def choose_window(
     return experts[int(order[position])], every_n_epochs * int(start)
 
 
-class TrajectoryWindows(IterableDataset[Window]):
-    """The endless stream of windows that distillation trains on. Rank r of R takes windows r, r + R, …
+WindowSchedule = Callable[[int, Sequence[int], int, TrajectoryMatchingSettings, int], tuple[int, int]]
+"""(window index, experts, n of every n-th stored epoch, settings, seed) → (expert, start epoch s), a stored epoch: a
+pure function, which ``distill.windows`` names. The outer iteration is index // ``settings.windows_per_step``."""
 
-    While a window is in use, a thread reads the next one. What goes wrong with a window is raised where that window is
-    asked for, and no earlier. The thread ends with the iteration.
+
+def uniform(
+    index: int, experts: Sequence[int], every_n_epochs: int, settings: TrajectoryMatchingSettings, seed: int
+) -> tuple[int, int]:
+    """All experts in turn, s ~ U{0 … T⁺ − 1}: :func:`choose_window`."""
+    return choose_window(index, experts, settings.max_start_epoch, seed, every_n_epochs)
+
+
+class TrajectoryWindows:
+    """The endless series of windows that distillation trains on, each a pure function of its index.
 
     Args:
         store: the trajectories.
-        expert_epochs: M.
-        max_start_epoch: T⁺, exclusive bound on the start epoch.
-        seed: of the stream.
-        experts: which experts to use; None takes all complete ones.
+        settings: M, T⁺ and the schedule.
+        seed: of the schedule.
+        experts: which experts to use; None for all complete ones.
 
     Raises:
         ConfigurationError: the store has no complete expert, or does not hold the epochs of such windows.
@@ -68,20 +78,17 @@ class TrajectoryWindows(IterableDataset[Window]):
     def __init__(
         self,
         store: TrajectoryStore,
+        settings: TrajectoryMatchingSettings,
         *,
-        expert_epochs: int,
-        max_start_epoch: int,
         seed: int = 0,
         experts: Sequence[int] | None = None,
     ) -> None:
         self.store = store
-        self.expert_epochs = expert_epochs
-        self.max_start_epoch = max_start_epoch
+        self.settings = settings
         self.every_n_epochs = store.schedule.every_n_epochs
         self.seed = seed
         self.experts = list(experts) if experts is not None else store.experts()
-        self.next_index = 0
-        self.stride = 1
+        self._schedule: WindowSchedule = resolve(settings.windows, {"uniform": uniform}, "distill.windows")
         if not self.experts:
             raise ConfigurationError(
                 "experts_dir",
@@ -89,39 +96,30 @@ class TrajectoryWindows(IterableDataset[Window]):
                 "it has no complete expert",
                 "let train_experts.py finish at least one",
             )
-        check_window(expert_epochs, max_start_epoch, store.schedule)
+        check_window(settings.expert_epochs, settings.max_start_epoch, store.schedule)
 
-    def start_at(self, step: int, rank: int = 0, world_size: int = 1, windows_per_step: int | None = None) -> None:
-        """Let the next iteration begin with the first window that this rank takes at outer iteration ``step``.
+    def stream(self, first: int, stride: int = 1) -> Iterator[Window]:
+        """Windows ``first``, ``first + stride``, … without end.
 
-        Args:
-            step: outer iteration, counted from 0.
-            rank: r.
-            world_size: R.
-            windows_per_step: W of an outer iteration, a multiple of R; None takes R.
+        While a window is in use, a thread reads the next one. What goes wrong with a window is raised where that window
+        is asked for, and no earlier. The thread ends with the iteration.
         """
-        self.next_index = step * (windows_per_step or world_size) + rank
-        self.stride = world_size
-
-    def __iter__(self) -> Iterator[Window]:
-        index, stride = self.next_index, self.stride
         with ThreadPoolExecutor(1, "next window") as reader:
-            ahead = reader.submit(self.window, index)
-            while True:
+            ahead = reader.submit(self.window, first)
+            for index in itertools.count(first + stride, stride):
                 window = ahead.result()
-                index += stride
                 ahead = reader.submit(self.window, index)
                 yield window
 
     def window(self, index: int) -> Window:
-        """Read window ``index`` of the stream."""
-        expert, start = choose_window(index, self.experts, self.max_start_epoch, self.seed, self.every_n_epochs)
-        snapshots = self.store.read_window(expert, start, self.expert_epochs)
+        """Read window ``index``."""
+        expert, start = self._schedule(index, self.experts, self.every_n_epochs, self.settings, self.seed)
+        snapshots = self.store.read_window(expert, start, self.settings.expert_epochs)
         return Window(index, expert, start, snapshots[0], snapshots[1:])
 
 
 def check_window(expert_epochs: int, max_start_epoch: int, schedule: Schedule) -> None:
-    """Refuse windows that the stored epochs do not hold.
+    """Reject windows that the stored epochs do not hold.
 
     M must be a multiple of n, and the last start below T⁺ plus M must not exceed the last epoch; with every epoch
     stored: T⁺ + M − 1 ≤ E.

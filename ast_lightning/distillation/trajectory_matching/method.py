@@ -1,0 +1,232 @@
+"""Trajectory matching (MTT, CVPR 2022) with the parts of AST: a student follows a window of an expert trajectory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ast_lightning.compilation import Compilation
+from ast_lightning.config.distill import TrajectoryMatchingSettings
+from ast_lightning.config.parts import resolve
+from ast_lightning.data import SiameseAugmentation
+from ast_lightning.distillation.method import Context, Method
+from ast_lightning.distillation.synthetic_set import BatchDraw, SyntheticImages, SyntheticSet
+from ast_lightning.distillation.trajectory_matching.adjoint import StepBatch
+from ast_lightning.distillation.trajectory_matching.inner import InnerProblem
+from ast_lightning.distillation.trajectory_matching.matching import MATCHING, Guide, Matching, balance_factor
+from ast_lightning.distillation.trajectory_matching.perturbation import perturb
+from ast_lightning.distillation.trajectory_matching.split import SplitProblem, check_network
+from ast_lightning.distillation.trajectory_matching.unroll import unroll
+from ast_lightning.distillation.trajectory_matching.windows import TrajectoryWindows, Window, check_window
+from ast_lightning.networks import FunctionalNetwork, NetworkFactory, ParameterLayout
+from ast_lightning.randomness import keyed_generator
+from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories.lineage import describe_experts, experts_checksum
+
+PASSES_OF_A_STEP = 11
+"""Forward passes' worth of operations in an inner step, with its way back."""
+
+Perturbation = Callable[[Tensor, ParameterLayout, torch.Generator, TrajectoryMatchingSettings], Tensor]
+"""(θ*_s ``[P]``, names and shapes of its tensors, CPU generator, settings) → θ_0; what ``distill.perturbation``
+names."""
+Balance = Callable[[int, TrajectoryMatchingSettings], float]
+"""(start epoch s, settings) → c(s), the scale of the inner loss; what ``distill.balance`` names."""
+
+
+class TrajectoryMatching(Method):
+    """Items are windows; the loss of one compares the unrolled training of a student with the expert's.
+
+    Several ranks divide the windows of an iteration, or the rows of every inner batch (``distill.split``).
+
+    Args:
+        settings: the options.
+        network: builds the student; the architecture of the trajectories.
+        store: the trajectories.
+        experts: which to use; None for all complete ones.
+        augmentation: Siamese augmentation of inner batches; None for none.
+        seed: of every draw.
+        compilation: whether the student's derivatives are compiled; None for not.
+
+    Logged, as means over the windows of an iteration: ``train/loss``, ``train/match_<i>`` (the weighted term of expert
+    epoch s + i), ``train/start_distance`` ‖θ_0 − θ*_{s+M}‖, ``train/start_epoch``.
+
+    Raises:
+        ConfigurationError: the store does not hold such windows, or the network cannot be a student.
+    """
+
+    Settings = TrajectoryMatchingSettings
+    settings: TrajectoryMatchingSettings
+
+    def __init__(
+        self,
+        settings: TrajectoryMatchingSettings,
+        network: NetworkFactory,
+        store: TrajectoryStore,
+        *,
+        experts: Sequence[int] | None = None,
+        augmentation: SiameseAugmentation | None = None,
+        seed: int = 0,
+        compilation: Compilation | None = None,
+    ) -> None:
+        self.settings = settings
+        self.windows = TrajectoryWindows(store, settings, seed=seed, experts=experts)
+        self._network = network
+        self._student = FunctionalNetwork(network)
+        self._choice = compilation
+        self._problem = InnerProblem(self._student, compilation)
+        self._augmentation = augmentation if settings.augment and augmentation else SiameseAugmentation(None)
+        self._seed = seed
+        self._ranks = 1
+        self._matching: Matching = resolve(settings.matching, MATCHING, "distill.matching")
+        self._perturb = _perturbation(settings)
+        self._balance = _balance(settings)
+
+    @classmethod
+    def check(cls, settings: TrajectoryMatchingSettings, context: Context) -> None:
+        settings.windows_of_a_device(context.ranks)
+        if context.schedule is not None:
+            check_window(settings.expert_epochs, settings.max_start_epoch, context.schedule)
+
+    @classmethod
+    def build(cls, settings: TrajectoryMatchingSettings, context: Context) -> TrajectoryMatching:
+        store, experts = context.experts()
+        images = context.data.num_classes * settings.ipc
+        if settings.splits_batches(context.ranks):
+            check_network(context.network)
+        windows = settings.max_steps * settings.windows_of_a_device(context.ranks)
+        passes = windows * settings.syn_steps * (settings.batch_syn or images) * PASSES_OF_A_STEP
+        never = "distill.engine=autograd is not compiled" if settings.engine == "autograd" else None
+        method = cls(
+            settings,
+            context.network,
+            store,
+            experts=experts,
+            augmentation=context.data.augmentation,
+            seed=context.seed,
+            compilation=context.choose_compilation(passes, never),
+        )
+        method._ranks = context.ranks
+        return method
+
+    @classmethod
+    def inputs(cls, settings: TrajectoryMatchingSettings, context: Context) -> dict[str, Any]:
+        store, experts = context.open_experts()
+        return {"experts": len(experts), "trajectories": experts_checksum(store, experts)}
+
+    def lineage(self) -> dict[str, Any]:
+        return {"trajectories": describe_experts(self.windows.store, self.windows.experts)}
+
+    def announce(self) -> str:
+        settings = self.settings
+        windows = f" over {settings.windows_per_step} windows" if settings.windows_per_step > 1 else ""
+        text = (
+            f"{settings.max_steps} iterations{windows} of {settings.syn_steps} inner steps, from "
+            f"{len(self.windows.experts)} experts in {self.windows.store.folder}"
+        )
+        if self._ranks == 1:
+            return text
+        if not settings.splits_batches(self._ranks):
+            return f"{text}; {self._ranks} devices share the windows"
+        text = f"{text}; {self._ranks} devices share the rows of each inner batch"
+        faster = f" (faster: distill.windows_per_step={self._ranks}, one window for each device)"
+        return text + faster if settings.split == "auto" else text
+
+    def synthetic_set(self, images: Tensor, labels: Tensor, learning_rate: float) -> SyntheticSet:
+        self.settings.check_batch(len(images))
+        self._student.require_pure(images[0])
+        return SyntheticImages(images, labels, learning_rate, learn_lr=self.settings.learn_lr)
+
+    @property
+    def compilation(self) -> Compilation:  # type: ignore[override]
+        """Whether the student's derivatives are compiled, and why; off with the reason once compilation has failed."""
+        return self._problem.compilation
+
+    def start(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._student.to(device, dtype)
+
+    def work(self, step: int, rank: int, ranks: int) -> Iterator[list[Window]]:
+        settings, first, stride = self.settings, rank, ranks
+        if ranks > 1 and settings.splits_batches(ranks):  # all ranks follow the same windows
+            check_network(self._network)
+            self._problem = SplitProblem(self._student, self._choice)
+            first, stride = 0, 1
+        stream = self.windows.stream(step * settings.windows_per_step + first, stride)
+        count = settings.windows_of_a_device(ranks)
+        while True:
+            yield list(islice(stream, count))
+
+    def loss(self, item: Window, synthetic: SyntheticSet) -> tuple[Tensor, dict[str, Tensor]]:
+        settings = self.settings
+        *tensors, learning_rate = synthetic.tensors()
+        generator = keyed_generator(self._seed, "perturbation", item.index)
+        start = self._perturb(item.start.to(tensors[0]), self._student.layout, generator, settings)
+        targets = item.targets.to(tensors[0])
+        iteration = item.index // settings.windows_per_step
+        match = self._matching(Guide(start, targets, item.start_epoch, iteration), settings)
+        matched = unroll(
+            self._problem,
+            start,
+            tuple(tensors),
+            self.inner_batches(item.index, synthetic),
+            learning_rate,
+            steps=settings.syn_steps,
+            momentum=settings.momentum,
+            loss_scale=self._balance(item.start_epoch, settings),
+            match_at=match.match_at,
+            engine=settings.engine,
+            recompute=settings.recompute,
+        )
+        loss = match.loss(matched)
+        measured = {"train/loss": loss.total.detach()}
+        measured |= {f"train/match_{offset}": part for offset, part in loss.parts.items()}
+        measured["train/start_distance"] = (start - targets[-1]).norm()
+        measured["train/start_epoch"] = start.new_tensor(item.start_epoch)
+        return loss.total, measured
+
+    def inner_batches(self, window_index: int, synthetic: SyntheticSet) -> StepBatch:
+        """The augmented batch of each inner step of the student that follows window ``window_index``.
+
+        Random permutations of the set in chunks of ``batch_syn``; where it does not divide the set, the small chunk
+        leads, as in the published code.
+        """
+        count, *_, height, width = synthetic.shape
+        size = self.settings.batch_syn or count
+        chunks_of_turn: dict[int, list[Tensor]] = {}
+
+        def batch(step: int, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+            turn, position = divmod(step, math.ceil(count / size))
+            if turn not in chunks_of_turn:
+                generator = keyed_generator(self._seed, "inner order", window_index, turn)
+                chunks_of_turn.clear()
+                chunks_of_turn[turn] = list(reversed(torch.randperm(count, generator=generator).split(size)))
+            rows = chunks_of_turn[turn][position]
+            images, labels = synthetic.batch(BatchDraw(rows, (self._seed, "inner draw", window_index, step)), *tensors)
+            generator = keyed_generator(self._seed, "inner augmentation", window_index, step)
+            draw = self._augmentation.draw(len(images), (height, width), generator)
+            return self._augmentation.apply(images, draw), labels
+
+        return batch
+
+
+def _perturbation(settings: TrajectoryMatchingSettings) -> Perturbation:
+    """What ``distill.perturbation`` means: a number is η of AST's weight perturbation."""
+    scale = settings.perturbation
+    if isinstance(scale, int | float):
+        return lambda theta, layout, generator, settings: perturb(theta, layout, scale, generator)
+    found: Perturbation = resolve(scale, {}, "distill.perturbation")
+    return found
+
+
+def _balance(settings: TrajectoryMatchingSettings) -> Balance:
+    """What ``distill.balance`` means: AST's c(s) where it is true, 1 where it is false."""
+    if settings.balance is True:
+        return lambda start_epoch, settings: balance_factor(start_epoch, settings.max_start_epoch)
+    if settings.balance is False:
+        return lambda start_epoch, settings: 1.0
+    found: Balance = resolve(settings.balance, {}, "distill.balance")
+    return found
