@@ -67,7 +67,7 @@ def test_more_iterations_continue_the_run_and_equal_an_uninterrupted_one(
     shutil.copytree(output / "experts", tmp_path / "experts")
     command("distill", tmp_path, "distill.max_steps=3")  # the last iteration lies between evaluations
     command("distill", tmp_path, "distill.max_steps=8")
-    assert "going on from" in capsys.readouterr().out
+    assert "resuming from" in capsys.readouterr().out
     continued = load_distilled(distilled_folder(tmp_path) / "synthetic" / "last")
     whole = tmp_path / "whole"
     shutil.copytree(output / "experts", whole / "experts")

@@ -223,20 +223,6 @@ def test_another_machine_is_mentioned(
     assert "note: compile was on and is off now" in printed
 
 
-def test_a_run_on_another_number_of_devices_is_mentioned(
-    output: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = with_experts(output, tmp_path)
-    two = "distill.windows_per_step=2"
-    command("distill", folder, two, "distill.max_steps=1")
-    command("distill", folder, "distill.max_steps=1")  # on one device it is another run
-    said = capsys.readouterr().out
-    assert f"note: to go on with {distilled_of(folder, two)} on these devices, give {two}" in said
-    command("distill", folder)
-    command("distill", folder, two)
-    assert "note:" not in capsys.readouterr().out
-
-
 def test_another_machine_is_mentioned_for_experts_too(
     tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
