@@ -143,7 +143,7 @@ def test_a_killed_node_ends_the_other_and_both_go_on(trained: Path, tmp_path: Pa
     length = (f"distill.max_steps={reached + 7}",)
     again = ended(start_nodes(folder, *length))
     assert [status for status, _, _ in again] == [0, 0], again[0][2]
-    assert "going on from" in again[0][1]
+    assert "resuming from" in again[0][1]
     straight = fresh_copy(trained, tmp_path / "straight")
     assert [status for status, _, _ in ended(start_nodes(straight, *length))] == [0, 0]
     expected, found = (state_of(run_in(each, *TWO_DEVICES, *length)) for each in (straight, folder))
