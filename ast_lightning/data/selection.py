@@ -1,0 +1,115 @@
+"""Real images that stand for a dataset: drawn at random, or representative of their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from ast_lightning.data.sources import LabelledImages
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.randomness import keyed_generator, keyed_seed
+
+Logits = Callable[[Tensor], Tensor]
+"""images ``[N, C, H, W]`` → logits ``[N, classes]`` of an expert."""
+
+
+def random_images(real: LabelledImages, class_names: Sequence[str], ipc: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw ``ipc`` real images of each class without replacement.
+
+    Args:
+        real: the preprocessed training images.
+        class_names: of all classes, in the order of the labels.
+        ipc: images per class.
+        seed: of the draw.
+
+    Returns:
+        Copies of the images, ``[classes · ipc, C, H, W]``, grouped by class, and labels ``[classes · ipc]`` int64.
+
+    Raises:
+        ConfigurationError: a class has fewer than ``ipc`` images.
+    """
+
+    def draw(members: Tensor, label: int) -> Tensor:
+        return torch.randperm(len(members), generator=keyed_generator(seed, "real initialisation", label))[:ipc]
+
+    return _select(real, class_names, ipc, draw)
+
+
+def representative_images(
+    real: LabelledImages, class_names: Sequence[str], ipc: int, seed: int, logits: Logits, clusters: int = 10
+) -> tuple[Tensor, Tensor]:
+    """Select the ``ipc`` images of each class that are nearest to the k-means centres of their logits.
+
+    Args:
+        logits: of an expert; the other arguments and the result are those of :func:`random_images`.
+        clusters: k-means clusters per class.
+
+    Raises:
+        ConfigurationError: a class has fewer than ``ipc`` images.
+    """
+
+    def nearest(members: Tensor, label: int) -> Tensor:
+        features = torch.cat([logits(real.images[part]) for part in members.split(1024)])
+        return representatives(features, ipc, clusters, keyed_seed(seed, "representative", label))
+
+    return _select(real, class_names, ipc, nearest)
+
+
+def _select(
+    real: LabelledImages, class_names: Sequence[str], ipc: int, pick: Callable[[Tensor, int], Tensor]
+) -> tuple[Tensor, Tensor]:
+    check_ipc(real.labels, class_names, ipc)
+    chosen = []
+    for label in range(len(class_names)):
+        members = (real.labels == label).nonzero().flatten()
+        chosen.append(members[pick(members, label)])
+    return real.images[torch.cat(chosen)].clone(), torch.arange(len(class_names)).repeat_interleave(ipc)
+
+
+def representatives(features: Tensor, count: int, clusters: int, seed: int) -> Tensor:
+    """The samples nearest to the k-means centres of their features: nearest first, taking the centres in turn.
+
+    The published code takes nothing when ``count`` is below its ten clusters and may take one image twice; here the
+    centres, largest cluster first, each take the nearest sample that is still free until there are enough.
+
+    Args:
+        features: ``[N, F]``, N ≥ count.
+        count: how many samples to take.
+        clusters: k-means clusters; at most ``count`` and N are used.
+        seed: of k-means; the result depends on it and the features alone.
+
+    Returns:
+        ``[count]`` distinct int64 indices.
+    """
+    values = features.detach().double().cpu()
+    clusters = min(clusters, count, len(values))
+    model = KMeans(clusters, n_init=10, random_state=seed % 2**32).fit(values.numpy())
+    centres = torch.from_numpy(model.cluster_centers_)
+    sizes = torch.bincount(torch.from_numpy(model.labels_).long(), minlength=clusters)
+    ranking = torch.cdist(values, centres).argsort(dim=0, stable=True)
+    turns = [iter(ranking[:, centre].tolist()) for centre in sizes.argsort(descending=True, stable=True).tolist()]
+    taken: dict[int, None] = {}
+    while len(taken) < count:
+        for turn in turns[: count - len(taken)]:
+            taken[next(sample for sample in turn if sample not in taken)] = None
+    return torch.tensor(list(taken))
+
+
+def check_ipc(labels: Tensor, class_names: Sequence[str], ipc: int) -> None:
+    """Reject more images per class than the smallest class has.
+
+    Raises:
+        ConfigurationError: naming the class and its size.
+    """
+    counts = torch.bincount(labels, minlength=len(class_names))
+    smallest = int(counts.argmin())
+    if ipc > int(counts[smallest]):
+        raise ConfigurationError(
+            "distill.ipc",
+            ipc,
+            f"class {class_names[smallest]!r} has only {int(counts[smallest])} training images",
+            f"give at most {int(counts[smallest])}, or set distill.init=noise",
+        )
