@@ -171,8 +171,8 @@ def experts_of_baselines(run: Run) -> TrajectoryStore | None:
         if not store.experts():
             raise ConfigurationError("experts_dir", store.folder, "no expert is complete", "run train_experts.py first")
     except ConfigurationError as error:
-        problem = f"experts are needed, and with {error.option}={error.value}, {error.problem}"
-        remedy = f"leave it out of baselines, or {error.remedy}"
+        problem = f"experts are needed, and {error.option}={error.value} has none to use ({error.problem})"
+        remedy = f"leave {needing} out of baselines, or {error.remedy}"
         raise ConfigurationError("baselines", needing, problem, remedy) from error
     check_store(store, run)
     return store

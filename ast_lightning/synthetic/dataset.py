@@ -7,11 +7,12 @@
   images.png                  the images with the preprocessing inverted
   images_raw.png              the images as networks see them, stretched to the range of the picture
 
-What is read equals what was written, or is refused by name; a damaged picture is for ``verify`` to tell.
+What is read equals what was written, or is rejected by name; damaged pictures are found by ``verify`` only.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,7 @@ _DESCRIBED = (
 )
 
 
-@dataclass
+@dataclass(eq=False)
 class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     """A few synthetic images for each class, and what is needed to train on them and to test honestly.
 
@@ -93,11 +94,28 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
             {"data": data.describe(), **provenance(), **(metadata or {})},
         )
 
+    def __repr__(self) -> str:
+        return (
+            f"DistilledDataset({len(self)} images {list(self.images.shape[1:])} of {len(self.class_names)} classes, "
+            f"learning_rate={self.learning_rate:g}, preprocessing={self.preprocessing.kind!r}, "
+            f"augmentation={self.augmentation!r})"
+        )
+
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.images[index], self.labels[index]
+
+    @property
+    def classes(self) -> list[str]:
+        """The class names, under the name that torchvision's datasets give them."""
+        return list(self.class_names)
+
+    @property
+    def targets(self) -> Tensor:
+        """The labels, under the name that torchvision's datasets give them."""
+        return self.labels
 
     @property
     def ipc(self) -> int:
@@ -108,18 +126,16 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         """Real images as a network trained on this set must see them.
 
         Args:
-            image: a PIL image; or a tensor or array-like of uint8 in 0 … 255 or float in [0, 1], ``[C, H, W]`` or
-                ``[N, C, H, W]``, of the size of the synthetic images.
+            image: a PIL image of mode L or RGB; or a tensor or array-like of uint8 in 0 … 255 or floating point in
+                [0, 1], ``[C, H, W]`` or ``[N, C, H, W]``, of the size of the synthetic images.
 
         Returns:
             float32, ``[C, H, W]`` or ``[N, C, H, W]``.
 
         Raises:
-            ValueError: another number of channels or another size.
+            ValueError: another mode, type, range, number of channels or size.
         """
-        tensor = pil_to_tensor(image) if isinstance(image, Image.Image) else torch.as_tensor(image)
-        if tensor.dtype == torch.uint8:
-            tensor = tensor / 255
+        tensor = _unit_range(image)
         if tensor.shape[-3:] != self.images.shape[1:]:
             raise ValueError(
                 f"these images are {tuple(tensor.shape[-3:])}; the distilled dataset is for "
@@ -152,6 +168,26 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     def pictures(self) -> Tensor:
         """The images with the preprocessing inverted, ``[N, C, H, W]`` in [0, 1]."""
         return self.preprocessing.invert(self.images).clamp(0, 1)
+
+
+def _unit_range(image: Any) -> Tensor:
+    """An image or images as floating-point numbers in [0, 1].
+
+    Raises:
+        ValueError: it is not known how to convert them.
+    """
+    if isinstance(image, Image.Image):
+        if image.mode not in ("L", "RGB"):
+            raise ValueError(f"this image has mode {image.mode}; give image.convert('RGB') or image.convert('L')")
+        image = pil_to_tensor(image)
+    tensor = torch.as_tensor(image)
+    if tensor.dtype == torch.uint8:
+        return tensor / 255
+    if not tensor.is_floating_point():
+        raise ValueError(f"these images are {tensor.dtype}; give uint8 in 0 … 255, or floating point in [0, 1]")
+    if not bool(((tensor >= 0) & (tensor <= 1)).all()):
+        raise ValueError("these images have values outside [0, 1]; give floating point in [0, 1], or uint8 in 0 … 255")
+    return tensor
 
 
 def save_distilled(folder: Path | str, dataset: DistilledDataset) -> Path:
@@ -190,12 +226,13 @@ def load_distilled(folder: Path | str, option: str = "synthetic") -> DistilledDa
         option: the option that named it, for error messages.
 
     Raises:
-        ConfigurationError: it is missing, incomplete, damaged, put together of several, or another version wrote it.
+        ConfigurationError: it is missing, incomplete, damaged, put together of several, written by another version, or
+            its values are not finite or do not fit its classes.
     """
     folder = Path(folder)
     description = read_description(folder, option)
     tensors = read_images(folder, description, option)
-    return DistilledDataset(
+    dataset = DistilledDataset(
         tensors["images"],
         tensors["labels"],
         float(tensors["learning_rate"]),
@@ -204,6 +241,25 @@ def load_distilled(folder: Path | str, option: str = "synthetic") -> DistilledDa
         description["augmentation"],
         {key: value for key, value in description.items() if key not in _DESCRIBED},
     )
+    if problem := _impossible(dataset):
+        raise ConfigurationError(option, folder, problem, "distil again, or name another distilled dataset")
+    return dataset
+
+
+def _impossible(dataset: DistilledDataset) -> str:
+    """Why no network can be trained on the values of a set; empty where one can."""
+    labels, classes = dataset.labels, len(dataset.class_names)
+    if not bool(dataset.images.isfinite().all()):
+        return "some of its pixels are not finite"
+    if not 0 < dataset.learning_rate < math.inf:
+        return f"its learning rate is {dataset.learning_rate}, and it must be positive and finite"
+    if labels.ndim != 1 or labels.dtype != torch.int64 or len(labels) != len(dataset) or not len(labels):
+        return f"its labels are {list(labels.shape)} {labels.dtype} for {len(dataset)} images"
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        return (
+            f"its labels are {int(labels.min())} … {int(labels.max())}, and its {classes} classes are 0 … {classes - 1}"
+        )
+    return ""
 
 
 def read_description(folder: Path | str, option: str = "synthetic") -> dict[str, Any]:
