@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Trainer
 from torch import Tensor
 
@@ -33,7 +32,8 @@ from ast_lightning.distillation import (
 )
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import NetworkEvaluator
-from ast_lightning.networks import FunctionalNetwork, describe_network
+from ast_lightning.evaluation.baselines import expert_logits
+from ast_lightning.networks import describe_network
 from ast_lightning.parallel.devices import devices_of
 from ast_lightning.runs.checkpoints import RunStates, begin_anew
 from ast_lightning.runs.expert_locks import sole_writer
@@ -226,17 +226,7 @@ def starting_point(store: TrajectoryStore, run: Run) -> tuple[Tensor, Tensor, Tr
 
 def real_or_noise(store: TrajectoryStore, run: Run, init: str, seed: int) -> tuple[Tensor, Tensor]:
     """An initial set; the representative one is chosen by the first expert of the store."""
-    logits = None
-    if init == "representative":
-        network, theta = (
-            FunctionalNetwork(run.network()),
-            store.read_snapshot(store.experts()[0], store.epochs),
-        )
-
-        def logits(images: Tensor) -> Tensor:
-            with torch.no_grad():
-                return network(theta, images)
-
+    logits = expert_logits(run.network(), store) if init == "representative" else None
     settings = run.distill
     return initial_images(
         init,

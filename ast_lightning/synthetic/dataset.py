@@ -13,7 +13,8 @@ What is read equals what was written, or is rejected by name; damaged pictures a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,16 +45,7 @@ from ast_lightning.synthetic.training_set import TrainingSet
 FORMAT_VERSION = 2
 PICTURES = ("images.png", "images_raw.png")
 FILES = ("dataset.json", "images.safetensors", "preprocessing.safetensors")
-_DESCRIBED = (
-    "format",
-    "shape",
-    "learning_rate",
-    "preprocessing",
-    "class_names",
-    "augmentation",
-    "checksums",
-    FIELD,
-)
+_DESCRIBED = ("format", "shape", "learning_rate", "preprocessing", "class_names", "augmentation", "checksums", FIELD)
 
 
 @dataclass(eq=False)
@@ -253,17 +245,17 @@ def _impossible(dataset: DistilledDataset) -> str:
         return "some of its pixels are not finite"
     if not 0 < dataset.learning_rate < math.inf:
         return f"its learning rate is {dataset.learning_rate}, and it must be positive and finite"
-    if labels.ndim != 1 or labels.dtype != torch.int64 or len(labels) != len(dataset) or not len(labels):
-        return f"its labels are {list(labels.shape)} {labels.dtype} for {len(dataset)} images"
-    if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        return (
-            f"its labels are {int(labels.min())} … {int(labels.max())}, and its {classes} classes are 0 … {classes - 1}"
-        )
+    if (
+        labels.dtype != torch.int64
+        or labels.shape != (len(dataset),)
+        or bool(((labels < 0) | (labels >= classes)).any())
+    ):
+        return f"its labels are not {len(dataset)} whole numbers in 0 … {classes - 1}"
     return ""
 
 
 def read_description(folder: Path | str, option: str = "synthetic") -> dict[str, Any]:
-    """The content of ``dataset.json``, held against its checksum.
+    """The content of ``dataset.json``, compared with its checksum.
 
     Raises:
         ConfigurationError: a file of the dataset is missing, the description is damaged, or another version wrote it.
@@ -273,39 +265,16 @@ def read_description(folder: Path | str, option: str = "synthetic") -> dict[str,
     if missing:
         what = f"it lacks {', '.join(missing)}" if folder.exists() else "there is no such folder"
         raise ConfigurationError(option, folder, what, "run distill.py first, or name another distilled dataset")
-    try:
-        content = read_json(folder / "dataset.json")
+    with _reading(folder, "dataset.json", option) as path:
+        content = read_json(path)
         version = content.get("format") if isinstance(content, dict) else None
         if isinstance(version, int) and version != FORMAT_VERSION:
-            raise _other_version(option, folder, version)
+            newer = version > FORMAT_VERSION
+            known = f"{'newer' if newer else 'older'} than the {FORMAT_VERSION} of this version"
+            remedy = "install the version of ast_lightning that wrote it"
+            remedy += "" if newer else ", or distil again with this one"
+            raise ConfigurationError(option, folder, f"dataset.json has format {version}, {known}", remedy)
         return unseal(content)
-    except OSError as error:
-        raise _unreadable(option, folder, "dataset.json", error) from error
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        raise _damaged(option, folder, "dataset.json", error) from error
-
-
-def _other_version(option: str, folder: Path, version: int) -> ConfigurationError:
-    newer = version > FORMAT_VERSION
-    return ConfigurationError(
-        option,
-        folder,
-        f"dataset.json has format {version}, {'newer' if newer else 'older'} than the {FORMAT_VERSION} of this version",
-        "install the version of ast_lightning that wrote it" + ("" if newer else ", or distil again with this one"),
-    )
-
-
-def _unreadable(option: str, folder: Path, name: str, error: OSError) -> ConfigurationError:
-    remedy = "let this user read it, or see to the disk: it need not be damaged"
-    return ConfigurationError(option, folder, f"{name} cannot be read ({error.strerror or error})", remedy)
-
-
-def _damaged(option: str, folder: Path, name: str, error: object) -> ConfigurationError:
-    return ConfigurationError(
-        option, folder, f"{name} is damaged ({error})", "take another copy of the whole folder, or distil again"
-    )
 
 
 def read_images(folder: Path, description: Mapping[str, Any], option: str) -> dict[str, Tensor]:
@@ -314,7 +283,9 @@ def read_images(folder: Path, description: Mapping[str, Any], option: str) -> di
     Raises:
         ConfigurationError: they are not what the description was written with.
     """
-    found: dict[str, Tensor] = _read(folder, "images.safetensors", description, option, load_file, lambda found: found)
+    with _reading(folder, "images.safetensors", option) as path:
+        found = load_file(path)
+        _compare(tensor_checksum(found), description, path.name)
     return found
 
 
@@ -324,28 +295,31 @@ def read_preprocessing(folder: Path, description: Mapping[str, Any], option: str
     Raises:
         ConfigurationError: they are not what the description was written with.
     """
-    name = "preprocessing.safetensors"
-    found: Preprocessing = _read(folder, name, description, option, load_preprocessing, lambda found: found.tensors())
-    if found.describe() != description["preprocessing"]:
-        raise _damaged(option, folder, name, "it is not what dataset.json says")
+    with _reading(folder, "preprocessing.safetensors", option) as path:
+        found = load_preprocessing(path)
+        _compare(tensor_checksum(found.tensors()), description, path.name)
+        if found.describe() != description["preprocessing"]:
+            raise Damaged("it differs from the preprocessing that dataset.json describes")
     return found
 
 
-def _read(
-    folder: Path,
-    name: str,
-    description: Mapping[str, Any],
-    option: str,
-    reader: Callable[[Path], Any],
-    tensors: Callable[[Any], Mapping[str, Tensor]],
-) -> Any:
+def _compare(checksum: str, description: Mapping[str, Any], name: str) -> None:
+    if checksum != description["checksums"][name]:
+        raise Damaged("it is not the file that dataset.json was written with")
+
+
+@contextmanager
+def _reading(folder: Path, name: str, option: str) -> Iterator[Path]:
+    """Name the file where it cannot be read or is damaged."""
     try:
-        (folder / name).open("rb").close()  # whose error says what safetensors' does not
-        found = reader(folder / name)
-        if tensor_checksum(tensors(found)) != description["checksums"][name]:
-            raise Damaged("it is not the file that dataset.json was written with")
+        (folder / name).open("rb").close()  # its error names the cause, and that of safetensors does not
+        yield folder / name
     except OSError as error:
-        raise _unreadable(option, folder, name, error) from error
+        problem = f"{name} cannot be read ({error.strerror or error})"
+        remedy = "check its permissions and the disk: the file need not be damaged"
+        raise ConfigurationError(option, folder, problem, remedy) from error
+    except ConfigurationError:
+        raise
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise _damaged(option, folder, name, error) from error
-    return found
+        remedy = "take another copy of the whole folder, or distil again"
+        raise ConfigurationError(option, folder, f"{name} is damaged ({error})", remedy) from error

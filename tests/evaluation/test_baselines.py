@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,9 @@ def test_representative_images_are_nearest_to_the_centre_of_their_class(real: La
 @pytest.mark.parametrize("name", ["random", "representative"])
 def test_a_class_with_too_few_real_images_is_named(real: LabelledImages, name: str) -> None:
     few = real.take(torch.arange(25))
+    make = {"random": random_sets, "representative": functools.partial(representative_set, logits=logits)}[name]
     with pytest.raises(ConfigurationError, match=r"class '5' has only 2 .* the 3 images per class") as caught:
-        if name == "random":
-            random_sets(few, NAMES, 3, 0, 0.1)
-        else:
-            representative_set(few, NAMES, 3, 0, 0.1, logits)
+        make(few, NAMES, 3, 0, 0.1)
     assert (caught.value.option, caught.value.value) == ("baselines", name)
 
 
