@@ -16,7 +16,7 @@ from ast_lightning.callbacks import (
     SyntheticImageLogger,
 )
 from ast_lightning.commands.run import Run, short_hash
-from ast_lightning.commands.stores import check_store, context_of
+from ast_lightning.commands.stores import context_of
 from ast_lightning.compilation import Compilation
 from ast_lightning.config.distill import check_precision
 from ast_lightning.data import LabelledImages
@@ -32,8 +32,6 @@ from ast_lightning.runs.trainer import build_trainer, log_configuration
 from ast_lightning.storage.files import clear_leftovers, write_json
 from ast_lightning.synthetic import DistilledDataset
 from ast_lightning.terminal import is_rank_zero, say
-
-__all__ = ["check_store", "distill"]
 
 
 def distill(run: Run) -> dict[str, float]:

@@ -15,12 +15,11 @@ from ast_lightning.compilation import Compilation
 from ast_lightning.config.distill import DistillSettings
 from ast_lightning.config.schedule import Schedule
 from ast_lightning.data import ImageDataModule
+from ast_lightning.data.selection import Logits
 from ast_lightning.distillation.synthetic_set import SyntheticImages, SyntheticSet
-from ast_lightning.networks import FunctionalNetwork, NetworkFactory
+from ast_lightning.evaluation.baselines import expert_logits
+from ast_lightning.networks import NetworkFactory
 from ast_lightning.trajectories import TrajectoryStore
-
-Logits = Callable[[Tensor], Tensor]
-"""images ``[N, C, H, W]`` → logits ``[N, classes]`` of a trained expert."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,7 @@ class Context:
 
     def expert_logits(self) -> Logits:
         """The first expert after its last epoch, as a function of images."""
-        store, experts = self.experts()
-        network, theta = FunctionalNetwork(self.network), store.read_snapshot(experts[0], store.epochs)
-
-        @torch.no_grad()
-        def logits(images: Tensor) -> Tensor:
-            return network(theta, images)
-
-        return logits
+        return expert_logits(self.network, self.experts()[0])
 
 
 class Method(ABC):

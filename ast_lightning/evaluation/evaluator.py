@@ -1,9 +1,8 @@
-"""The honest measure of a synthetic set: networks that have seen nothing else, tested on real images.
+"""The evaluation of a synthetic set: fresh networks are trained on it alone and tested on real images.
 
-Fresh networks are trained on the set alone; what is reported is the accuracy of the final network, never the best
-one seen on the way. Networks that keep no state beside their parameters can be trained several at once, as one
-computation over stacked parameters; what a network sees depends on (seed, purpose, its index) alone, so that
-grouping changes no draw.
+The reported accuracy is that of the final network, never the best one during training. Networks without state beside
+their parameters can be trained several at once, as one computation over stacked parameters; what a network sees
+depends on (seed, purpose, its index) alone, so that grouping changes no draw.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class NetworkEvaluator:
         splits: real images to test on by name, e.g. ``{"test": data.test}``.
         augmentation: of the training batches; None for no augmentation.
         seed: of initial parameters, batch order and augmentation.
-        purpose: keys the draws too, so that networks which choose a set are not those which judge it.
+        purpose: keys the draws too, so that the networks that select a set are not those that evaluate it.
     """
 
     def __init__(
@@ -173,23 +172,20 @@ class NetworkEvaluator:
         steps: Iterator[tuple[int, Callable[[], Tensor]]],
         learning_rates: Sequence[float],
     ) -> None:
-        """SGD with one fall of the learning rate, after which a fresh optimiser goes on."""
+        """SGD whose learning rate falls once; from there on with a fresh optimiser."""
         settings = self.settings
         rates = {settings.lr or rate for rate in learning_rates}
         if len(rates) != 1:
             raise ValueError(f"networks that are trained at once need one learning rate, got {sorted(rates)}")
         rate = rates.pop()
-        optimizer = torch.optim.SGD(parameters, rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
-        decayed = False
+
+        def sgd(lr: float, momentum: float) -> torch.optim.SGD:
+            return torch.optim.SGD(parameters, lr, momentum=momentum, weight_decay=settings.weight_decay)
+
+        optimizer, decayed = sgd(rate, settings.momentum), False
         for epoch, loss in steps:
             if epoch > settings.decay_after and not decayed:
-                decayed = True
-                optimizer = torch.optim.SGD(
-                    parameters,
-                    rate * settings.lr_decay,
-                    momentum=settings.momentum_after_decay,
-                    weight_decay=settings.weight_decay,
-                )
+                optimizer, decayed = sgd(rate * settings.lr_decay, settings.momentum_after_decay), True
             optimizer.zero_grad()
             loss().backward()
             optimizer.step()

@@ -1,8 +1,9 @@
-"""EvaluationModule: the honest measure as a Lightning test, divided over devices."""
+"""EvaluationModule: the evaluation as a Lightning test, divided over devices."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 from lightning import LightningModule
@@ -12,20 +13,9 @@ from ast_lightning.evaluation.evaluator import NetworkEvaluator, Score
 from ast_lightning.synthetic import TrainingSet
 
 
-class _Groups(Dataset[list[int]]):
-    def __init__(self, groups: Sequence[list[int]]) -> None:
-        self.groups = groups
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __getitem__(self, index: int) -> list[int]:
-        return self.groups[index]
-
-
 def evaluation_loader(groups: Sequence[list[int]], rank: int, world_size: int) -> DataLoader[list[int]]:
     """The groups of evaluation networks that a rank trains: r, r + R, … of them, or one empty group."""
-    return DataLoader(_Groups(groups[rank::world_size] or [[]]), batch_size=None)
+    return DataLoader(cast("Dataset[list[int]]", groups[rank::world_size] or [[]]), batch_size=None)
 
 
 def gather_scores(
@@ -47,7 +37,7 @@ def gather_scores(
 
 
 class EvaluationModule(LightningModule):
-    """Judges one training set, or one for each network, in ``trainer.test(module)``.
+    """Evaluates one training set, or one for each network, in ``trainer.test(module)``.
 
     The Trainer needs ``inference_mode=False``.
 

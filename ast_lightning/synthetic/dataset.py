@@ -7,12 +7,14 @@
   images.png                  the images with the preprocessing inverted
   images_raw.png              the images as networks see them, stretched to the range of the picture
 
-What is read equals what was written, or is refused by name; a damaged picture is for ``verify`` to tell.
+What is read equals what was written, or is rejected by name; damaged pictures are found by ``verify`` only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,19 +45,10 @@ from ast_lightning.synthetic.training_set import TrainingSet
 FORMAT_VERSION = 2
 PICTURES = ("images.png", "images_raw.png")
 FILES = ("dataset.json", "images.safetensors", "preprocessing.safetensors")
-_DESCRIBED = (
-    "format",
-    "shape",
-    "learning_rate",
-    "preprocessing",
-    "class_names",
-    "augmentation",
-    "checksums",
-    FIELD,
-)
+_DESCRIBED = ("format", "shape", "learning_rate", "preprocessing", "class_names", "augmentation", "checksums", FIELD)
 
 
-@dataclass
+@dataclass(eq=False)
 class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     """A few synthetic images for each class, and what is needed to train on them and to test honestly.
 
@@ -93,11 +86,28 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
             {"data": data.describe(), **provenance(), **(metadata or {})},
         )
 
+    def __repr__(self) -> str:
+        return (
+            f"DistilledDataset({len(self)} images {list(self.images.shape[1:])} of {len(self.class_names)} classes, "
+            f"learning_rate={self.learning_rate:g}, preprocessing={self.preprocessing.kind!r}, "
+            f"augmentation={self.augmentation!r})"
+        )
+
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.images[index], self.labels[index]
+
+    @property
+    def classes(self) -> list[str]:
+        """The class names, under the name that torchvision's datasets give them."""
+        return list(self.class_names)
+
+    @property
+    def targets(self) -> Tensor:
+        """The labels, under the name that torchvision's datasets give them."""
+        return self.labels
 
     @property
     def ipc(self) -> int:
@@ -108,18 +118,16 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         """Real images as a network trained on this set must see them.
 
         Args:
-            image: a PIL image; or a tensor or array-like of uint8 in 0 … 255 or float in [0, 1], ``[C, H, W]`` or
-                ``[N, C, H, W]``, of the size of the synthetic images.
+            image: a PIL image of mode L or RGB; or a tensor or array-like of uint8 in 0 … 255 or floating point in
+                [0, 1], ``[C, H, W]`` or ``[N, C, H, W]``, of the size of the synthetic images.
 
         Returns:
             float32, ``[C, H, W]`` or ``[N, C, H, W]``.
 
         Raises:
-            ValueError: another number of channels or another size.
+            ValueError: another mode, type, range, number of channels or size.
         """
-        tensor = pil_to_tensor(image) if isinstance(image, Image.Image) else torch.as_tensor(image)
-        if tensor.dtype == torch.uint8:
-            tensor = tensor / 255
+        tensor = _unit_range(image)
         if tensor.shape[-3:] != self.images.shape[1:]:
             raise ValueError(
                 f"these images are {tuple(tensor.shape[-3:])}; the distilled dataset is for "
@@ -152,6 +160,26 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     def pictures(self) -> Tensor:
         """The images with the preprocessing inverted, ``[N, C, H, W]`` in [0, 1]."""
         return self.preprocessing.invert(self.images).clamp(0, 1)
+
+
+def _unit_range(image: Any) -> Tensor:
+    """An image or images as floating-point numbers in [0, 1].
+
+    Raises:
+        ValueError: it is not known how to convert them.
+    """
+    if isinstance(image, Image.Image):
+        if image.mode not in ("L", "RGB"):
+            raise ValueError(f"this image has mode {image.mode}; give image.convert('RGB') or image.convert('L')")
+        image = pil_to_tensor(image)
+    tensor = torch.as_tensor(image)
+    if tensor.dtype == torch.uint8:
+        return tensor / 255
+    if not tensor.is_floating_point():
+        raise ValueError(f"these images are {tensor.dtype}; give uint8 in 0 … 255, or floating point in [0, 1]")
+    if not bool(((tensor >= 0) & (tensor <= 1)).all()):
+        raise ValueError("these images have values outside [0, 1]; give floating point in [0, 1], or uint8 in 0 … 255")
+    return tensor
 
 
 def save_distilled(folder: Path | str, dataset: DistilledDataset) -> Path:
@@ -190,12 +218,13 @@ def load_distilled(folder: Path | str, option: str = "synthetic") -> DistilledDa
         option: the option that named it, for error messages.
 
     Raises:
-        ConfigurationError: it is missing, incomplete, damaged, put together of several, or another version wrote it.
+        ConfigurationError: it is missing, incomplete, damaged, put together of several, written by another version, or
+            its values are not finite or do not fit its classes.
     """
     folder = Path(folder)
     description = read_description(folder, option)
     tensors = read_images(folder, description, option)
-    return DistilledDataset(
+    dataset = DistilledDataset(
         tensors["images"],
         tensors["labels"],
         float(tensors["learning_rate"]),
@@ -204,10 +233,29 @@ def load_distilled(folder: Path | str, option: str = "synthetic") -> DistilledDa
         description["augmentation"],
         {key: value for key, value in description.items() if key not in _DESCRIBED},
     )
+    if problem := _impossible(dataset):
+        raise ConfigurationError(option, folder, problem, "distil again, or name another distilled dataset")
+    return dataset
+
+
+def _impossible(dataset: DistilledDataset) -> str:
+    """Why no network can be trained on the values of a set; empty where one can."""
+    labels, classes = dataset.labels, len(dataset.class_names)
+    if not bool(dataset.images.isfinite().all()):
+        return "some of its pixels are not finite"
+    if not 0 < dataset.learning_rate < math.inf:
+        return f"its learning rate is {dataset.learning_rate}, and it must be positive and finite"
+    if (
+        labels.dtype != torch.int64
+        or labels.shape != (len(dataset),)
+        or bool(((labels < 0) | (labels >= classes)).any())
+    ):
+        return f"its labels are not {len(dataset)} whole numbers in 0 … {classes - 1}"
+    return ""
 
 
 def read_description(folder: Path | str, option: str = "synthetic") -> dict[str, Any]:
-    """The content of ``dataset.json``, held against its checksum.
+    """The content of ``dataset.json``, compared with its checksum.
 
     Raises:
         ConfigurationError: a file of the dataset is missing, the description is damaged, or another version wrote it.
@@ -217,39 +265,16 @@ def read_description(folder: Path | str, option: str = "synthetic") -> dict[str,
     if missing:
         what = f"it lacks {', '.join(missing)}" if folder.exists() else "there is no such folder"
         raise ConfigurationError(option, folder, what, "run distill.py first, or name another distilled dataset")
-    try:
-        content = read_json(folder / "dataset.json")
+    with _reading(folder, "dataset.json", option) as path:
+        content = read_json(path)
         version = content.get("format") if isinstance(content, dict) else None
         if isinstance(version, int) and version != FORMAT_VERSION:
-            raise _other_version(option, folder, version)
+            newer = version > FORMAT_VERSION
+            known = f"{'newer' if newer else 'older'} than the {FORMAT_VERSION} of this version"
+            remedy = "install the version of ast_lightning that wrote it"
+            remedy += "" if newer else ", or distil again with this one"
+            raise ConfigurationError(option, folder, f"dataset.json has format {version}, {known}", remedy)
         return unseal(content)
-    except OSError as error:
-        raise _unreadable(option, folder, "dataset.json", error) from error
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        raise _damaged(option, folder, "dataset.json", error) from error
-
-
-def _other_version(option: str, folder: Path, version: int) -> ConfigurationError:
-    newer = version > FORMAT_VERSION
-    return ConfigurationError(
-        option,
-        folder,
-        f"dataset.json has format {version}, {'newer' if newer else 'older'} than the {FORMAT_VERSION} of this version",
-        "install the version of ast_lightning that wrote it" + ("" if newer else ", or distil again with this one"),
-    )
-
-
-def _unreadable(option: str, folder: Path, name: str, error: OSError) -> ConfigurationError:
-    remedy = "let this user read it, or see to the disk: it need not be damaged"
-    return ConfigurationError(option, folder, f"{name} cannot be read ({error.strerror or error})", remedy)
-
-
-def _damaged(option: str, folder: Path, name: str, error: object) -> ConfigurationError:
-    return ConfigurationError(
-        option, folder, f"{name} is damaged ({error})", "take another copy of the whole folder, or distil again"
-    )
 
 
 def read_images(folder: Path, description: Mapping[str, Any], option: str) -> dict[str, Tensor]:
@@ -258,7 +283,9 @@ def read_images(folder: Path, description: Mapping[str, Any], option: str) -> di
     Raises:
         ConfigurationError: they are not what the description was written with.
     """
-    found: dict[str, Tensor] = _read(folder, "images.safetensors", description, option, load_file, lambda found: found)
+    with _reading(folder, "images.safetensors", option) as path:
+        found = load_file(path)
+        _compare(tensor_checksum(found), description, path.name)
     return found
 
 
@@ -268,28 +295,31 @@ def read_preprocessing(folder: Path, description: Mapping[str, Any], option: str
     Raises:
         ConfigurationError: they are not what the description was written with.
     """
-    name = "preprocessing.safetensors"
-    found: Preprocessing = _read(folder, name, description, option, load_preprocessing, lambda found: found.tensors())
-    if found.describe() != description["preprocessing"]:
-        raise _damaged(option, folder, name, "it is not what dataset.json says")
+    with _reading(folder, "preprocessing.safetensors", option) as path:
+        found = load_preprocessing(path)
+        _compare(tensor_checksum(found.tensors()), description, path.name)
+        if found.describe() != description["preprocessing"]:
+            raise Damaged("it differs from the preprocessing that dataset.json describes")
     return found
 
 
-def _read(
-    folder: Path,
-    name: str,
-    description: Mapping[str, Any],
-    option: str,
-    reader: Callable[[Path], Any],
-    tensors: Callable[[Any], Mapping[str, Tensor]],
-) -> Any:
+def _compare(checksum: str, description: Mapping[str, Any], name: str) -> None:
+    if checksum != description["checksums"][name]:
+        raise Damaged("it is not the file that dataset.json was written with")
+
+
+@contextmanager
+def _reading(folder: Path, name: str, option: str) -> Iterator[Path]:
+    """Name the file where it cannot be read or is damaged."""
     try:
-        (folder / name).open("rb").close()  # whose error says what safetensors' does not
-        found = reader(folder / name)
-        if tensor_checksum(tensors(found)) != description["checksums"][name]:
-            raise Damaged("it is not the file that dataset.json was written with")
+        (folder / name).open("rb").close()  # its error names the cause, and that of safetensors does not
+        yield folder / name
     except OSError as error:
-        raise _unreadable(option, folder, name, error) from error
+        problem = f"{name} cannot be read ({error.strerror or error})"
+        remedy = "check its permissions and the disk: the file need not be damaged"
+        raise ConfigurationError(option, folder, problem, remedy) from error
+    except ConfigurationError:
+        raise
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise _damaged(option, folder, name, error) from error
-    return found
+        remedy = "take another copy of the whole folder, or distil again"
+        raise ConfigurationError(option, folder, f"{name} is damaged ({error})", remedy) from error

@@ -1,7 +1,8 @@
-"""The whole ancestry of a distilled dataset on one page."""
+"""Where a distilled dataset comes from, as a table."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ def ancestry_page(folder: str, description: Mapping[str, Any]) -> Table:
         folder: for the title.
         description: the content of ``dataset.json``.
     """
-    table = Table(title=f"distilled dataset {escape(folder)}", show_header=False, title_justify="left")
+    table = Table(title=f"distilled dataset {escape(_printable(folder))}", show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     sections = [
@@ -31,9 +32,14 @@ def ancestry_page(folder: str, description: Mapping[str, Any]) -> Table:
     ]
     for rows in sections:
         for name, value in rows:
-            table.add_row(escape(name), escape(value))
+            table.add_row(escape(name), escape(_printable(value)))
         table.add_section()
     return table
+
+
+def _printable(text: str) -> str:
+    """The text without control characters, which the terminal would obey."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def _the_set(description: Mapping[str, Any]) -> Rows:
@@ -61,7 +67,7 @@ def _made(description: Mapping[str, Any]) -> Rows:
     if distill:
         yield "method", _values(distill)
     if description.get("evaluation"):
-        yield "judged by", _values(description["evaluation"])
+        yield "evaluated with", _values(description["evaluation"])
 
 
 def _data(data: Mapping[str, Any]) -> Rows:
@@ -97,7 +103,7 @@ def _imported(record: Mapping[str, Any]) -> Rows:
     for name, checksum in (record.get("files") or {}).items():
         yield "imported", f"{name}, checksum {checksum}"
     if record:
-        yield "said to be like", _values(record.get("like") or {})
+        yield "imported like", _values(record.get("like") or {})
 
 
 def _maker(title: str, record: Mapping[str, Any]) -> Rows:

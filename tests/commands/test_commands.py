@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from ast_lightning.commands.run import settings_from
+from ast_lightning.commands.evaluate import evaluation_folder
+from ast_lightning.commands.run import Run, settings_from
+from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import EvaluationSettings
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.trajectories import TrajectoryStore
 
-from .conftest import SMALL, Command, run_of
+from .conftest import SMALL, Command, Script, run_of
 
 
 def distilled_folder(output: Path, *overrides: str) -> Path:
@@ -125,9 +128,7 @@ def test_every_component_runs_by_itself(output: Path, command: Command, override
         assert metrics["student_lr"] == pytest.approx(0.01)
 
 
-def test_evaluation_judges_beside_the_baselines(
-    output: Path, command: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluation_beside_the_baselines(output: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     command("distill", output, "seed=0")
     metrics = command("evaluate", output, "seed=0")
     assert {"random_accuracy", "representative_accuracy", "distilled_accuracy", "whole_accuracy"} <= set(metrics)
@@ -141,7 +142,7 @@ def test_evaluation_judges_beside_the_baselines(
     assert len(accuracies["whole"]) == 2
 
 
-def test_evaluation_with_another_network_judges_an_artifact_by_its_path(output: Path, command: Command) -> None:
+def test_evaluation_of_an_artifact_by_its_path_with_another_network(output: Path, command: Command) -> None:
     command("distill", output, "seed=0")
     artifact = distilled_folder(output) / "synthetic" / "last"
     metrics = command(
@@ -149,6 +150,87 @@ def test_evaluation_with_another_network_judges_an_artifact_by_its_path(output: 
     )
     assert 0 <= metrics["distilled_accuracy"] <= 100
     assert set(metrics) == {"distilled_accuracy", "distilled_std"}
+
+
+def results_of(output: Path, *overrides: str) -> Path:
+    return evaluation_folder(run_of(*SMALL, f"output_dir={output}", *overrides)) / "results.json"
+
+
+def test_a_finished_evaluation_is_reused_while_its_inputs_are_unchanged(
+    output: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(output / "experts", tmp_path / "experts")
+    command("distill", tmp_path)
+    artifact = f"synthetic={distilled_folder(tmp_path) / 'synthetic' / 'last'}"
+
+    def trained(*overrides: str) -> tuple[int, dict[str, float]]:
+        """How many sets networks were trained on, and the accuracies."""
+        capsys.readouterr()
+        metrics = command("evaluate", tmp_path, artifact, *overrides)
+        return capsys.readouterr().out.count("networks for 4 epochs on"), metrics
+
+    count, first = trained()
+    assert count == 3
+    assert trained() == (0, first)
+    assert trained("fresh=true") == (3, first)
+    assert trained("distill.lr_teacher=0.02")[0] == 3
+    assert trained("baselines=[whole,random]")[0] == 2
+    assert trained("baselines=[whole,random]", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1")[0] == 0
+    with monkeypatch.context() as patched:  # several processes could each find something else
+        patched.setattr(Run, "is_alone", False)
+        assert trained("baselines=[whole,random]")[0] == 2
+    path = results_of(tmp_path, artifact)
+    path.write_text(re.sub(r'("distilled_accuracy": )\d', r"\g<1>7", path.read_text()))
+    assert trained()[0] == 3
+    command("distill", tmp_path, "distill.max_steps=6")  # other images in the same place
+    assert trained()[0] == 3
+
+
+def test_results_are_written_before_anything_of_them_is_printed(
+    output: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("distill", output, "seed=0")
+    words = ("baselines=[random]", "evaluation.epochs=3")
+
+    def fail(*arguments: object) -> None:
+        raise UnicodeEncodeError("ascii", "±", 0, 1, "ordinal not in range(128)")
+
+    monkeypatch.setattr("ast_lightning.commands.evaluate._print_table", fail)
+    with pytest.raises(UnicodeEncodeError):
+        command("evaluate", output, *words)
+    assert set(json.loads(results_of(output, *words).read_text())["accuracies"]) == {"random", "distilled"}
+
+
+@pytest.mark.slow
+def test_the_table_in_ascii(output: Path, script: Script, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    command("distill", output, "seed=0")
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = script("evaluate", output, "baselines=[]", "seed=0")
+    assert done.returncode == 0, done.stderr
+    assert "+-" in done.stdout
+
+
+@pytest.mark.parametrize("baselines", ["[]", "[random]"])
+def test_evaluation_without_experts(output: Path, tmp_path: Path, command: Command, baselines: str) -> None:
+    command("distill", output, "seed=0")
+    artifact = f"synthetic={distilled_folder(output) / 'synthetic' / 'last'}"
+    assert "distilled_accuracy" in command("evaluate", tmp_path, artifact, f"baselines={baselines}")
+    for name in ("representative", "whole"):
+        with pytest.raises(ConfigurationError) as caught:
+            command("evaluate", tmp_path, artifact, f"baselines=[random,{name}]")
+        assert (caught.value.option, caught.value.value) == ("baselines", name)
+        assert f"leave {name} out of baselines" in caught.value.remedy
+
+
+def test_baselines_have_as_many_images_as_the_set(output: Path, command: Command) -> None:
+    """Whatever distill.ipc is, which belongs to another run where ``synthetic`` names the set."""
+    command("distill", output, "distill.ipc=3", "seed=0")
+    artifact = f"synthetic={distilled_folder(output, 'distill.ipc=3') / 'synthetic' / 'last'}"
+    words = (artifact, "baselines=[representative]")
+    accuracy = command("evaluate", output, *words, "distill.ipc=3")["representative_accuracy"]
+    assert command("evaluate", output, *words, "fresh=true")["representative_accuracy"] == accuracy
+    with pytest.raises(ConfigurationError, match=r"^baselines=random: class .* has only 2 .* the 3 images"):
+        command("evaluate", output, artifact, "baselines=[random]", "data.per_class=2")
 
 
 @pytest.mark.parametrize("name", ["train_experts", "distill", "evaluate"])

@@ -17,7 +17,6 @@ import torch
 
 from ast_lightning.commands.app import execute
 from ast_lightning.commands.distill import distill
-from ast_lightning.commands.run import Run
 from ast_lightning.commands.train_experts import train_experts
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.parallel.locks import FolderLock
@@ -28,10 +27,6 @@ from ast_lightning.trajectories import TrajectoryStore
 from .conftest import ROOT, SMALL, Command, composed, run_of
 
 HELD_OUT = ("data.validation_fraction=0.2", "num_experts=1", "trainer.logger=false")
-
-
-class Killed(BaseException):
-    pass
 
 
 def experts_of(folder: Path, *overrides: str) -> Path:
@@ -239,38 +234,6 @@ def test_an_expert_that_another_process_completes_is_not_trained_again_by_ranks(
     run = run_of(*SMALL, f"output_dir={tmp_path}", "trainer.devices=2")
     with pytest.raises(ConfigurationError, match=r"^expert_index=1: another process has completed it just now"):
         next(claim_experts(run, store, [1]))
-
-
-def test_an_evaluation_trains_only_the_networks_that_are_not_judged_yet(
-    output: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = with_experts(output, tmp_path)
-    command("distill", folder)
-
-    def kill(*arguments: object) -> None:
-        raise Killed
-
-    monkeypatch.setattr("ast_lightning.commands.evaluate._report", kill)
-    with pytest.raises(Killed):
-        command("evaluate", folder)
-    monkeypatch.undo()
-    capsys.readouterr()
-    metrics = command("evaluate", folder)
-    printed = capsys.readouterr().out
-    assert printed.count("were trained already") == 3
-    assert "training" not in printed
-    assert command("evaluate", folder, "fresh=true") == metrics
-    assert "training 2 networks" in capsys.readouterr().out
-    command("distill", folder, "distill.max_steps=6")  # other images in the same place
-    command("evaluate", folder)
-    printed = capsys.readouterr().out
-    assert printed.count("were trained already") == 2
-    assert "training 2 networks for 4 epochs on distilled images" in printed
-    command("evaluate", folder, "baselines=[]", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1")
-    assert "were trained already" in capsys.readouterr().out
-    monkeypatch.setattr(Run, "is_alone", False)  # several ranks could each find something else
-    command("evaluate", folder, "baselines=[]")
-    assert "were trained already" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

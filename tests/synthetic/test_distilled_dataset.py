@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from ast_lightning.data import SiameseAugmentation, save_preprocessing
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.storage.checksums import seal
 from ast_lightning.synthetic import DistilledDataset, load_distilled, save_distilled
 
 Make = Callable[..., DistilledDataset]
@@ -127,11 +130,46 @@ def test_transform_takes_arrays_as_its_docstring_says(make_distilled: Make, batc
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 6), (1, 6, 5), (3, 6, 6), (2, 3, 8, 5), (6, 5)])
-def test_transform_refuses_another_size(make_distilled: Make, shape: tuple[int, ...]) -> None:
+def test_transform_rejects_another_size(make_distilled: Make, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"these images are .*; the distilled dataset is for \(3, 6, 5\)"):
         make_distilled().transform(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"\(1, 6, 5\).*\(3, 6, 5\)"):
         make_distilled().transform(Image.new("L", (5, 6)))
+
+
+@pytest.mark.parametrize(
+    ("image", "given"),
+    [
+        (pixels(2).long(), "torch.int64"),
+        (pixels(2).int(), "torch.int32"),
+        (pixels(2) > 100, "torch.bool"),
+        (np.zeros((3, 6, 5), dtype=np.int16), "torch.int16"),
+        (pixels(2).float(), "outside [0, 1]"),
+        (pixels(2).float() / 255 - 0.01, "outside [0, 1]"),
+        (torch.full((3, 6, 5), torch.nan), "outside [0, 1]"),
+        (Image.new("I;16", (5, 6)), "mode I;16"),
+        (Image.new("F", (5, 6)), "mode F"),
+        (Image.new("P", (5, 6)), "mode P"),
+        (Image.new("HSV", (5, 6)), "mode HSV"),
+    ],
+)
+def test_transform_rejects_what_it_cannot_convert(make_distilled: Make, image: Any, given: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(given)) as caught:
+        make_distilled().transform(image)
+    assert "; give " in str(caught.value)
+
+
+def test_repr_is_one_line_without_pixels(make_distilled: Make) -> None:
+    shown = repr(make_distilled("zca"))
+    assert "\n" not in shown
+    assert "tensor" not in shown
+    assert "12 images [3, 6, 5] of 4 classes" in shown
+
+
+def test_attributes_that_torchvision_names(make_distilled: Make) -> None:
+    dataset = make_distilled()
+    assert dataset.classes == ["ant", "bee", "Käfer", "dog/cat"]
+    assert torch.equal(dataset.targets, dataset.labels)
 
 
 def test_pictures_invert_the_preprocessing(make_distilled: Make) -> None:
@@ -242,3 +280,36 @@ def test_pictures_are_for_looking_at_only(make_distilled: Make, tmp_path: Path) 
     for name in ("images.png", "images_raw.png"):
         (folder / name).unlink()
     assert len(load_distilled(folder)) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("images", torch.nan, "pixels are not finite"),
+        ("images", torch.inf, "pixels are not finite"),
+        ("learning_rate", float("nan"), "learning rate is nan"),
+        ("learning_rate", float("inf"), "learning rate is inf"),
+        ("learning_rate", -0.1, "learning rate is -0.1"),
+        ("labels", torch.arange(1, 5).repeat_interleave(3), "labels are not 12 whole numbers in 0 … 3"),
+        ("labels", torch.arange(4).repeat_interleave(3) - 1, "labels are not 12 whole numbers in 0 … 3"),
+        ("labels", torch.zeros(12), "labels are not 12 whole numbers in 0 … 3"),
+        ("labels", torch.zeros(11, dtype=torch.int64), "labels are not 12 whole numbers in 0 … 3"),
+    ],
+)
+def test_values_that_no_network_can_be_trained_on_are_named(
+    make_distilled: Make, tmp_path: Path, name: str, value: Any, problem: str
+) -> None:
+    dataset = make_distilled()
+    folder = save_distilled(tmp_path / "set", dataset)
+    if name == "images":
+        dataset.images[7, 1, 2, 3] = value
+    else:
+        setattr(dataset, name, value)
+    tensors = dataset._tensors()
+    save_file({key: each.contiguous() for key, each in tensors.items()}, folder / FILES[1])
+    description = json.loads((folder / FILES[0]).read_text(encoding="utf-8"))
+    description["checksums"][FILES[1]] = dataset.checksum()
+    (folder / FILES[0]).write_text(json.dumps(seal(description)), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=re.escape(problem)) as caught:
+        load_distilled(folder)
+    assert (caught.value.option, caught.value.value) == ("synthetic", folder)
