@@ -106,7 +106,7 @@ class Run:
         return {
             "data": self._data_identity(),
             "network": config["network"],
-            "expert": asdict(self.expert),
+            "expert": self.expert.describe(),
             "seed": self.seed,
             **self.arithmetic(),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from ast_lightning.callbacks import RunEstimate, RunProgress, StateOfEpochs
 from ast_lightning.commands.import_experts import import_experts
@@ -44,7 +44,7 @@ def train_experts(run: Run) -> dict[str, float]:
         _train_one(run, None, indices[0], ExpertObjective(run.network(), run.expert, compile_experts(run)), None)
         say("fast_dev_run: nothing was written")
         return {}
-    store = make_store(run, expert=asdict(run.expert))
+    store = make_store(run, expert=run.expert.describe())
     pending = indices if run.fresh else _incomplete(store, indices)
     processes = min(processes, len(pending))
     _announce(run, store, indices, pending, processes)
@@ -72,7 +72,7 @@ def train_share(run: Run, number: int, count: int) -> None:
     """
     prepare(run)
     run.data.setup("fit")
-    store = make_store(run, expert=asdict(run.expert))
+    store = make_store(run, expert=run.expert.describe())
     _train(run, store, _incomplete(store, _wanted(run)), count, estimate=number == 0)
 
 
@@ -129,6 +129,7 @@ def _train_one(
         progress=RunProgress(f"expert {index}", lines=1),
         states=states,
         max_epochs=run.expert.epochs,
+        reload_dataloaders_every_n_epochs=int(run.expert.samples != "all"),  # epochs may differ in length
     )
     if store is None or states is None:
         trainer.fit(expert, datamodule=run.data)
