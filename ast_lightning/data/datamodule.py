@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from ast_lightning.data import splits
 from ast_lightning.data.augmentation import SiameseAugmentation
 from ast_lightning.data.folder import image_folder
+from ast_lightning.data.from_arrays import load_arrays
 from ast_lightning.data.loading import (
     OrderedBatches,
     ShuffledBatches,
@@ -31,7 +32,7 @@ from ast_lightning.data.sources import BUILT_IN, LabelledImages, RawDataset
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.randomness import Key, keyed_generator
 
-SOURCES = (*BUILT_IN, "image_folder")
+SOURCES = (*BUILT_IN, "image_folder", "arrays")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,7 @@ class ImageDataModule(LightningDataModule):
         source: a function of no arguments that returns a :class:`RawDataset`, or the name of a built-in
             dataset (``SOURCES``).
         name: what to call the dataset in names of folders; the source's own name by default.
-        root: folder of the files, for built-in datasets that have files.
+        root: folder of the files, for built-in datasets that have files; the file of ``arrays``.
         image_size: side in pixels to bring the images to; None keeps their size (``image_folder`` needs one).
         preprocessing: ``"standardize"``, ``"zca"`` or ``"none"``, fitted on the training split.
         mean, std: per-channel constants in [0, 1] for ``"standardize"``, instead of fitted ones.
@@ -182,6 +183,8 @@ class ImageDataModule(LightningDataModule):
             return self._source()
         if self._source == "image_folder":
             return image_folder(self._root, self._image_size)
+        if self._source == "arrays":
+            return load_arrays(self._root)
         return BUILT_IN[self._source](self._root, self._download)
 
     @property
