@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ast_lightning.commands.run import Run
-from ast_lightning.commands.stores import make_store
+from ast_lightning.commands.stores import incomplete, make_store, summarise, wanted_experts
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import FunctionalNetwork
 from ast_lightning.parallel.devices import device_type
@@ -21,8 +21,6 @@ from ast_lightning.terminal import say
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.interchange import Source, check_sources, import_buffers, scan_buffers
 from ast_lightning.trajectories.records import STORE_FILE
-
-_AT_ONCE = 500  # test images
 
 
 def import_experts(run: Run) -> dict[str, float]:
@@ -35,13 +33,13 @@ def import_experts(run: Run) -> dict[str, float]:
         ConfigurationError: the files do not fit the network, the data or the settings.
     """
     run.data.setup("fit")
-    folder, index = run.experts_folder(), run.config["expert_index"]
-    wanted = list(range(run.config["num_experts"])) if index is None else [index]
-    store = _existing(run)
-    if store is not None and not run.fresh and all(map(store.is_complete, wanted)):
-        check_sources(store, run.config["buffers"], wanted)
-        say(f"{len(wanted)} experts are imported already: {folder}")
-        return _summarise(store, wanted)
+    folder, wanted = run.experts_folder(), wanted_experts(run)
+    if (folder / STORE_FILE).exists() and not run.fast_dev_run:
+        store = _make_store(run)
+        if not run.fresh and not incomplete(store, wanted):
+            check_sources(store, run.config["buffers"], wanted)
+            say(f"{len(wanted)} experts are imported already: {folder}")
+            return summarise(run, store, wanted)
     network = FunctionalNetwork(run.network())
     buffers = scan_buffers(run.config["buffers"], network.layout, max(wanted) + 1)
     if buffers.epochs != run.expert.epochs:
@@ -54,27 +52,21 @@ def import_experts(run: Run) -> dict[str, float]:
     if run.fast_dev_run:
         say("fast_dev_run: the files fit, and nothing was written")
         return {}
-    store = _store(run)
-    pending = wanted if run.fresh else [each for each in wanted if not store.is_complete(each)]
+    store = _make_store(run)
+    pending = wanted if run.fresh else incomplete(store, wanted)
     store.check_room(pending, anew=run.fresh)
     disk = format_bytes(store.bytes_to_write(pending, anew=run.fresh))
     say(f"importing from {run.config['buffers']}; {disk} of trajectories into {folder}")
-    judge, report = _judge(run, network), _reporter(run)
     import_buffers(store, buffers, [each for each in wanted if each not in pending])  # are they what they were?
     with closing(claim_experts(run, store, pending)) as claimed:
         for each in claimed:
             clear_leftovers(store.expert_folder(each))
-            import_buffers(store, buffers, [each], judge=judge, report=report)
-    return _summarise(store, wanted)
+            import_buffers(store, buffers, [each], judge=_accuracy(run, network), report=partial(_report, run))
+    return summarise(run, store, wanted)
 
 
-def _existing(run: Run) -> TrajectoryStore | None:
-    folder = run.experts_folder()
-    return _store(run) if (folder / STORE_FILE).exists() and not run.fast_dev_run else None
-
-
-def _store(run: Run) -> TrajectoryStore:
-    """Made or opened: its description says what was named here, for the files do not say what made them."""
+def _make_store(run: Run) -> TrajectoryStore:
+    """Its description holds what is known here: the files do not say what made them."""
     data = run.data.describe()
     del data["preprocessing_fingerprint"]
     del data["augmentation"]  # what augmentation they were trained with, nobody knows
@@ -83,48 +75,26 @@ def _store(run: Run) -> TrajectoryStore:
     return make_store(run, expert=expert, data=data, seed=None, arithmetic=None)
 
 
-def _judge(run: Run, network: FunctionalNetwork) -> Callable[[Tensor], dict[str, float]]:
+def _accuracy(run: Run, network: FunctionalNetwork) -> Callable[[Tensor], dict[str, float]]:
     """The accuracy of the final parameters on the test split, which must select nothing."""
     device = torch.device(device_type(run.config["trainer"]))
     network.to(device)
 
     @torch.no_grad()
-    def judge(theta: Tensor) -> dict[str, float]:
+    def accuracy(theta: Tensor) -> dict[str, float]:
         theta, right = theta.to(device), 0
-        for images, labels in zip(
-            run.data.test.images.split(_AT_ONCE), run.data.test.labels.split(_AT_ONCE), strict=True
-        ):
+        for images, labels in run.data.test_dataloader():
             right += int((network(theta, images.to(device)).argmax(1).cpu() == labels).sum())
         return {"test/accuracy": right / len(run.data.test)}
 
-    return judge
+    return accuracy
 
 
-def _reporter(run: Run) -> Callable[[int, Source, Mapping[str, float]], None]:
-    chance = 1 / run.data.num_classes
-
-    def report(expert: int, source: Source, metrics: Mapping[str, float]) -> None:
-        accuracy = metrics["test/accuracy"]
-        say(f"expert {expert} is {source}: test accuracy {100 * accuracy:.1f} %")
-        if accuracy < 2 * chance:
-            say(
-                f"warning: guessing gives {100 * chance:.1f} %: were these experts trained on "
-                f"data={run.data.name} with data.preprocessing={run.data.preprocessing.kind}?"
-            )
-
-    return report
-
-
-def _summarise(store: TrajectoryStore, experts: Sequence[int]) -> dict[str, float]:
-    summaries = [store.summary(expert) for expert in experts]
-    rows = [row for summary in summaries for row in summary["history"]]
-    result = {
-        "test_accuracy": 100 * math.fsum(each["metrics"]["test/accuracy"] for each in summaries) / len(summaries),
-        "movement": math.fsum(row["trajectory/movement"] for row in rows) / len(rows),
-    }
-    say(
-        f"{len(experts)} experts: test accuracy {result['test_accuracy']:.1f} %, movement "
-        f"{result['movement']:.3f} an epoch"
-    )
-    say(f"trajectories: {store.folder}")
-    return result
+def _report(run: Run, expert: int, source: Source, metrics: Mapping[str, float]) -> None:
+    accuracy, chance = metrics["test/accuracy"], 1 / run.data.num_classes
+    say(f"expert {expert} is {source}: test accuracy {100 * accuracy:.1f} %")
+    if accuracy < 2 * chance:
+        say(
+            f"warning: guessing gives {100 * chance:.1f} %: were these experts trained on "
+            f"data={run.data.name} with data.preprocessing={run.data.preprocessing.kind}?"
+        )

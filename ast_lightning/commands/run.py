@@ -112,7 +112,7 @@ class Run:
         return {
             "data": self._data_identity(),
             "network": config["network"],
-            "expert": asdict(self.expert),
+            "expert": self.expert.describe(),
             "seed": self.seed,
             **self.arithmetic(),
         }
@@ -127,7 +127,7 @@ class Run:
     def _data_identity(self) -> Config:
         data = self.config["data"]
         source = {key: value for key, value in data.items() if key not in _NOT_VALUES}
-        if data.get("source") == "image_folder":
+        if data.get("source") in ("image_folder", "arrays"):
             source["root"] = str(Path(data["root"]).resolve())
         return source
 

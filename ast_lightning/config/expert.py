@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
+from ast_lightning.config.parts import check_part, describe_part
 from ast_lightning.config.schedule import SNAPSHOT_DTYPES, Schedule
-from ast_lightning.config.settings import Settings
+from ast_lightning.config.settings import Settings, option
 
 PENALTY_NORMS = ("pixel", "sample")
+_PARTS = {"optimizer": "sgd", "regularizers": [], "samples": "all"}
+"""Options that hold parts, and their neutral values."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,13 @@ class ExpertSettings(Settings):
         snapshot_dtype: of the stored parameters: ``float32``, ``bfloat16`` or ``float16``; training does not see it.
         every_n_epochs: n; epochs 0, n, 2n, … are stored, and E.
         max_epoch: nothing beyond it is stored but E; training still runs to E. None stores all.
+        optimizer: ``sgd``, or a function of (parameters, settings), see :mod:`ast_lightning.experts.optimizers`.
+        regularizers: functions of (apply, parameters, augmented, raw, labels, epoch), see
+            :data:`ast_lightning.experts.objective.Regularizer`.
+        samples: ``all``, or a function of (epoch, labels) that returns the indices of the training images of an epoch.
+
+    A part is given by name, as a callable, or as a mapping with ``_target_``, see
+    :func:`ast_lightning.config.parts.resolve`.
     """
 
     section: ClassVar[str] = "expert"
@@ -54,6 +64,9 @@ class ExpertSettings(Settings):
     snapshot_dtype: str = "float32"
     every_n_epochs: int = 1
     max_epoch: int | None = None
+    optimizer: Any = option("sgd", "The optimizer of an expert: sgd, or {_target_: …} for one of your own.")
+    regularizers: Any = option([], "Terms added to the loss: a list of {_target_: …}, each with its own weight.")
+    samples: Any = option("all", "The training images of an epoch: all, or {_target_: …} for a curriculum.")
 
     def __post_init__(self) -> None:
         self.require_at_least_one("epochs", "batch_size", "every_n_epochs", "max_epoch")
@@ -63,6 +76,12 @@ class ExpertSettings(Settings):
         self.require_momentum("momentum")
         self.require_choice("penalty_norm", PENALTY_NORMS)
         self.require_choice("snapshot_dtype", SNAPSHOT_DTYPES)
+        for name in ("optimizer", "samples"):
+            check_part(getattr(self, name), (str(_PARTS[name]),), f"{self.section}.{name}")
+        if not isinstance(self.regularizers, list | tuple):
+            raise self.refused("regularizers", "it must be a list", "give [{_target_: package.module.name}]")
+        for each in self.regularizers:
+            check_part(each, (), f"{self.section}.regularizers")
 
     @property
     def decay_after(self) -> int:
@@ -78,6 +97,13 @@ class ExpertSettings(Settings):
     def snapshot_options(self) -> dict[str, str | int | None]:
         """What of the settings concerns storing alone."""
         return {name: getattr(self, name) for name in ("snapshot_dtype", "every_n_epochs", "max_epoch")}
+
+    def describe(self) -> dict[str, Any]:
+        """The settings as plain containers. Parts at their neutral value are left out: experts that were trained
+        before there were parts keep their description.
+        """
+        values = {name: describe_part(value) for name, value in asdict(self).items()}
+        return {name: value for name, value in values.items() if name not in _PARTS or value != _PARTS[name]}
 
     def clip_factor(self, epoch: int) -> float:
         """Scale of the cross-entropy in ``epoch``.

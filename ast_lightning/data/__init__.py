@@ -3,6 +3,7 @@
 from ast_lightning.data.augmentation import FAMILIES, AugmentationDraw, SiameseAugmentation
 from ast_lightning.data.datamodule import SOURCES, ImageDataModule
 from ast_lightning.data.folder import image_folder
+from ast_lightning.data.from_arrays import arrays, load_arrays
 from ast_lightning.data.loading import TrainingBatch
 from ast_lightning.data.preprocessing import (
     KINDS,
@@ -30,9 +31,11 @@ __all__ = [
     "Standardization",
     "TrainingBatch",
     "ZcaWhitening",
+    "arrays",
     "digits",
     "fit_preprocessing",
     "image_folder",
+    "load_arrays",
     "load_preprocessing",
     "save_preprocessing",
     "torchvision_dataset",

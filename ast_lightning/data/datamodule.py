@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from ast_lightning.data import splits
 from ast_lightning.data.augmentation import SiameseAugmentation
 from ast_lightning.data.folder import image_folder
+from ast_lightning.data.from_arrays import load_arrays
 from ast_lightning.data.loading import (
     OrderedBatches,
     ShuffledBatches,
@@ -31,7 +32,7 @@ from ast_lightning.data.sources import BUILT_IN, LabelledImages, RawDataset
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.randomness import Key, keyed_generator
 
-SOURCES = (*BUILT_IN, "image_folder")
+SOURCES = (*BUILT_IN, "image_folder", "arrays")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,7 @@ class ImageDataModule(LightningDataModule):
         source: a function of no arguments that returns a :class:`RawDataset`, or the name of a built-in
             dataset (``SOURCES``).
         name: what to call the dataset in names of folders; the source's own name by default.
-        root: folder of the files, for built-in datasets that have files.
+        root: folder of the files, for built-in datasets that have files; the file of ``arrays``.
         image_size: side in pixels to bring the images to; None keeps their size (``image_folder`` needs one).
         preprocessing: ``"standardize"``, ``"zca"`` or ``"none"``, fitted on the training split.
         mean, std: per-channel constants in [0, 1] for ``"standardize"``, instead of fitted ones.
@@ -70,6 +71,7 @@ class ImageDataModule(LightningDataModule):
 
     Attributes:
         shuffle_key: with the epoch, names the order of the training images; ``(seed,)`` unless set.
+        samples: chooses the training images of an epoch, see :class:`ShuffledBatches`; None uses all of them.
 
     Raises:
         ConfigurationError: at construction for a setting that can never work, in ``setup()`` for one that
@@ -120,6 +122,7 @@ class ImageDataModule(LightningDataModule):
                 raise ConfigurationError(f"data.{option}", value, problem, "give such a number")
         self.augmentation = SiameseAugmentation(augmentation)
         self.shuffle_key: tuple[Key, ...] = (seed,)
+        self.samples: Callable[[int, Tensor], Tensor] | None = None
         self._source, self._given_name, self._root, self._download = source, name, root, download
         self._image_size, self._per_class, self._validation_fraction = (
             image_size,
@@ -180,6 +183,8 @@ class ImageDataModule(LightningDataModule):
             return self._source()
         if self._source == "image_folder":
             return image_folder(self._root, self._image_size)
+        if self._source == "arrays":
+            return load_arrays(self._root)
         return BUILT_IN[self._source](self._root, self._download)
 
     @property
@@ -269,7 +274,16 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[TrainingBatch]:
         """This rank's :class:`TrainingBatch` es, in the order that ``shuffle_key`` and the epoch name."""
         rank, world_size = self._rank_and_world_size()
-        sampler = ShuffledBatches(len(self.train), self._batch_size, self._order_key, rank, world_size)
+        epoch = 0 if self.trainer is None else self.trainer.current_epoch
+        sampler = ShuffledBatches(
+            self.train.labels,
+            self._batch_size,
+            lambda: self.shuffle_key,
+            rank,
+            world_size,
+            samples=self.samples,
+            epoch=epoch,
+        )
         return training_loader(self.train, sampler)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
@@ -288,22 +302,9 @@ class ImageDataModule(LightningDataModule):
         images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.labels))
         return batch._replace(images=images, labels=labels)
 
-    def _order_key(self) -> tuple[Key, ...]:
-        return self.shuffle_key
-
     def _rank_and_world_size(self) -> tuple[int, int]:
         trainer = self.trainer
-        if trainer is None:
-            return 0, 1
-        connector = getattr(trainer, "_accelerator_connector", None)
-        if trainer.world_size > 1 and getattr(connector, "use_distributed_sampler", False):
-            raise ConfigurationError(
-                "trainer.use_distributed_sampler",
-                True,
-                "batches are shared out among the devices already, and Lightning would do it again",
-                "set trainer.use_distributed_sampler=false",
-            )
-        return trainer.global_rank, trainer.world_size
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
 
 def _preprocessed(split: LabelledImages, fitted: Preprocessing) -> LabelledImages:

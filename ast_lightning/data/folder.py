@@ -2,7 +2,7 @@
 
 torchvision's ``ImageFolder`` finds the files and Pillow decodes them, in threads, because Pillow releases the
 interpreter lock while it decodes and resizes. Every image ends at the same square size as uint8, so that a
-dataset is one tensor.
+dataset is one tensor. Hidden files and folders are left out; so are files of other kinds, and a line names them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
@@ -22,6 +22,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from ast_lightning.data.sources import LabelledImages, RawDataset
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.terminal import say
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:
@@ -34,6 +35,26 @@ def _squash(image: Image.Image, size: int) -> Image.Image:
 
 RESIZES: dict[str, Callable[[Image.Image, int], Image.Image]] = {"crop": _crop, "squash": _squash}
 _MODES = {1: "L", 3: "RGB"}
+
+
+class _VisibleImages(ImageFolder):
+    """The files of one split, without those that are hidden, such as thumbnails of a desktop."""
+
+    def __init__(self, root: Path) -> None:
+        self.skipped: list[str] = []
+        super().__init__(str(root), is_valid_file=self._is_image, allow_empty=True)
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        names = sorted(each.name for each in os.scandir(directory) if each.is_dir() and each.name[0] != ".")
+        return names, {name: label for label, name in enumerate(names)}
+
+    def _is_image(self, path: str) -> bool:
+        if any(part.startswith(".") for part in Path(os.path.relpath(path, self.root)).parts):
+            return False
+        if path.lower().endswith(IMG_EXTENSIONS):
+            return True
+        self.skipped.append(path)
+        return False
 
 
 def image_folder(
@@ -89,7 +110,7 @@ def _checked_folder(folder: str | Path | None, image_size: int | None, resize: s
     return path
 
 
-def _open_split(folder: Path, split: str) -> ImageFolder:
+def _open_split(folder: Path, split: str) -> _VisibleImages:
     """The list of files of one split, every class with at least one."""
     path = folder / split
     if not path.is_dir():
@@ -99,11 +120,16 @@ def _open_split(folder: Path, split: str) -> ImageFolder:
             f"there is no folder {split}/ in it",
             "lay the images out as train/<class>/… and test/<class>/… (rename val/ to test/ if need be)",
         )
-    if not any(entry.is_dir() for entry in path.iterdir()):
+    if not any(entry.is_dir() and entry.name[0] != "." for entry in path.iterdir()):
         raise ConfigurationError(
             "data.root", folder, f"{split}/ holds no class folders", f"make one folder per class in {split}/"
         )
-    dataset = ImageFolder(str(path), allow_empty=True)
+    dataset = _VisibleImages(path)
+    if dataset.skipped:
+        say(
+            f"warning: {len(dataset.skipped)} files in {path} are left out, the first is {dataset.skipped[0]}: images "
+            f"are files that end with {', '.join(IMG_EXTENSIONS)}"
+        )
     counts = torch.bincount(torch.tensor(dataset.targets, dtype=torch.int64), minlength=len(dataset.classes))
     empty = [name for name, count in zip(dataset.classes, counts.tolist(), strict=True) if count == 0]
     if empty:
@@ -138,7 +164,8 @@ def _decode(path: str, size: int, fit: Callable[[Image.Image, int], Image.Image]
         with Image.open(path) as image:
             if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip these to white without a word
                 raise ValueError(f"its pixels are of more than 8 bits (mode {image.mode}); convert it first")
-            return transforms.pil_to_tensor(fit(image.convert(mode), size))
+            upright = ImageOps.exif_transpose(image)  # cameras store the rotation beside the pixels
+            return transforms.pil_to_tensor(fit(upright.convert(mode), size))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ConfigurationError(
             "data.root", path, f"this image cannot be read: {error}", "repair or remove the file"
@@ -146,7 +173,7 @@ def _decode(path: str, size: int, fit: Callable[[Image.Image, int], Image.Image]
 
 
 def _decode_split(
-    dataset: ImageFolder, decode: Callable[[str], Tensor], image_size: int, channels: int
+    dataset: _VisibleImages, decode: Callable[[str], Tensor], image_size: int, channels: int
 ) -> LabelledImages:
     """All files of a split; the tensor is allocated once, so that memory peaks at the size of the result."""
     images = torch.empty((len(dataset.samples), channels, image_size, image_size), dtype=torch.uint8)

@@ -8,11 +8,11 @@ the batches do not depend on the number of devices.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ast_lightning.data.sources import LabelledImages
 from ast_lightning.errors import ConfigurationError
@@ -44,44 +44,53 @@ class BatchIndex(NamedTuple):
     batch_size: int
 
 
-class ShuffledBatches(Sampler[BatchIndex]):
+class ShuffledBatches(DistributedSampler[BatchIndex]):
     """The training batches of one rank: a permutation per epoch, cut into global batches, the last one kept.
 
     A last batch with fewer images than ranks joins the one before it, since no rank may be left without
-    images.
+    images. It is a DistributedSampler so that Lightning does not divide the batches among devices once more.
 
     Args:
-        count: number of training images.
+        labels: int64 [N] of the training images.
         batch_size: size of a global batch.
         order_key: gives what, with the epoch, names the permutation; asked anew each epoch.
         rank, world_size: which part of each batch is this process's.
+        samples: a function of (epoch, labels) that returns the int64 indices [M] of the images of an epoch, the same
+            on every rank; None for all images, once each.
+        epoch: the first one; :meth:`set_epoch` chooses another.
 
     Raises:
-        ConfigurationError: a batch that cannot give every rank an image.
+        ConfigurationError: a batch that cannot give every rank an image, or indices of no images.
     """
 
     def __init__(
         self,
-        count: int,
+        labels: Tensor,
         batch_size: int,
         order_key: Callable[[], tuple[Key, ...]],
         rank: int = 0,
         world_size: int = 1,
+        *,
+        samples: Callable[[int, Tensor], Tensor] | None = None,
+        epoch: int = 0,
     ) -> None:
-        if min(batch_size, count) < world_size:
-            raise ConfigurationError(
-                "data.batch_size",
-                batch_size,
-                f"a batch of {min(batch_size, count)} images cannot be shared by {world_size} devices",
-                "raise it or use fewer devices",
-            )
-        self.count, self.batch_size, self.order_key = count, batch_size, order_key
+        super().__init__(range(len(labels)), world_size, rank)  # type: ignore[arg-type]
+        self.labels, self.batch_size, self.order_key, self.samples = labels, batch_size, order_key, samples
         self.rank, self.world_size = rank, world_size
-        self.epoch = 0
+        self.set_epoch(epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation; Lightning calls this before each epoch."""
+        """Choose the images and the permutation; Lightning calls this before each epoch."""
         self.epoch = epoch
+        self._chosen = None if self.samples is None else _checked_indices(self.samples(epoch, self.labels), self.labels)
+        self.count = len(self.labels if self._chosen is None else self._chosen)
+        if min(self.batch_size, self.count) < self.world_size:
+            raise ConfigurationError(
+                "data.batch_size",
+                self.batch_size,
+                f"a batch of {min(self.batch_size, self.count)} images cannot be shared by {self.world_size} devices",
+                "raise it or use fewer devices",
+            )
 
     def __len__(self) -> int:
         whole, left = divmod(self.count, self.batch_size)
@@ -89,6 +98,8 @@ class ShuffledBatches(Sampler[BatchIndex]):
 
     def __iter__(self) -> Iterator[BatchIndex]:
         order = torch.randperm(self.count, generator=keyed_generator(*self.order_key(), "order", self.epoch))
+        if self._chosen is not None:
+            order = self._chosen[order]
         for position in range(len(self)):
             start = position * self.batch_size
             stop = self.count if position == len(self) - 1 else start + self.batch_size
@@ -97,10 +108,27 @@ class ShuffledBatches(Sampler[BatchIndex]):
             yield BatchIndex(batch[rows], rows, len(batch))
 
 
-class OrderedBatches(Sampler[Tensor]):
+def _checked_indices(chosen: Any, labels: Tensor) -> Tensor:
+    found = None
+    if not isinstance(chosen, Tensor) or chosen.dtype != torch.int64 or chosen.ndim != 1:
+        shape = f"{chosen.dtype} {list(chosen.shape)}" if isinstance(chosen, Tensor) else f"a {type(chosen).__name__}"
+        found = shape
+    elif len(chosen) == 0:
+        found = "no indices"
+    elif int(chosen.min()) < 0 or int(chosen.max()) >= len(labels):
+        found = f"indices from {int(chosen.min())} to {int(chosen.max())} of {len(labels)} images"
+    if found:
+        raise ConfigurationError(
+            "expert.samples", "…", f"it returned {found}", f"return int64 indices [M] from 0 to {len(labels) - 1}"
+        )
+    return chosen.cpu()
+
+
+class OrderedBatches(DistributedSampler[Tensor]):
     """The evaluation batches of one rank: its share of the images (r, r + R, …), each once, in order."""
 
     def __init__(self, count: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(range(count), world_size, rank, shuffle=False)  # type: ignore[arg-type]
         share = torch.arange(count)[rank::world_size]
         self.parts = share.split(batch_size) if len(share) else ()
 

@@ -7,12 +7,14 @@ missing or damaged files end in a message that says what was looked for.
 
 from __future__ import annotations
 
+import gzip
+import shutil
 import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,6 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision import datasets
-from torchvision.datasets.utils import extract_archive
 
 from ast_lightning.errors import ConfigurationError
 
@@ -196,12 +197,27 @@ def _find_files(files: _TorchvisionFiles, folder: Path, scratch: Path) -> Path |
     target.mkdir(parents=True, exist_ok=True)
     for archive in files.archives:
         try:
-            extract_archive(str(folder / archive), str(target))
+            _unpack(folder / archive, target, files.unpacked)
         except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
             raise ConfigurationError(
                 "data.root", str(folder), f"{archive} cannot be unpacked: {error}", "fetch that file again"
             ) from error
     return scratch
+
+
+def _unpack(archive: Path, target: Path, folders: tuple[str, ...]) -> None:
+    """A ``.gz`` file, or of a ``.tar.gz`` the regular files directly in ``folders``: a tar can name any path."""
+    if not archive.name.endswith(".tar.gz"):
+        with gzip.open(archive) as packed, (target / archive.stem).open("wb") as file:
+            shutil.copyfileobj(packed, file)
+        return
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            path = PurePosixPath(member.name)
+            if member.isfile() and str(path.parent) in folders:
+                (target / path.parent).mkdir(exist_ok=True)
+                with tar.extractfile(member) as packed, (target / path).open("wb") as file:  # type: ignore[union-attr]
+                    shutil.copyfileobj(packed, file)
 
 
 # MNIST and Fashion-MNIST share their file names; the class counts of the test split tell which one it is.

@@ -22,6 +22,9 @@ def check_raw(raw: RawDataset, source: object) -> None:
             raise ConfigurationError(
                 "data.source", source, f"its {split} images: {problem}", "correct the source, see RawDataset"
             )
+    if len(raw.class_names) < 2:
+        problem = f"its only class is {', '.join(raw.class_names) or 'none'}"
+        raise ConfigurationError("data.source", source, problem, "give images of two classes or more")
     if raw.train.images.shape[1:] != raw.test.images.shape[1:]:
         sizes = f"{list(raw.train.images.shape[1:])} and {list(raw.test.images.shape[1:])}"
         raise ConfigurationError(

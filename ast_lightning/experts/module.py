@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from ast_lightning.config.expert import ExpertSettings
+from ast_lightning.config.parts import resolve
 from ast_lightning.data import ImageDataModule, SiameseAugmentation, TrainingBatch
-from ast_lightning.experts.objective import ExpertObjective
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.experts.objective import ExpertLoss, ExpertObjective
+from ast_lightning.experts.optimizers import SingleDecay, build_optimizer
 from ast_lightning.networks import NetworkFactory, build_network
 from ast_lightning.randomness import keyed_generator, keyed_global_state
 
@@ -33,7 +36,7 @@ class ExpertModule(LightningModule):
             compiled. None makes one that is not.
 
     Logged: ``train/loss``, ``train/cross_entropy``, ``train/penalty``, ``train/accuracy``, ``train/clip_factor``,
-    ``train/lr`` and ``test/accuracy``, each by epoch.
+    ``train/lr`` and ``test/accuracy``, each by epoch; ``train/regularization`` where there are further regularisers.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class ExpertModule(LightningModule):
         self.objective = objective or ExpertObjective(network, self.settings)
         self.train_accuracy: MulticlassAccuracy | None = None
         self.test_accuracy: MulticlassAccuracy | None = None
+        self._evaluated = False
 
     @property
     def key(self) -> tuple[int, str, int]:
@@ -64,6 +68,7 @@ class ExpertModule(LightningModule):
     def setup(self, stage: str) -> None:
         data = self._data()
         data.shuffle_key = self.key
+        data.samples = self._samples()
         if self.augmentation is None:
             self.augmentation = data.augmentation if self.settings.augment else SiameseAugmentation(None)
         if self.train_accuracy is None:
@@ -75,55 +80,72 @@ class ExpertModule(LightningModule):
         return logits
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        settings = self.settings
-        optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            settings.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-        )
-        scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [settings.decay_after + 1], settings.lr_decay)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
+        return build_optimizer(list(self.network.parameters()), self.settings)
 
     def on_train_epoch_start(self) -> None:
-        if self.current_epoch == self.settings.decay_after + 1 and self.settings.lr_decay != 1:
-            optimizer = self.trainer.optimizers[0]
-            optimizer.state.clear()  # the published code builds a fresh optimiser here: momentum starts from zero
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, SingleDecay):
+            scheduler.begin_epoch(self.current_epoch)
+
+    def on_train_batch_start(self, batch: TrainingBatch, batch_index: int) -> None:
+        self._evaluated = False
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the values as they are: a Trainer of 64-true loads them before it converts the module."""
         self.to(next(value.dtype for value in checkpoint["state_dict"].values() if value.is_floating_point()))
 
     def training_step(self, batch: TrainingBatch, batch_index: int) -> Tensor:
+        """The loss of a batch. An optimiser may ask for it several times in a step: draws are keyed by the step, and
+        only the first evaluation is logged and moves running statistics.
+        """
         assert self.augmentation is not None
-        assert self.train_accuracy is not None
         draw = self.augmentation.draw(
             batch.batch_size, self._data().image_size, keyed_generator(*self.key, "augment", self.global_step)
         )
-        clip_factor = self.settings.clip_factor(self.current_epoch)
+        clip_factor, again = self.settings.clip_factor(self.current_epoch), self._evaluated
         with keyed_global_state(*self.key, "dropout", self.global_step, self.global_rank):
             augmented = self.augmentation.apply(batch.images, draw.rows(batch.rows))
-            loss = self.objective(self.network, augmented, batch.images, batch.labels, clip_factor)
-        self.train_accuracy(loss.logits, batch.labels)
-        size = len(batch.labels)
-        for name, value in (
-            ("loss", loss.total),
-            ("cross_entropy", loss.cross_entropy),
-            ("penalty", loss.penalty),
-        ):
+            loss = self.objective(
+                self.network, augmented, batch.images, batch.labels, clip_factor, self.current_epoch, keep_buffers=again
+            )
+        if not again:
+            self._log_training(loss, batch.labels, clip_factor)
+        self._evaluated = True
+        # ranks hold parts of unequal size of a last batch: weight them so that the mean over ranks is the batch's mean
+        return loss.total * (len(batch.labels) * self.trainer.world_size / batch.batch_size)
+
+    def _log_training(self, loss: ExpertLoss, labels: Tensor, clip_factor: float) -> None:
+        assert self.train_accuracy is not None
+        self.train_accuracy(loss.logits, labels)
+        values = {"loss": loss.total, "cross_entropy": loss.cross_entropy, "penalty": loss.penalty}
+        if loss.regularization is not None:
+            values["regularization"] = loss.regularization
+        size = len(labels)
+        for name, value in values.items():
             self.log(f"train/{name}", value.detach(), on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
         self.log("train/clip_factor", clip_factor, on_step=False, on_epoch=True, batch_size=size)
         learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log("train/lr", learning_rate, on_step=False, on_epoch=True, batch_size=size)
-        # ranks hold parts of unequal size of a last batch: weight them so that the mean over ranks is the batch's mean
-        return loss.total * (size * self.trainer.world_size / batch.batch_size)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
         assert self.test_accuracy is not None
         images, labels = batch
         self.test_accuracy(self.network(images), labels)
         self.log("test/accuracy", self.test_accuracy, on_step=False, on_epoch=True)
+
+    def _samples(self) -> Callable[[int, Tensor], Tensor] | None:
+        """The part that chooses the images of an epoch; None for all of them."""
+        if self.settings.samples == "all":
+            return None
+        if self.trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
+            raise ConfigurationError(
+                "expert.samples",
+                self.settings.samples,
+                "epochs may differ in length, and this Trainer measures only the first",
+                "give the Trainer reload_dataloaders_every_n_epochs=1",
+            )
+        return resolve(self.settings.samples, {}, "expert.samples")
 
     def _data(self) -> ImageDataModule:
         data = self.trainer.datamodule  # type: ignore[attr-defined]

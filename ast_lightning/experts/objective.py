@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,27 +12,41 @@ from torch.func import functional_call, grad
 
 from ast_lightning.compilation import Compilation, Compiled
 from ast_lightning.config.expert import ExpertSettings
+from ast_lightning.config.parts import resolve
+from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import NetworkFactory, build_network, ease_second_derivatives
 
 Tensors = Mapping[str, Tensor]
 Apply = Callable[[Tensors, Tensor], Tensor]
 """(parameters by name, images ``[N, C, H, W]``) → logits ``[N, classes]``."""
+Regularizer = Callable[[Apply, Tensors, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(apply, parameters by name, augmented images, the same images before augmentation, labels, epoch) → a scalar that is
+added to the loss, weight and all.
+
+It is differentiated in the parameters. It must be a pure function of its arguments: with ``compile=true`` it is
+compiled with the rest of the objective. ``apply`` leaves buffers, such as running statistics, alone. The epoch is an
+int64 tensor without axes, so that compiled code serves all epochs: use ``torch.where`` in place of ``if``. On several
+devices each has a part of the batch, and the mean over devices, weighted by the sizes of the parts, is what counts:
+return a mean over images.
+"""
 
 
 class ExpertLoss(NamedTuple):
     """Scalars of one batch.
 
     Attributes:
-        total: clip · cross_entropy + λ · penalty.
+        total: clip · cross_entropy + λ · penalty + regularization.
         cross_entropy: of the augmented batch, unscaled.
         penalty: mean (‖g‖ − 1)², unscaled; zero where λ = 0.
         logits: ``[N, classes]`` of the augmented batch, detached.
+        regularization: sum of the further regularisers; None where there are none.
     """
 
     total: Tensor
     cross_entropy: Tensor
     penalty: Tensor
     logits: Tensor
+    regularization: Tensor | None = None
 
 
 def gradient_penalty(apply: Apply, parameters: Tensors, images: Tensor, norm: str) -> Tensor:
@@ -101,10 +115,11 @@ class ExpertObjective:
         # what experts do not share, parameters and buffers, comes as arguments: their code is the same
         skeleton = ease_second_derivatives(build_network(network, 0, "skeleton").train())
         norm = settings.penalty_norm if settings.gradient_penalty > 0 else None
+        parts = [resolve(each, {}, "expert.regularizers") for each in settings.regularizers]
 
         def objective(
-            parameters: Tensors, buffers: Tensors, augmented: Tensor, raw: Tensor, labels: Tensor
-        ) -> tuple[Tensor, Tensor, Tensor]:
+            parameters: Tensors, buffers: Tensors, augmented: Tensor, raw: Tensor, labels: Tensor, epoch: Tensor | None
+        ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
             def apply(parameters: Tensors, images: Tensor) -> Tensor:
                 logits: Tensor = functional_call(skeleton, {**parameters, **buffers}, (images,))
                 return logits
@@ -114,7 +129,8 @@ class ExpertObjective:
                 logits: Tensor = functional_call(skeleton, {**parameters, **copies}, (images,))
                 return logits
 
-            return _terms(apply, aside, parameters, augmented, raw, labels, norm)
+            terms = _terms(apply, aside, parameters, augmented, raw, labels, norm)
+            return *terms, None if epoch is None else _sum(parts, aside, parameters, augmented, raw, labels, epoch)
 
         self._terms = Compiled("the expert objective", objective, compilation or Compilation())
 
@@ -124,15 +140,30 @@ class ExpertObjective:
         return self._terms.choice
 
     def __call__(
-        self, network: nn.Module, augmented: Tensor, raw: Tensor, labels: Tensor, clip_factor: float
+        self,
+        network: nn.Module,
+        augmented: Tensor,
+        raw: Tensor,
+        labels: Tensor,
+        clip_factor: float,
+        epoch: int = 0,
+        *,
+        keep_buffers: bool = False,
     ) -> ExpertLoss:
-        """The losses of one expert, see :func:`expert_objective`.
+        """The losses of one expert, see :func:`expert_objective`, with the regularisers of the settings.
 
-        Buffers of ``network``, such as running statistics, follow the augmented batch; the penalty leaves them alone.
+        Buffers of ``network``, such as running statistics, follow the augmented batch unless ``keep_buffers``; the
+        penalty and the regularisers leave them alone.
         """
         parameters, buffers = dict(network.named_parameters()), dict(network.named_buffers())
-        terms = self._terms(parameters, buffers, augmented, raw, labels)
-        return _total(terms, clip_factor, self._settings.gradient_penalty)
+        if keep_buffers:
+            buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+        now = torch.tensor(epoch, device=raw.device) if self._settings.regularizers else None
+        *terms, regularization = self._terms(parameters, buffers, augmented, raw, labels, now)
+        loss = _total(tuple(terms), clip_factor, self._settings.gradient_penalty)
+        if regularization is None:
+            return loss
+        return loss._replace(total=loss.total + regularization, regularization=regularization.detach())
 
 
 def _terms(
@@ -146,6 +177,19 @@ def _terms(
     cross_entropy = F.cross_entropy(logits, labels)
     penalty = torch.zeros_like(cross_entropy) if norm is None else gradient_penalty(aside, parameters, raw, norm)
     return cross_entropy, penalty, logits.detach()
+
+
+def _sum(regularizers: Sequence[Regularizer], *arguments: Any) -> Tensor:
+    values = [regularizer(*arguments) for regularizer in regularizers]
+    for value in values:
+        if value.ndim:
+            raise ConfigurationError(
+                "expert.regularizers",
+                "[…]",
+                f"a regulariser returned a tensor of shape {list(value.shape)}",
+                "return a scalar, such as a mean",
+            )
+    return torch.stack(values).sum()
 
 
 def _total(terms: tuple[Tensor, Tensor, Tensor], clip_factor: float, penalty_weight: float) -> ExpertLoss:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning import LightningModule, Trainer
 from torch import Tensor
+from torch.utils.data import DistributedSampler
 
 from ast_lightning.data import (
     SOURCES,
@@ -187,7 +188,7 @@ def test_test_and_validation_loaders_give_the_test_split_in_order() -> None:
 @given(count=st.integers(1, 60), batch_size=st.integers(1, 20), world_size=st.integers(1, 5), epoch=st.integers(0, 3))
 def test_ranks_partition_the_same_global_batches(count: int, batch_size: int, world_size: int, epoch: int) -> None:
     def ranks(size: int) -> list[list[Any]]:
-        samplers = [ShuffledBatches(count, batch_size, lambda: (0,), rank, size) for rank in range(size)]
+        samplers = [ShuffledBatches(torch.zeros(count), batch_size, lambda: (0,), rank, size) for rank in range(size)]
         for sampler in samplers:
             sampler.set_epoch(epoch)
         assert all(len(list(sampler)) == len(sampler) for sampler in samplers)
@@ -274,21 +275,67 @@ def test_lightning_moves_the_epoch_on_and_resumes_it(tmp_path: Any) -> None:
 class FakeTrainer:
     """Two devices, of which this is the second."""
 
-    world_size, global_rank = 2, 1
-
-    def __init__(self, use_distributed_sampler: bool) -> None:
-        self._accelerator_connector = self
-        self.use_distributed_sampler = use_distributed_sampler
+    world_size, global_rank, current_epoch = 2, 1, 0
 
 
 def test_an_attached_trainer_decides_the_share() -> None:
     data = module()
-    data.trainer = FakeTrainer(use_distributed_sampler=False)  # type: ignore[assignment]
+    data.trainer = FakeTrainer()  # type: ignore[assignment]
     batches = list(data.train_dataloader())
     assert [batch.rows.tolist() for batch in batches] == [[1, 3, 5], [1, 3, 5], [1, 3, 5], [1]]
     assert torch.equal(torch.cat([labels for _, labels in data.test_dataloader()]), data.test.labels[1::2])
-    data.trainer = FakeTrainer(use_distributed_sampler=True)  # type: ignore[assignment]
-    with pytest.raises(ConfigurationError, match=r"trainer\.use_distributed_sampler=True"):
+    # Lightning divides the batches of no DistributedSampler, whatever trainer.use_distributed_sampler is
+    for loader in (data.train_dataloader(), data.test_dataloader()):
+        assert isinstance(loader.sampler, DistributedSampler)
+
+
+def every_second(epoch: int, labels: Tensor) -> Tensor:
+    """Epoch 0 uses the even images, epoch 1 all of them, and so on: epochs differ in length."""
+    return torch.arange(0, len(labels), 2 - epoch % 2)
+
+
+def test_a_curriculum_chooses_the_images_of_an_epoch() -> None:
+    data = module()
+    data.samples = every_second
+    for epoch, wanted in ((0, list(range(0, 24, 2))), (1, list(range(24)))):
+        batches = epoch_of(data, epoch)
+        assert sorted(values(torch.cat([batch.images for batch in batches]))) == wanted
+        assert [batch.batch_size for batch in batches] == [7] * (len(wanted) // 7) + [len(wanted) % 7]
+    two = [ShuffledBatches(data.train.labels, 7, lambda: (0,), rank, 2, samples=every_second) for rank in (0, 1)]
+    one = ShuffledBatches(data.train.labels, 7, lambda: (0,), samples=every_second)
+    for epoch in (0, 1):
+        for sampler in (*two, one):
+            sampler.set_epoch(epoch)
+        for whole, *parts in zip(one, *two, strict=True):
+            joined = torch.empty(whole.batch_size, dtype=torch.int64)
+            for part in parts:
+                joined[part.rows] = part.samples
+            assert torch.equal(joined, whole.samples)
+
+
+def test_a_curriculum_of_all_images_is_the_usual_order() -> None:
+    data = module()
+    usual = epoch_of(data, 3)
+    data.samples = lambda epoch, labels: torch.arange(len(labels))
+    for ours, theirs in zip(epoch_of(data, 3), usual, strict=True):
+        assert torch.equal(ours.images, theirs.images)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "fact"),
+    [
+        (torch.tensor([], dtype=torch.int64), "no indices"),
+        (torch.tensor([0, 24]), "24"),
+        (torch.tensor([-1, 2]), "-1"),
+        (torch.tensor([0.0]), "float32"),
+        (torch.zeros(2, 2, dtype=torch.int64), r"\[2, 2\]"),
+        ([0, 1], "list"),
+    ],
+)
+def test_indices_of_no_images_are_rejected(chosen: Any, fact: str) -> None:
+    data = module()
+    data.samples = lambda epoch, labels: chosen
+    with pytest.raises(ConfigurationError, match=rf"expert\.samples.*{fact}"):
         data.train_dataloader()
 
 

@@ -65,6 +65,40 @@ def test_grey_palette_and_transparent_files(folder: Path) -> None:
     assert grey.train.images.shape == (12, 1, 8, 8)
 
 
+def test_hidden_files_and_folders_are_left_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = image_folder(folder, 8)
+    for split in ("train", "test"):
+        write_image(folder / split / ".thumbs" / "0.png", 8, 8)
+        write_image(folder / split / "cat" / ".cache" / "0.png", 8, 8)
+        (folder / split / "dog" / "._1.png").write_bytes(b"of a Mac")
+        (folder / split / "dog" / ".DS_Store").write_bytes(b"of a Mac")
+    raw = image_folder(folder, 8)
+    assert raw.class_names == ("cat", "dog")
+    assert torch.equal(raw.train.images, wanted.train.images)
+    assert capsys.readouterr().out == ""
+
+
+def test_files_of_other_kinds_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("b.gif", "c.avif"):
+        (folder / "train" / "cat" / name).write_bytes(b"")
+    assert len(image_folder(folder, 8).train) == 10
+    (line,) = capsys.readouterr().out.splitlines()
+    assert all(text in line for text in ("2 files", "train/cat/", ".gif", ".png"))
+
+
+def test_a_rotated_photograph_stands_upright(folder: Path) -> None:
+    pixels = np.zeros((20, 20, 3), dtype=np.uint8)
+    pixels[:10] = 255  # the upper half is white
+    upright, turned = Image.fromarray(pixels), Image.fromarray(np.rot90(pixels))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise by 90° to see it
+    for index, (image, options) in enumerate(((upright, {}), (turned, {"exif": exif}))):
+        image.save(folder / "test" / "cat" / f"{index}.jpg", quality=100, **options)
+    cats = image_folder(folder, 10).test.images[[0, 2]]  # before 0.png and 1.png
+    assert cats[0, 0, 2, 2] > 250
+    assert (cats[0].int() - cats[1].int()).abs().max() < 6
+
+
 def test_through_the_datamodule(folder: Path) -> None:
     data = ImageDataModule("image_folder", root=str(folder), image_size=12, per_class=4)
     assert data.network_arguments == {"channels": 3, "num_classes": 2, "image_size": (12, 12)}

@@ -142,6 +142,28 @@ def test_cifar_archive_is_read_where_it_lies(tmp_path: Path, monkeypatch: pytest
     assert [entry.name for entry in root.iterdir()] == ["cifar-10-python.tar.gz"]
 
 
+@pytest.mark.parametrize("name", ["../outside", "{absolute}", "cifar-10-batches-py/../../outside", "link/outside"])
+def test_a_hostile_archive_writes_nothing_outside(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_cifar(tmp_path / "made", datasets.CIFAR10, monkeypatch)
+    root = tmp_path / "root"
+    root.mkdir()
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    with tarfile.open(root / "cifar-10-python.tar.gz", "w:gz") as archive:
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+        archive.addfile(link)
+        member = archive.gettarinfo(__file__)
+        member.name = name.format(absolute=tmp_path / "outside")
+        with open(__file__, "rb") as content:
+            archive.addfile(member, content)
+        archive.add(tmp_path / "made" / "cifar-10-batches-py", arcname="./cifar-10-batches-py")
+    assert len(torchvision_dataset("cifar10", root).train) == 50
+    assert not list(tmp_path.rglob("outside"))
+    assert not list(scratch.iterdir())
+
+
 def test_svhn_matlab_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = {}
     for seed, split in enumerate(("train", "test")):

@@ -1,0 +1,75 @@
+"""The optimiser of an expert: ``expert.optimizer`` names a function of (parameters, settings).
+
+It returns a torch optimiser, or Lightning's dictionary of an optimiser and a scheduler. Everything that it does must
+follow from the loss and from what ``state_dict`` holds, so that a resumed run is bit-identical. An optimiser that
+needs several gradients in a step, such as SAM, calls the closure of ``step(closure)`` once for each: every call
+evaluates the loss of the same batch with the same augmentation at the present parameters, and leaves its gradient in
+``.grad``, averaged over devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import MultiStepLR
+
+from ast_lightning.config.expert import ExpertSettings
+from ast_lightning.config.parts import resolve
+from ast_lightning.errors import ConfigurationError
+
+OptimizerBuilder = Callable[[Sequence[nn.Parameter], ExpertSettings], Any]
+
+
+class SingleDecay(MultiStepLR):
+    """The learning rate falls once, and momentum starts from zero there, as the published code does.
+
+    Args:
+        optimizer: its state is cleared.
+        last_epoch_index: the last epoch at the full rate, counted from 0.
+        factor: of the learning rate; 1 changes nothing.
+    """
+
+    def __init__(self, optimizer: Optimizer, last_epoch_index: int, factor: float) -> None:
+        super().__init__(optimizer, [last_epoch_index + 1], factor)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Clear the state of the optimiser before the first epoch at the lower rate."""
+        if epoch in self.milestones and self.gamma != 1:
+            self.optimizer.state.clear()
+
+
+def with_decay(optimizer: Optimizer, settings: ExpertSettings) -> OptimizerLRScheduler:
+    """``optimizer`` with the schedule that ``expert.lr_decay`` and ``expert.lr_decay_epoch`` describe."""
+    decay = SingleDecay(optimizer, settings.decay_after, settings.lr_decay)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "epoch"}}
+
+
+def sgd(parameters: Sequence[nn.Parameter], settings: ExpertSettings) -> OptimizerLRScheduler:
+    """SGD with momentum and L2 decay, and a learning rate that falls once."""
+    optimizer = SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+    return with_decay(optimizer, settings)
+
+
+OPTIMIZERS: dict[str, OptimizerBuilder] = {"sgd": sgd}
+
+
+def build_optimizer(parameters: Sequence[nn.Parameter], settings: ExpertSettings) -> OptimizerLRScheduler:
+    """What ``expert.optimizer`` builds.
+
+    Raises:
+        ConfigurationError: it cannot be imported or called, or returns something else.
+    """
+    built = resolve(settings.optimizer, OPTIMIZERS, "expert.optimizer")(parameters, settings)
+    found = built.get("optimizer") if isinstance(built, Mapping) else built
+    if not isinstance(found, Optimizer):
+        raise ConfigurationError(
+            "expert.optimizer",
+            settings.optimizer,
+            f"it returned a {type(built).__name__}",
+            "return a torch optimiser, or {'optimizer': …, 'lr_scheduler': …}",
+        )
+    return built  # Lightning checks the rest
