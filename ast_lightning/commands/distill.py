@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from torch import Tensor
 
 from ast_lightning.callbacks import (
     ArtifactWriter,
     MakeDataset,
-    RunEstimate,
     RunProgress,
     StateOfIterations,
     SyntheticImageLogger,
@@ -34,12 +32,12 @@ from ast_lightning.distillation import (
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import NetworkEvaluator
 from ast_lightning.networks import FunctionalNetwork, describe_network
-from ast_lightning.parallel.devices import devices_of
+from ast_lightning.parallel.devices import device_type, devices_of
 from ast_lightning.runs.checkpoints import RunStates, begin_anew
 from ast_lightning.runs.expert_locks import sole_writer
-from ast_lightning.runs.hparams import log_outcome
 from ast_lightning.runs.lineage import ancestry_of
-from ast_lightning.runs.machine import compile_student, prepare, record_machine
+from ast_lightning.runs.loggers import create, log_outcome, start_loggers, uses_tensorboard
+from ast_lightning.runs.machine import compilation_for, prepare, record_machine
 from ast_lightning.runs.results import (
     check_length,
     finished_result,
@@ -47,12 +45,15 @@ from ast_lightning.runs.results import (
     materials_of,
     write_result,
 )
-from ast_lightning.runs.trainer import build_trainer, log_configuration
+from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.storage.files import clear_leftovers, write_json
 from ast_lightning.synthetic import DistilledDataset, load_distilled
 from ast_lightning.terminal import is_rank_zero, say
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.records import PREPROCESSING_FILE
+
+PASSES_OF_AN_INNER_STEP = 11
+"""Forward passes' worth of operations in an inner step of the student and its way back, for each image."""
 
 
 def distill(run: Run) -> dict[str, float]:
@@ -69,11 +70,11 @@ def distill(run: Run) -> dict[str, float]:
     result = None if run.fresh or run.fast_dev_run else finished_result(run)
     if result is not None:
         say(f"finished already, {result['iteration']} iterations: {folder}")
-        _report(folder, result["metrics"])
+        _report(run, result["metrics"])
         return dict(result["metrics"])
     if not run.config["experts_dir"]:  # a folder that is named says itself how long its trajectories are
         check_window(run.distill.expert_epochs, run.distill.max_start_epoch, run.expert.schedule)
-    prepare(run)
+    prepare(run.config["trainer"], tf32=run.config["tf32"])
     store = TrajectoryStore.open(run.experts_folder())
     run.data.setup("fit")
     check_store(store, run)
@@ -91,8 +92,11 @@ def distill(run: Run) -> dict[str, float]:
     trainer = build_trainer(
         run.config["trainer"],
         folder,
-        callbacks=[RunEstimate()] if saver is None else [SyntheticImageLogger(make), writer, saver, RunEstimate()],
-        progress=RunProgress("distilling"),
+        callbacks=[
+            *([] if saver is None else [SyntheticImageLogger(make), writer, saver]),
+            *create("callbacks", Callback, run.callbacks),
+        ],
+        progress=RunProgress("distilling", runs=1),
         states=states,
         max_steps=settings.max_steps,
         max_epochs=-1,
@@ -109,7 +113,7 @@ def distill(run: Run) -> dict[str, float]:
         metrics = _distil(run, trainer, module, states, writer, compilation)
         if trainer.is_global_zero:
             write_result(folder, trainer.global_step, metrics, run, materials)
-    _report(folder, metrics)
+    _report(run, metrics)
     return metrics
 
 
@@ -134,7 +138,7 @@ def _distil(
         clear_leftovers(states.folder)
         write_json(folder / "config.json", run.config)
         record_machine(folder / "machine.json", compilation, trainer.world_size, resumed=resume is not None)
-    log_configuration(trainer, run.config)
+    trainer.loggers = start_loggers(run.loggers, folder, run.config)
     if resume:
         say(f"going on from {resume}")
     say(f"into {folder}")
@@ -148,8 +152,24 @@ def _distil(
     found = {} if writer.last is None else writer.last["metrics"]
     metrics = {name.replace("/", "_"): value for name, value in found.items()}
     metrics["student_lr"] = float(module.learning_rate.detach())
-    log_outcome(trainer.loggers, run.config, ("expert", "distill", "evaluation"), metrics)
+    log_outcome(trainer.loggers, run.config, ("expert", "distill", "evaluation"), metrics, trainer.global_step)
     return metrics
+
+
+def compile_student(run: Run, images: int) -> Compilation:
+    """Whether to compile the distillation of ``images`` images."""
+    settings, data, trainer = run.distill, run.data, run.config["trainer"]
+    windows = settings.windows_of_a_device(devices_of(trainer))
+    trained = settings.max_steps * windows * settings.syn_steps * (settings.batch_syn or images)
+    return compilation_for(
+        run.network(),
+        (data.channels, *data.image_size),
+        trained * PASSES_OF_AN_INNER_STEP,
+        run.config["compile"],
+        device_type(trainer),
+        fast_dev_run=run.fast_dev_run,
+        never="distill.engine=autograd is not compiled" if settings.engine == "autograd" else None,
+    )
 
 
 def check_store(store: TrajectoryStore, run: Run) -> None:
@@ -326,11 +346,13 @@ def _announce(run: Run, store: TrajectoryStore, windows: TrajectoryWindows, coun
     )
 
 
-def _report(folder: Path, metrics: dict[str, float]) -> None:
+def _report(run: Run, metrics: dict[str, float]) -> None:
+    folder = run.distill_folder()
     for split in ("test", "validation"):
         if f"{split}_accuracy" in metrics:
             spread = metrics.get(f"{split}_accuracy_std", 0.0)
             say(f"{split} accuracy of the last images: {metrics[f'{split}_accuracy']:.1f} ± {spread:.1f} %")
     say(f"distilled dataset: {folder / 'synthetic' / 'last'}")
     say(f"pictures:          {folder / 'synthetic' / 'last' / 'images.png'}")
-    say(f"TensorBoard:       tensorboard --logdir {folder}")
+    if uses_tensorboard(run.loggers):
+        say(f"TensorBoard:       tensorboard --logdir {folder}")

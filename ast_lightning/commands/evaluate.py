@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from rich.table import Table
 
@@ -21,10 +20,10 @@ from ast_lightning.evaluation import EvaluationModule, EvaluationSettings, Netwo
 from ast_lightning.randomness import keyed_seed
 from ast_lightning.runs.checkpoints import begin_anew
 from ast_lightning.runs.expert_locks import sole_writer
-from ast_lightning.runs.hparams import log_outcome
 from ast_lightning.runs.lineage import describe_set
+from ast_lightning.runs.loggers import log_outcome, start_loggers, uses_tensorboard
 from ast_lightning.runs.machine import prepare
-from ast_lightning.runs.trainer import build_logger, build_trainer
+from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.storage.checksums import seal, tensor_checksum, unseal
 from ast_lightning.storage.files import clear_leftovers, read_json, write_json
 from ast_lightning.storage.provenance import provenance, versions
@@ -47,7 +46,7 @@ def evaluate(run: Run) -> dict[str, float]:
     Returns:
         ``<name>_accuracy`` and ``<name>_std`` in per cent for ``distilled`` and every baseline.
     """
-    prepare(run)
+    prepare(run.config["trainer"], tf32=run.config["tf32"])
     dataset = load_distilled(run.synthetic_folder())
     run.data.use_preprocessing(dataset.preprocessing)
     run.data.setup("test")
@@ -57,7 +56,6 @@ def evaluate(run: Run) -> dict[str, float]:
     if run.fast_dev_run:
         return _report(run, dataset, _judge(run, dataset))
     folder = evaluation_folder(run)
-    logger = build_logger(run.config["trainer"].get("logger"), folder)
     with sole_writer(folder, run, wait=True):
         if run.fresh:
             begin_anew(folder)
@@ -74,7 +72,8 @@ def evaluate(run: Run) -> dict[str, float]:
             }
             record |= {"set": describe_set(dataset), **provenance(), "seed": run.seed, "config": run.config}
             write_json(folder / "results.json", record)
-            log_outcome([logger] if isinstance(logger, Logger) else [], run.config, ("evaluation",), metrics)
+            loggers = start_loggers(run.loggers, folder, run.config)
+            log_outcome(loggers, run.config, ("evaluation",), metrics)
             say(f"results:     {folder / 'results.json'}")
     return metrics
 
@@ -90,7 +89,8 @@ def _report(run: Run, dataset: DistilledDataset, scores: dict[str, Score]) -> di
     if is_rank_zero():
         _print_table(scores, dataset)
     say(f"pictures:    {run.synthetic_folder() / 'images.png'}")
-    say(f"TensorBoard: tensorboard --logdir {run.config['output_dir']}")
+    if uses_tensorboard(run.loggers):
+        say(f"TensorBoard: tensorboard --logdir {run.config['output_dir']}")
     means = {f"{name}_accuracy": score.mean for name, score in scores.items()}
     return means | {f"{name}_std": score.std for name, score in scores.items()}
 
@@ -154,7 +154,6 @@ def _score(run: Run, dataset: DistilledDataset, name: str) -> Score:
         evaluation_folder(run),
         callbacks=[],
         progress=RunProgress(name),
-        log=False,
     )
     say(f"training {settings.networks} networks for {settings.epochs} epochs on {TITLES[name]}")
     trainer.test(module, verbose=False)

@@ -7,22 +7,31 @@ import shutil
 from contextlib import closing
 from dataclasses import asdict, replace
 
-from ast_lightning.callbacks import RunEstimate, RunProgress, StateOfEpochs
+from lightning import Callback
+
+from ast_lightning.callbacks import RunProgress, StateOfEpochs
 from ast_lightning.commands.import_experts import import_experts
 from ast_lightning.commands.run import Run, short_hash
 from ast_lightning.commands.stores import make_store
+from ast_lightning.compilation import Compilation
 from ast_lightning.experts import ExpertModule, ExpertObjective, TrajectoryRecorder
+from ast_lightning.parallel.devices import device_type
 from ast_lightning.parallel.locks import FolderLock
 from ast_lightning.parallel.workers import count_processes, run_workers
 from ast_lightning.runs.checkpoints import RunStates
 from ast_lightning.runs.expert_locks import all_locked, claim_experts, held_by_others
-from ast_lightning.runs.hparams import log_outcome
-from ast_lightning.runs.machine import compile_experts, prepare, record_machine
-from ast_lightning.runs.trainer import build_trainer, log_configuration
+from ast_lightning.runs.loggers import create, log_outcome, start_loggers, uses_tensorboard
+from ast_lightning.runs.machine import compilation_for, prepare, record_machine
+from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.storage.files import clear_leftovers, format_bytes
 from ast_lightning.terminal import is_rank_zero, say
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.records import IDENTITY
+
+PASSES_OF_A_PLAIN_STEP = 3
+"""Forward passes' worth of operations in an expert's step, for each image."""
+PASSES_OF_A_PENALIZED_STEP = 9
+"""The same with gradient penalty."""
 
 
 def train_experts(run: Run) -> dict[str, float]:
@@ -34,14 +43,14 @@ def train_experts(run: Run) -> dict[str, float]:
     Returns:
         Means over these experts: ``test_accuracy`` in per cent, ``movement`` of an epoch, ``cross_entropy``.
     """
-    prepare(run)
+    prepare(run.config["trainer"], tf32=run.config["tf32"])
     if run.config["buffers"]:
         return import_experts(run)
     processes = count_processes(run)
     run.data.setup("fit")
     indices = _wanted(run)
     if run.fast_dev_run:
-        _train_one(run, None, indices[0], ExpertObjective(run.network(), run.expert, compile_experts(run)), None)
+        _train_one(run, None, indices[0], ExpertObjective(run.network(), run.expert, compile_experts(run)))
         say("fast_dev_run: nothing was written")
         return {}
     store = make_store(run, expert=asdict(run.expert))
@@ -59,7 +68,7 @@ def train_experts(run: Run) -> dict[str, float]:
         pending = held_by_others(store, _incomplete(store, pending))  # by other commands: wait for those, or take over
     if pending:
         _train(run, store, pending)
-    return _summarise(store, indices)
+    return _summarise(run, store, indices)
 
 
 def train_share(run: Run, number: int, count: int) -> None:
@@ -70,7 +79,7 @@ def train_share(run: Run, number: int, count: int) -> None:
         number: of the process; the first speaks where all would say the same.
         count: of the processes.
     """
-    prepare(run)
+    prepare(run.config["trainer"], tf32=run.config["tf32"])
     run.data.setup("fit")
     store = make_store(run, expert=asdict(run.expert))
     _train(run, store, _incomplete(store, _wanted(run)), count, estimate=number == 0)
@@ -78,11 +87,25 @@ def train_share(run: Run, number: int, count: int) -> None:
 
 def _train(run: Run, store: TrajectoryStore, pending: list[int], processes: int = 1, *, estimate: bool = True) -> None:
     objective = ExpertObjective(run.network(), run.expert, compile_experts(run))
-    first = RunEstimate(runs=-(-len(pending) // processes)) if estimate else None
+    runs = -(-len(pending) // processes) if estimate else 0
     with closing(claim_experts(run, store, pending, wait=processes == 1)) as claimed:  # gives locks back
         for index in claimed:
-            _train_one(run, store, index, objective, first)
-            first = None
+            _train_one(run, store, index, objective, runs)
+            runs = 0
+
+
+def compile_experts(run: Run) -> Compilation:
+    """Whether to compile, by the work of all ``num_experts``: one of them alone is compiled as all are."""
+    data, settings = run.data, run.expert
+    passes = PASSES_OF_A_PENALIZED_STEP if settings.gradient_penalty > 0 else PASSES_OF_A_PLAIN_STEP
+    return compilation_for(
+        run.network(),
+        (data.channels, *data.image_size),
+        passes * len(data.train.labels) * settings.epochs * int(run.config["num_experts"]),
+        run.config["compile"],
+        device_type(run.config["trainer"]),
+        fast_dev_run=run.fast_dev_run,
+    )
 
 
 def _incomplete(store: TrajectoryStore, indices: list[int]) -> list[int]:
@@ -110,23 +133,21 @@ def _announce(run: Run, store: TrajectoryStore, indices: list[int], pending: lis
         )
 
 
-def _train_one(
-    run: Run, store: TrajectoryStore | None, index: int, objective: ExpertObjective, estimate: RunEstimate | None
-) -> None:
+def _train_one(run: Run, store: TrajectoryStore | None, index: int, objective: ExpertObjective, runs: int = 0) -> None:
     expert = ExpertModule(run.network(), run.expert, expert_index=index, seed=run.seed, objective=objective)
     folder = run.experts_folder() if store is None else store.expert_folder(index)
     states = None if store is None else _states_of(store, index)
     callbacks = [
         # the snapshot is written first, the state to go on from after it: Lightning runs checkpoints last
         TrajectoryRecorder(store),
-        estimate,
-        None if states is None else StateOfEpochs(states.last),
+        *([] if states is None else [StateOfEpochs(states.last)]),
+        *create("callbacks", Callback, run.callbacks),
     ]
     trainer = build_trainer(
         run.config["trainer"],
         folder,
-        callbacks=[callback for callback in callbacks if callback is not None],
-        progress=RunProgress(f"expert {index}", lines=1),
+        callbacks=callbacks,
+        progress=RunProgress(f"expert {index}", lines=1, runs=runs),
         states=states,
         max_epochs=run.expert.epochs,
     )
@@ -139,13 +160,13 @@ def _train_one(
         clear_leftovers(states.folder)
         path = states.folder / "machine.json"
         record_machine(path, objective.compilation, trainer.world_size, resumed=resume is not None)
-    log_configuration(trainer, run.config)
+    trainer.loggers = start_loggers(run.loggers, folder, run.config)
     if resume:
         say(f"expert {index} goes on from {resume}")
     trainer.fit(expert, datamodule=run.data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero and store.is_complete(index):  # not where max_time ended it before its time
         shutil.rmtree(states.folder, ignore_errors=True)
-        log_outcome(trainer.loggers, run.config, ("expert",), _results(store, index))
+        log_outcome(trainer.loggers, run.config, ("expert",), _results(store, index), trainer.global_step)
 
 
 def _results(store: TrajectoryStore, index: int) -> dict[str, float]:
@@ -181,7 +202,7 @@ def _states_of(store: TrajectoryStore, index: int) -> RunStates:
     return RunStates(store.expert_folder(index) / "resume", belongs_to, f"expert_index={index} fresh=true")
 
 
-def _summarise(store: TrajectoryStore, indices: list[int]) -> dict[str, float]:
+def _summarise(run: Run, store: TrajectoryStore, indices: list[int]) -> dict[str, float]:
     histories = [store.summary(index)["history"] for index in indices if store.is_complete(index)]
     if len(histories) < len(indices):  # max_time or max_steps of the Trainer ended them, or another rank writes them
         say(f"{len(indices) - len(histories)} of {len(indices)} experts are incomplete: the same command goes on")
@@ -198,5 +219,6 @@ def _summarise(store: TrajectoryStore, indices: list[int]) -> dict[str, float]:
         f"{result['movement']:.3f} an epoch"
     )
     say(f"trajectories: {store.folder}")
-    say(f"TensorBoard:  tensorboard --logdir {store.folder}")
+    if uses_tensorboard(run.loggers):
+        say(f"TensorBoard:  tensorboard --logdir {store.folder}")
     return result
