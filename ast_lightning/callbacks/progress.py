@@ -19,7 +19,9 @@ _SHOWN = ("train/loss", "test/accuracy", "validation/accuracy")
 
 
 class RunProgress(Callback):
-    """One bar over all optimiser steps of a run; a few plain lines where standard output is not a terminal.
+    """One bar over all optimiser steps of a run, or all batches of a test.
+
+    Where standard output is not a terminal, a few plain lines are printed instead.
 
     Args:
         description: what is running, e.g. ``expert 3``.
@@ -33,53 +35,55 @@ class RunProgress(Callback):
         self.lines = lines
         self.runs = runs
         self._bar: tqdm | None = None
-        self._total = self._first_step = 0
+        self._total = self._first_step = self._step = 0
         self._started = self._measured_from = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._total, self._first_step = int(trainer.estimated_stepping_batches), trainer.global_step
-        self._started = time.monotonic()
-        if trainer.is_global_zero and sys.stdout.isatty():
-            self._bar = tqdm(
-                desc=self.description,
-                total=self._total,
-                initial=self._first_step,
-                unit=" steps",
-                file=sys.stdout,
-                dynamic_ncols=True,
-            )
+        self._start(trainer, int(trainer.estimated_stepping_batches), trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step, total = trainer.global_step, self._total
-        if self._bar is not None:
-            if self._bar.update(step - self._bar.n) or step == total:
-                self._bar.set_postfix_str(_metrics(trainer), refresh=False)  # not at every step: a GPU would wait
-        elif trainer.is_global_zero and step * self.lines // total > (step - 1) * self.lines // total:
-            elapsed = time.monotonic() - self._started
-            say(
-                tqdm.format_meter(
-                    step,
-                    total,
-                    elapsed,
-                    prefix=self.description,
-                    unit=" steps",
-                    initial=self._first_step,
-                    postfix=_metrics(trainer),
-                    bar_format=_LINE,
-                )
-            )
+        self._advance(trainer, trainer.global_step)
         if self.runs:
             self._estimate(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, int(sum(trainer.num_test_batches)), 0)
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *step: Any) -> None:
+        self._advance(trainer, self._step + 1)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _start(self, trainer: Trainer, total: int, step: int) -> None:
+        self._total, self._first_step, self._step = total, step, step
+        self._started = time.monotonic()
+        if trainer.is_global_zero and sys.stdout.isatty():
+            options = {"unit": "step", "file": sys.stdout, "dynamic_ncols": True}
+            self._bar = tqdm(desc=self.description, total=total, initial=step, **options)
+
+    def _advance(self, trainer: Trainer, step: int) -> None:
+        before, self._step, total = self._step, step, self._total
+        if self._bar is not None:
+            if self._bar.update(step - before) or step == total:
+                self._bar.set_postfix_str(_metrics(trainer), refresh=False)  # not at every step: a GPU would wait
+        elif trainer.is_global_zero and step * self.lines // total > before * self.lines // total:
+            elapsed = time.monotonic() - self._started
+            options = {"unit": "step", "initial": self._first_step, "postfix": _metrics(trainer), "bar_format": _LINE}
+            say(tqdm.format_meter(step, total, elapsed, prefix=self.description, **options))
+
+    def _stop(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.on_train_end(trainer, pl_module)
 
     def _estimate(self, trainer: Trainer, module: LightningModule) -> None:
         done = trainer.global_step - self._first_step

@@ -140,8 +140,8 @@ def build_run(config: DictConfig, in_sweep: bool = False) -> Run:
         evaluation=settings_from(EvaluationSettings, "evaluation", plain["evaluation"]),
         choices={group: str(choice) for group, choice in choices.items()},
         in_sweep=in_sweep,
-        loggers=_factories("logger", config),
-        callbacks=_factories("callbacks", config),
+        loggers=_factories("logger", plain.get("logger")),
+        callbacks=_factories("callbacks", plain.get("callbacks")),
     )
 
 
@@ -192,18 +192,18 @@ def _network(section: dict[str, Any]) -> Callable[..., Any]:
         ) from error
 
 
-def _factories(group: str, config: DictConfig) -> dict[str, Callable[..., Any]]:
-    """What creates each object of a configuration group, by name; imported here, called later."""
+def _factories(group: str, nodes: dict[str, Any] | None) -> dict[str, Callable[..., Any]]:
+    """What creates each object of a configuration group, by name: imported now, called later."""
     factories = {}
-    for name, node in (config.get(group) or {}).items():
-        if not isinstance(node, DictConfig) or "_target_" not in node:
+    for name, node in (nodes or {}).items():
+        if not isinstance(node, dict) or "_target_" not in node:
             remedy = f"add +{group}.{name}._target_=my_package.MyClass"
             raise ConfigurationError(f"{group}.{name}", node, "it has no _target_", remedy)
-        factories[str(name)] = _instantiate(f"{group}.{name}", node, _partial_=True, _convert_="all")
+        factories[name] = _instantiate(f"{group}.{name}", node, _partial_=True, _convert_="all")
     return factories
 
 
-def _instantiate(section: str, config: DictConfig, **options: Any) -> Any:
+def _instantiate(section: str, config: DictConfig | dict[str, Any], **options: Any) -> Any:
     try:
         return instantiate(config, **options)
     except InstantiationException as error:
@@ -222,8 +222,10 @@ def _quieten() -> None:
     """Keep Lightning's start-up chatter from the terminal; warnings that ask for something stay."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # of reports that trainer.profiler asks for
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # compiling for a CPU needs no CUDA
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of a deprecated torch function
+    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)  # torch's own use
     if not is_rank_zero():
         warnings.filterwarnings("ignore")

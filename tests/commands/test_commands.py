@@ -170,11 +170,6 @@ def test_loggers(output: Path, command: Command) -> None:
     assert list(distilled_folder(output, "distill.lr_img=70").rglob("events.out.tfevents*"))
 
 
-def test_profiler_is_lightnings(output: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    command("distill", output, "trainer.profiler=simple", "distill.max_steps=1", "distill.lr_img=80")
-    assert load_distilled(distilled_folder(output, "distill.lr_img=80") / "synthetic" / "last")
-
-
 def test_settings_from_reads_every_field() -> None:
     settings = settings_from(EvaluationSettings, "evaluation", {"epochs": 7, "lr": 1})
     assert (settings.epochs, settings.lr, settings.networks) == (7, 1, 5)
