@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+
 from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
+
+tqdm.set_lock(threading.RLock())  # tqdm's own is shared by processes, and starts one to watch it
 
 
 def is_rank_zero() -> bool:
-    """Whether this process writes and speaks for all ranks; right also before there is a Trainer."""
+    """Whether this process writes and prints for all ranks; right also before there is a Trainer."""
     return int(getattr(rank_zero_only, "rank", 0) or 0) == 0
 
 
 def say(text: str) -> None:
-    """Print a line for the person at the terminal, once for all ranks."""
+    """Print a line, above a progress bar where there is one, once for all ranks."""
     if is_rank_zero():
-        print(text, flush=True)
+        with tqdm.external_write_mode():
+            print(text, flush=True)
 
 
 def format_seconds(seconds: float) -> str:

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from torchvision.transforms.functional import to_pil_image
 
 from ast_lightning.callbacks.checkpoints import StateOfIterations
 from ast_lightning.distillation import DistillModule
@@ -23,6 +24,8 @@ MakeDataset = Callable[[DistillModule, dict[str, Any]], DistilledDataset]
 
 class SyntheticImageLogger(Callback):
     """Shows grids of the images (raw, and with the preprocessing inverted) and a histogram of pixels in TensorBoard.
+
+    Loggers that have a method ``log_image``, such as that of Weights & Biases, are given the pictures.
 
     Args:
         make: see ``MakeDataset``.
@@ -40,6 +43,9 @@ class SyntheticImageLogger(Callback):
                 board.add_image("synthetic/raw", picture(dataset.images, dataset.ipc, stretch=True), step)
                 # TensorBoard's bins end at 1e20, and it raises an error where all values lie beyond
                 board.add_histogram("synthetic/pixels", dataset.images.clamp(-1e19, 1e19), step)
+            elif hasattr(logger, "log_image") and trainer.is_global_zero:
+                shown = to_pil_image(picture(dataset.pictures(), dataset.ipc))
+                logger.log_image("synthetic/pictures", [shown], trainer.global_step)
 
 
 class Evaluated(TypedDict):

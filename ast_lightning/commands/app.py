@@ -32,6 +32,8 @@ from ast_lightning.evaluation import EvaluationSettings
 from ast_lightning.experts import ExpertSettings
 from ast_lightning.parallel.devices import by_torchrun, devices_of, local_rank
 from ast_lightning.parallel.failures import ENDED_BY_SIGTERM, watched
+from ast_lightning.runs.loggers import check_packages
+from ast_lightning.runs.trainer import check_trainer
 from ast_lightning.sweeps.tasks import tasks_of_job
 from ast_lightning.terminal import is_rank_zero
 
@@ -121,6 +123,8 @@ def build_run(config: DictConfig, in_sweep: bool = False) -> Run:
             key, "???", str(error).splitlines()[0].rstrip("."), f"give it on the command line: {key}=…"
         ) from error
     check_run(plain)
+    check_trainer(plain["trainer"])
+    check_packages(plain.get("logger") or {})
     _check_processes(plain["trainer"])
     precision = plain["trainer"].get("precision")
     plain["trainer"]["precision"] = _PRECISIONS.get(str(precision), precision)
@@ -136,6 +140,8 @@ def build_run(config: DictConfig, in_sweep: bool = False) -> Run:
         evaluation=settings_from(EvaluationSettings, "evaluation", plain["evaluation"]),
         choices={group: str(choice) for group, choice in choices.items()},
         in_sweep=in_sweep,
+        loggers=_factories("logger", plain.get("logger")),
+        callbacks=_factories("callbacks", plain.get("callbacks")),
     )
 
 
@@ -186,9 +192,20 @@ def _network(section: dict[str, Any]) -> Callable[..., Any]:
         ) from error
 
 
-def _instantiate(section: str, config: DictConfig) -> Any:
+def _factories(group: str, nodes: dict[str, Any] | None) -> dict[str, Callable[..., Any]]:
+    """What creates each object of a configuration group, by name: imported now, called later."""
+    factories = {}
+    for name, node in (nodes or {}).items():
+        if not isinstance(node, dict) or "_target_" not in node:
+            remedy = f"add +{group}.{name}._target_=my_package.MyClass"
+            raise ConfigurationError(f"{group}.{name}", node, "it has no _target_", remedy)
+        factories[name] = _instantiate(f"{group}.{name}", node, _partial_=True, _convert_="all")
+    return factories
+
+
+def _instantiate(section: str, config: DictConfig | dict[str, Any], **options: Any) -> Any:
     try:
-        return instantiate(config)
+        return instantiate(config, **options)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ConfigurationError):
@@ -205,8 +222,10 @@ def _quieten() -> None:
     """Keep Lightning's start-up chatter from the terminal; warnings that ask for something stay."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # of reports that trainer.profiler asks for
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # compiling for a CPU needs no CUDA
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of a deprecated torch function
+    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)  # torch's own use
     if not is_rank_zero():
         warnings.filterwarnings("ignore")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lightning import Trainer
+from lightning import Callback, Trainer
 
 from ast_lightning.callbacks import (
     ArtifactWriter,
     MakeDataset,
-    RunEstimate,
     RunProgress,
     StateOfIterations,
     SyntheticImageLogger,
@@ -24,11 +23,11 @@ from ast_lightning.distillation import DistillModule, Method, starting_point
 from ast_lightning.evaluation import NetworkEvaluator
 from ast_lightning.runs.checkpoints import RunStates, begin_anew
 from ast_lightning.runs.expert_locks import sole_writer
-from ast_lightning.runs.hparams import log_outcome
 from ast_lightning.runs.lineage import lineage_of
+from ast_lightning.runs.loggers import create, log_outcome, start_loggers, uses_tensorboard
 from ast_lightning.runs.machine import prepare, record_machine
 from ast_lightning.runs.results import check_length, finished_result, inputs_of, iteration_of, write_result
-from ast_lightning.runs.trainer import build_trainer, log_configuration
+from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.storage.files import clear_leftovers, write_json
 from ast_lightning.synthetic import DistilledDataset
 from ast_lightning.terminal import is_rank_zero, say
@@ -48,9 +47,9 @@ def distill(run: Run) -> dict[str, float]:
     result = None if run.fresh or run.fast_dev_run else finished_result(run, context)
     if result is not None:
         say(f"finished already, {result['iteration']} iterations: {folder}")
-        _report(folder, result["metrics"])
+        _report(run, result["metrics"])
         return dict(result["metrics"])
-    prepare(run)
+    prepare(run.config["trainer"], tf32=run.config["tf32"])
     method = method_class.build(settings, context)
     run.data.setup("fit")
     synthetic = method.synthetic_set(*starting_point(settings, context))
@@ -64,8 +63,11 @@ def distill(run: Run) -> dict[str, float]:
     trainer = build_trainer(
         run.config["trainer"],
         folder,
-        callbacks=[RunEstimate()] if saver is None else [SyntheticImageLogger(make), writer, saver, RunEstimate()],
-        progress=RunProgress("distilling"),
+        callbacks=[
+            *([] if saver is None else [SyntheticImageLogger(make), writer, saver]),
+            *create("callbacks", Callback, run.callbacks),
+        ],
+        progress=RunProgress("distilling", runs=1),
         states=states,
         max_steps=settings.max_steps,
         max_epochs=-1,
@@ -82,7 +84,7 @@ def distill(run: Run) -> dict[str, float]:
         metrics = _distil(run, trainer, module, states, writer)
         if trainer.is_global_zero:
             write_result(folder, trainer.global_step, metrics, run, inputs)
-    _report(folder, metrics)
+    _report(run, metrics)
     return metrics
 
 
@@ -102,7 +104,7 @@ def _distil(
         clear_leftovers(states.folder)
         write_json(folder / "config.json", run.config)
         _record(folder, compilation, trainer, resumed=resume is not None)
-    log_configuration(trainer, run.config)
+    trainer.loggers = start_loggers(run.loggers, folder, run.config)
     if resume:
         say(f"resuming from {resume}")
     say(f"into {folder}")
@@ -116,7 +118,7 @@ def _distil(
     found = {} if writer.last is None else writer.last["metrics"]
     metrics = {name.replace("/", "_"): value for name, value in found.items()}
     metrics["student_lr"] = module.training_set().learning_rate
-    log_outcome(trainer.loggers, run.config, ("expert", "distill", "evaluation"), metrics)
+    log_outcome(trainer.loggers, run.config, ("expert", "distill", "evaluation"), metrics, trainer.global_step)
     return metrics
 
 
@@ -158,11 +160,13 @@ def _announce(run: Run, method: Method, count: int) -> None:
     )
 
 
-def _report(folder: Path, metrics: dict[str, float]) -> None:
+def _report(run: Run, metrics: dict[str, float]) -> None:
+    folder = run.distill_folder()
     for split in ("test", "validation"):
         if f"{split}_accuracy" in metrics:
             spread = metrics.get(f"{split}_accuracy_std", 0.0)
             say(f"{split} accuracy of the last images: {metrics[f'{split}_accuracy']:.1f} ± {spread:.1f} %")
     say(f"distilled dataset: {folder / 'synthetic' / 'last'}")
     say(f"pictures:          {folder / 'synthetic' / 'last' / 'images.png'}")
-    say(f"TensorBoard:       tensorboard --logdir {folder}")
+    if uses_tensorboard(run.loggers):
+        say(f"TensorBoard:       tensorboard --logdir {folder}")

@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from rich.table import Table
 
@@ -26,10 +25,10 @@ from ast_lightning.evaluation.baselines import (
 )
 from ast_lightning.runs.checkpoints import begin_anew
 from ast_lightning.runs.expert_locks import sole_writer
-from ast_lightning.runs.hparams import log_outcome
 from ast_lightning.runs.lineage import describe_set
+from ast_lightning.runs.loggers import log_outcome, start_loggers, uses_tensorboard
 from ast_lightning.runs.machine import prepare
-from ast_lightning.runs.trainer import build_logger, build_trainer
+from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.storage.checksums import seal, unseal
 from ast_lightning.storage.files import clear_leftovers, read_json, write_json
 from ast_lightning.storage.provenance import provenance, versions
@@ -51,7 +50,7 @@ def evaluate(run: Run) -> dict[str, float]:
     Returns:
         ``<name>_accuracy`` and ``<name>_std`` in per cent for ``distilled`` and every baseline.
     """
-    prepare(run)
+    prepare(run.config["trainer"], tf32=run.config["tf32"])
     dataset = load_distilled(run.synthetic_folder())
     run.data.use_preprocessing(dataset.preprocessing)
     run.data.setup("test")
@@ -66,7 +65,8 @@ def evaluate(run: Run) -> dict[str, float]:
     if is_rank_zero():
         _print_table(scores, dataset)
     say(f"pictures:    {run.synthetic_folder() / 'images.png'}")
-    say(f"TensorBoard: tensorboard --logdir {run.config['output_dir']}")
+    if uses_tensorboard(run.loggers):
+        say(f"TensorBoard: tensorboard --logdir {run.config['output_dir']}")
     if not run.fast_dev_run:
         say(f"results:     {folder / 'results.json'}")
     return _metrics(scores)
@@ -74,7 +74,6 @@ def evaluate(run: Run) -> dict[str, float]:
 
 def _record(run: Run, folder: Path, dataset: DistilledDataset, store: TrajectoryStore | None) -> dict[str, Score]:
     """The scores in ``results.json`` where its inputs are unchanged; else those of new networks, which are written."""
-    logger = build_logger(run.config["trainer"].get("logger"), folder)
     if run.fresh:
         begin_anew(folder)
     inputs = _inputs(run, dataset, store)
@@ -98,7 +97,7 @@ def _record(run: Run, folder: Path, dataset: DistilledDataset, store: Trajectory
             "config": run.config,
         }
         write_json(folder / "results.json", seal(record))
-        log_outcome([logger] if isinstance(logger, Logger) else [], run.config, ("evaluation",), metrics)
+        log_outcome(start_loggers(run.loggers, folder, run.config), run.config, ("evaluation",), metrics)
     return scores
 
 
@@ -211,7 +210,7 @@ def _train(run: Run, name: str, training_sets: Callable[[int], TrainingSet]) -> 
     evaluator = NetworkEvaluator(run.network(), settings, splits, augmentation=run.data.augmentation, seed=run.seed)
     module = EvaluationModule(evaluator, training_sets, name)
     progress = RunProgress(name)
-    trainer = build_trainer(run.config["trainer"], evaluation_folder(run), callbacks=[], progress=progress, log=False)
+    trainer = build_trainer(run.config["trainer"], evaluation_folder(run), callbacks=[], progress=progress)
     say(f"training {settings.networks} networks for {settings.epochs} epochs on {TITLES[name]}")
     trainer.test(module, verbose=False)
     return module.scores["test"]

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,8 @@ class Run:
         make_network: takes ``channels``, ``num_classes`` and ``image_size``.
         choices: which file of each configuration group was chosen, e.g. ``{"expert": "ast"}``.
         in_sweep: whether this is one job of a multirun.
+        loggers: what creates the loggers of ``logger``, by name, from the folder of a run (``save_dir``).
+        callbacks: what creates the callbacks of ``callbacks``, by name.
     """
 
     config: Config
@@ -76,6 +78,8 @@ class Run:
     evaluation: EvaluationSettings
     choices: Mapping[str, str]
     in_sweep: bool = False
+    loggers: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    callbacks: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -191,7 +195,7 @@ def settings_from(kind: type[Any], section: str, values: Mapping[str, Any]) -> A
     Raises:
         ConfigurationError: a key that the dataclass does not have, or a value of another type.
     """
-    known = {field.name: str(field.type) for field in fields(kind)}
+    known = {each.name: str(each.type) for each in fields(kind)}
     for name, value in values.items():
         if name not in known:
             raise ConfigurationError(f"{section}.{name}", value, "no such option", f"take one of {', '.join(known)}")

@@ -7,13 +7,15 @@ from math import fsum
 from typing import Any
 
 from ast_lightning.commands.run import Run
+from ast_lightning.compilation import Compilation
 from ast_lightning.data import load_preprocessing, save_preprocessing
 from ast_lightning.distillation import Context
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import describe_network
-from ast_lightning.parallel.devices import devices_of
+from ast_lightning.parallel.devices import device_type, devices_of
 from ast_lightning.parallel.locks import FolderLock
-from ast_lightning.runs.machine import compile_student
+from ast_lightning.runs.loggers import uses_tensorboard
+from ast_lightning.runs.machine import compilation_for
 from ast_lightning.storage.disk_space import writing
 from ast_lightning.storage.files import clear_leftovers
 from ast_lightning.storage.provenance import provenance
@@ -32,8 +34,22 @@ def context_of(run: Run) -> Context:
         ranks=devices_of(trainer),
         open_experts=lambda: _open_experts(run),
         check_experts=lambda store: check_store(store, run),
-        choose_compilation=lambda passes, never: compile_student(run, passes, never),
+        choose_compilation=lambda passes, never: choose_compilation(run, passes, never),
         schedule=None if run.config["experts_dir"] else run.expert.schedule,
+    )
+
+
+def choose_compilation(run: Run, forward_passes: float, never: str | None = None) -> Compilation:
+    """Whether to compile a run of so many forward passes of an image; ``never`` is why it cannot be."""
+    data, trainer = run.data, run.config["trainer"]
+    return compilation_for(
+        run.network(),
+        (data.channels, *data.image_size),
+        forward_passes,
+        run.config["compile"],
+        device_type(trainer),
+        fast_dev_run=run.fast_dev_run,
+        never=never,
     )
 
 
@@ -133,7 +149,7 @@ def summarise(run: Run, store: TrajectoryStore, experts: Sequence[int]) -> dict[
         "per epoch"
     )
     say(f"trajectories: {store.folder}")
-    if run.config["trainer"].get("logger") == "tensorboard" and not run.config["buffers"]:
+    if uses_tensorboard(run.loggers) and not run.config["buffers"]:
         say(f"TensorBoard:  tensorboard --logdir {store.folder}")
     return results
 

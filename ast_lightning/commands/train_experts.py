@@ -9,22 +9,34 @@ from pathlib import Path
 
 from lightning import Callback, Trainer
 
-from ast_lightning.callbacks import RunEstimate, RunProgress, StateOfEpochs
+from ast_lightning.callbacks import RunProgress, StateOfEpochs
 from ast_lightning.commands.import_experts import import_experts
 from ast_lightning.commands.run import Run, short_hash
-from ast_lightning.commands.stores import expert_results, incomplete, make_store, summarise, wanted_experts
+from ast_lightning.commands.stores import (
+    choose_compilation,
+    expert_results,
+    incomplete,
+    make_store,
+    summarise,
+    wanted_experts,
+)
 from ast_lightning.experts import ExpertModule, ExpertObjective, TrajectoryRecorder
 from ast_lightning.parallel.workers import count_processes, run_workers
 from ast_lightning.runs.checkpoints import RunStates
 from ast_lightning.runs.expert_locks import all_locked, claim_experts, held_by_others
-from ast_lightning.runs.hparams import log_outcome
-from ast_lightning.runs.machine import compile_experts, prepare, record_machine
-from ast_lightning.runs.trainer import build_trainer, log_configuration
+from ast_lightning.runs.loggers import create, log_outcome, start_loggers
+from ast_lightning.runs.machine import prepare, record_machine
+from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.storage.files import clear_leftovers, format_bytes
 from ast_lightning.terminal import is_rank_zero, say
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.listing import snapshot_files
 from ast_lightning.trajectories.records import IDENTITY
+
+PASSES_OF_A_PLAIN_STEP = 3
+"""Forward passes' worth of operations in an expert's step, for each image."""
+PASSES_OF_A_PENALIZED_STEP = 9
+"""The same with gradient penalty."""
 
 
 def train_experts(run: Run) -> dict[str, float]:
@@ -36,7 +48,7 @@ def train_experts(run: Run) -> dict[str, float]:
     Returns:
         Means over these experts: ``test_accuracy`` in per cent, ``movement`` of an epoch, ``cross_entropy``.
     """
-    prepare(run)
+    prepare(run.config["trainer"], tf32=run.config["tf32"])
     if run.config["buffers"]:
         return import_experts(run)
     processes = count_processes(run)
@@ -75,7 +87,7 @@ def train_share(run: Run, number: int, count: int) -> None:
         number: of the process; the first prints what holds for all.
         count: of the processes.
     """
-    prepare(run)
+    prepare(run.config["trainer"], tf32=run.config["tf32"])
     run.data.setup("fit")
     store = make_store(run)
     _train(run, store, incomplete(store, wanted_experts(run)), count, estimate=number == 0)
@@ -83,11 +95,11 @@ def train_share(run: Run, number: int, count: int) -> None:
 
 def _train(run: Run, store: TrajectoryStore, pending: list[int], processes: int = 1, *, estimate: bool = True) -> None:
     objective = _objective(run)
-    first: list[Callback] = [RunEstimate(runs=-(-len(pending) // processes))] if estimate else []
+    runs = -(-len(pending) // processes) if estimate else 0
     with closing(claim_experts(run, store, pending, wait=processes == 1)) as claimed:  # gives locks back
         for index in claimed:
-            _train_one(run, store, index, objective, first)
-            first = []
+            _train_one(run, store, index, objective, runs)
+            runs = 0
 
 
 def _announce(run: Run, store: TrajectoryStore, indices: list[int], pending: list[int], processes: int) -> None:
@@ -103,13 +115,11 @@ def _announce(run: Run, store: TrajectoryStore, indices: list[int], pending: lis
         )
 
 
-def _train_one(
-    run: Run, store: TrajectoryStore, index: int, objective: ExpertObjective, callbacks: list[Callback]
-) -> None:
+def _train_one(run: Run, store: TrajectoryStore, index: int, objective: ExpertObjective, runs: int = 0) -> None:
     folder, checkpoints = store.expert_folder(index), _checkpoints(store, index)
     # the snapshot is written before the checkpoint to resume from: Lightning runs checkpoint callbacks last
-    callbacks = [TrajectoryRecorder(store), *callbacks, StateOfEpochs(checkpoints.last)]
-    trainer = _trainer(run, folder, index, callbacks, checkpoints)
+    callbacks = [TrajectoryRecorder(store), StateOfEpochs(checkpoints.last)]
+    trainer = _trainer(run, folder, index, callbacks, checkpoints, runs)
     has_work = any(epoch > 1 for epoch, _ in snapshot_files(folder))  # snapshot 1 is there before the first checkpoint
     resume = None if run.fresh else checkpoints.find(expected=has_work)
     if is_rank_zero():
@@ -117,17 +127,20 @@ def _train_one(
         clear_leftovers(checkpoints.folder)
         path = checkpoints.folder / "machine.json"
         record_machine(path, objective.compilation, trainer.world_size, resumed=resume is not None)
-    log_configuration(trainer, run.config)
+    trainer.loggers = start_loggers(run.loggers, folder, run.config)
     if resume:
         say(f"expert {index} goes on from {resume}")
     trainer.fit(_expert(run, index, objective), datamodule=run.data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero and store.is_complete(index):  # not where max_time ended it before its time
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
-        log_outcome(trainer.loggers, run.config, ("expert",), expert_results(store, [index]))
+        log_outcome(trainer.loggers, run.config, ("expert",), expert_results(store, [index]), trainer.global_step)
 
 
 def _objective(run: Run) -> ExpertObjective:
-    return ExpertObjective(run.network(), run.expert, compile_experts(run))
+    """Compiled by the work of all ``num_experts``: one of them alone is compiled as all are."""
+    passes = PASSES_OF_A_PENALIZED_STEP if run.expert.gradient_penalty > 0 else PASSES_OF_A_PLAIN_STEP
+    images = len(run.data.train.labels) * run.expert.epochs * int(run.config["num_experts"])
+    return ExpertObjective(run.network(), run.expert, choose_compilation(run, passes * images))
 
 
 def _expert(run: Run, index: int, objective: ExpertObjective) -> ExpertModule:
@@ -135,13 +148,18 @@ def _expert(run: Run, index: int, objective: ExpertObjective) -> ExpertModule:
 
 
 def _trainer(
-    run: Run, folder: Path, index: int, callbacks: list[Callback], checkpoints: RunStates | None = None
+    run: Run,
+    folder: Path,
+    index: int,
+    callbacks: list[Callback],
+    checkpoints: RunStates | None = None,
+    runs: int = 0,
 ) -> Trainer:
     return build_trainer(
         run.config["trainer"],
         folder,
-        callbacks=callbacks,
-        progress=RunProgress(f"expert {index}", lines=1),
+        callbacks=[*callbacks, *create("callbacks", Callback, run.callbacks)],
+        progress=RunProgress(f"expert {index}", lines=1, runs=runs),
         states=checkpoints,
         max_epochs=run.expert.epochs,
         reload_dataloaders_every_n_epochs=int(run.expert.samples != "all"),  # epochs may differ in length

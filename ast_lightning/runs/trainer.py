@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, Trainer
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import (
     ClusterEnvironment,
     LightningEnvironment,
@@ -23,32 +21,29 @@ from ast_lightning.parallel.devices import devices_of
 from ast_lightning.parallel.failures import EndOfRank
 from ast_lightning.runs.checkpoints import RunStates
 
-LOGGERS = ("tensorboard", "csv", "none", "false")
-_OURS = ("logger", "timeout_seconds")
-_OPTIONS_OF = {  # arguments of Lightning's Trainer by what sets them here
+_OURS = ("logger", "timeout_seconds", "enable_progress_bar")
+_SET_ELSEWHERE = {  # arguments of Lightning's Trainer that the commands set, and what to set in their place
+    "logger": "use logger=tensorboard, csv, wandb, mlflow or none",
+    "callbacks": "use +callbacks.mine._target_=my_package.MyCallback",
     "max_epochs": "set expert.epochs, evaluation.epochs or distill.max_steps",
     "max_steps": "set distill.max_steps",
+    "default_root_dir": "set output_dir",
+    "enable_checkpointing": "leave it out",
+    "inference_mode": "leave it out",
+    "num_sanity_val_steps": "leave it out",
+    "use_distributed_sampler": "leave it out",
 }
 
 
-def build_logger(choice: Any, folder: Path) -> Logger | bool:
-    """The logger that ``trainer.logger`` asks for, writing into ``folder``.
+def check_trainer(options: Mapping[str, Any]) -> None:
+    """Reject options of the ``trainer`` section that the commands set themselves.
 
     Raises:
-        ConfigurationError: there is no such logger.
+        ConfigurationError: with the option to use instead.
     """
-    name = str(choice).lower()
-    if name not in LOGGERS:
-        raise ConfigurationError(
-            "trainer.logger", choice, "there is no such logger", f"take one of {', '.join(LOGGERS)}"
-        )
-    if name in ("none", "false"):
-        return False
-    if name == "csv":  # a file a sitting: Lightning would delete that of the sitting before
-        versions = (f"csv_{number}" if number > 1 else "csv" for number in itertools.count(1))
-        free = next(version for version in versions if not (folder / version / "metrics.csv").exists())
-        return CSVLogger(folder.parent, name=folder.name, version=free)
-    return TensorBoardLogger(folder.parent, name=folder.name, version="tensorboard", default_hp_metric=False)
+    for name, remedy in _SET_ELSEWHERE.items():
+        if options.get(name) is not None:
+            raise ConfigurationError(f"trainer.{name}", options[name], "the command sets this itself", remedy)
 
 
 def build_trainer(
@@ -56,53 +51,44 @@ def build_trainer(
     folder: Path,
     *,
     callbacks: Sequence[Callback],
-    progress: RunProgress | None = None,
+    progress: RunProgress,
     states: RunStates | None = None,
-    log: bool = True,
     **fixed: Any,
 ) -> Trainer:
-    """A Trainer whose files are in ``folder``; nothing is written before it is used.
+    """A Trainer without loggers; the command sets ``trainer.loggers`` once it may write into the folder of the run.
 
     Args:
-        options: the ``trainer`` section; everything but ``logger`` and ``timeout_seconds`` is an argument of
-            Lightning's Trainer.
-        folder: for logs.
-        callbacks: of this run; the progress bar is added where ``options`` enable it.
-        progress: the bar.
-        states: writes and reads the states of the run; None where none are kept.
-        log: whether this run logs at all.
+        options: the ``trainer`` section; everything but ``timeout_seconds`` is an argument of Lightning's Trainer.
+        folder: of the run.
+        callbacks: of this run.
+        progress: added unless ``enable_progress_bar`` is false.
+        states: writes and reads the checkpoints of the run; None where none are kept.
         fixed: arguments that the command itself determines.
 
     Raises:
-        ConfigurationError: Lightning does not accept the options, the command sets one of them itself, or the
-            processes that there are are not those that the options name.
+        ConfigurationError: Lightning rejects the options, or another number of processes is running than they name.
     """
-    arguments = {key: value for key, value in options.items() if key not in _OURS}
-    bar = [progress] if progress is not None and arguments.get("enable_progress_bar", True) else []
+    bar = [progress] if options.get("enable_progress_bar", True) else []
     rank = [EndOfRank()] if devices_of(options) > 1 else []
-    log = log and not arguments.get("fast_dev_run")
-    logger = build_logger(options.get("logger"), folder) if log else False
-    own = {
+    arguments = {
+        "enable_model_summary": False,
+        **{key: value for key, value in options.items() if key not in _OURS},
         "callbacks": [*callbacks, *bar, *rank],
+        "plugins": [*(options.get("plugins") or []), *_cluster(options), *([states] if states else [])],
+        "logger": False,
+        "enable_progress_bar": False,  # Lightning's own
         "default_root_dir": folder,
         "num_sanity_val_steps": 0,
         "inference_mode": False,  # networks are trained inside validation and test
         "use_distributed_sampler": False,  # the loaders divide batches over ranks themselves
-        "enable_model_summary": False,
         "enable_checkpointing": states is not None,
         **fixed,
     }
-    for name in sorted(set(own) & set(arguments)):
-        remedy = _OPTIONS_OF.get(name, "leave it out")
-        raise ConfigurationError(f"trainer.{name}", arguments[name], "the command sets this itself", remedy)
-    plugins = [*(arguments.get("plugins") or []), *_cluster(options), *([] if states is None else [states])]
-    shown = {"logger": logger, "enable_progress_bar": bool(bar), "plugins": plugins}
     try:
-        trainer = Trainer(**{**arguments, **shown, **own})
+        trainer = Trainer(**arguments)
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
-        raise ConfigurationError(
-            "trainer", "…", f"Lightning's Trainer refuses it ({error})", "correct the option that this message names"
-        ) from error
+        problem = f"Lightning's Trainer rejects it ({error})"
+        raise ConfigurationError("trainer", "…", problem, "correct the option that this message names") from error
     if trainer.world_size != devices_of(options):
         raise ConfigurationError(
             "trainer.devices",
@@ -116,16 +102,10 @@ def build_trainer(
 
 
 def _cluster(options: Mapping[str, Any]) -> list[ClusterEnvironment]:
-    """Under SLURM, an environment that leaves states and the queue to us: Lightning would keep states of its own.
+    """Under SLURM, an environment without Lightning's own checkpoints and requeueing.
 
-    A run of one process is none of SLURM's tasks, whatever else the job runs beside it.
+    A run of one process ignores SLURM's task environment.
     """
     if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
     return [LightningEnvironment() if devices_of(options) == 1 else SLURMEnvironment(auto_requeue=False)]
-
-
-def log_configuration(trainer: Trainer, configuration: Mapping[str, Any]) -> None:
-    """Give the loggers the configuration, as plain containers."""
-    for logger in trainer.loggers:
-        logger.log_hyperparams(dict(configuration))

@@ -119,7 +119,7 @@ def test_warm_start_goes_on_from_an_earlier_set(output: Path, command: Command) 
     ],
 )
 def test_every_component_runs_by_itself(output: Path, command: Command, overrides: tuple[str, ...]) -> None:
-    fewer = ("distill.max_steps=2", "trainer.logger=false")
+    fewer = ("distill.max_steps=2", "logger=none")
     metrics = command("distill", output, *fewer, *overrides)
     dataset = load_distilled(distilled_folder(output, *fewer, *overrides) / "synthetic" / "last")
     assert bool(dataset.images.isfinite().all())
@@ -243,18 +243,13 @@ def test_fast_dev_run_writes_nothing(output: Path, tmp_path: Path, command: Comm
 
 
 def test_loggers(output: Path, command: Command) -> None:
-    command("distill", output, "trainer.logger=csv", "trainer.log_every_n_steps=1", "distill.lr_img=60")
+    command("distill", output, "logger=csv", "trainer.log_every_n_steps=1", "distill.lr_img=60")
     (table,) = distilled_folder(output, "distill.lr_img=60").rglob("metrics.csv")
     columns = table.read_text().splitlines()[0].split(",")
     assert {"train/loss", "train/match_1", "train/match_2", "train/start_distance", "train/student_lr"} <= set(columns)
     assert {"train/start_epoch", "train/image_gradient_norm", "test/accuracy"} <= set(columns)
-    command("distill", output, "trainer.logger=tensorboard", "distill.lr_img=70")
+    command("distill", output, "logger=tensorboard", "distill.lr_img=70")
     assert list(distilled_folder(output, "distill.lr_img=70").rglob("events.out.tfevents*"))
-
-
-def test_profiler_is_lightnings(output: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    command("distill", output, "trainer.profiler=simple", "distill.max_steps=1", "distill.lr_img=80")
-    assert load_distilled(distilled_folder(output, "distill.lr_img=80") / "synthetic" / "last")
 
 
 def test_settings_from_reads_every_field() -> None:

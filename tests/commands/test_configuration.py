@@ -129,7 +129,7 @@ def test_folders_follow_from_what_determines_their_content(tmp_path: Path) -> No
         return run.experts_folder().name, run.distill_folder().name
 
     experts, distilled = folders()
-    assert folders("trainer.logger=csv", "output_dir=elsewhere", "data.root=elsewhere") == (experts, distilled)
+    assert folders("logger=csv", "output_dir=elsewhere", "data.root=elsewhere") == (experts, distilled)
     assert folders("distill.max_steps=9", "distill.eval_every=3", "baselines=[]") == (experts, distilled)
     for changed in ("distill.ipc=2", "distill.lr_img=5", "num_experts=1"):
         assert folders(changed)[0] == experts

@@ -41,7 +41,7 @@ def test_distillation_matches_a_window_a_rank(output: Path, script: Script) -> N
         "distill.max_steps=20",
         "distill.eval_every=10",
         "distill.augment=false",
-        "trainer.logger=csv",
+        "logger=csv",
         "trainer.log_every_n_steps=1",
     )
     result = script("distill", output, *few, *TWO)

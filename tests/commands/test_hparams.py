@@ -11,7 +11,7 @@ from tensorboard.plugins.hparams import metadata
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from ast_lightning.commands.evaluate import evaluation_folder
-from ast_lightning.runs.hparams import hyperparameters
+from ast_lightning.runs.loggers import hyperparameters
 from ast_lightning.storage.files import read_json
 from ast_lightning.trajectories import TrajectoryStore
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ast_lightning.commands.distill import compile_student
+from ast_lightning.commands.train_experts import compile_experts
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.parallel.devices import device_type
-from ast_lightning.runs.machine import compile_experts, compile_student, keep_freed_memory, prepare
+from ast_lightning.runs.machine import keep_freed_memory, prepare
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.trajectories import TrajectoryStore
 
@@ -29,7 +31,7 @@ def precision_as_before() -> Iterator[None]:
 
 @pytest.mark.parametrize("tf32", [True, False])
 def test_tf32_holds_for_products_and_convolutions(tf32: bool) -> None:
-    prepare(run_of(*SMALL, f"tf32={str(tf32).lower()}"))
+    prepare({"accelerator": "cpu"}, tf32=tf32)
     assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
     assert torch.backends.cudnn.allow_tf32 is tf32
 

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 DOUBLE = (
     "trainer.precision=64-true",
-    "trainer.logger=false",
+    "logger=none",
     "distill.max_steps=20",
     "distill.eval_every=20",
     "distill.save_every=5",
@@ -39,7 +39,7 @@ SOON = 120  # seconds within which the survivors of a killed process must have e
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    command("train_experts", folder, "trainer.precision=64-true", "trainer.logger=false")
+    command("train_experts", folder, "trainer.precision=64-true", "logger=none")
     return folder
 
 

@@ -26,7 +26,7 @@ from ast_lightning.trajectories import TrajectoryStore
 
 from .conftest import ROOT, SMALL, Command, composed, run_of
 
-HELD_OUT = ("data.validation_fraction=0.2", "num_experts=1", "trainer.logger=false")
+HELD_OUT = ("data.validation_fraction=0.2", "num_experts=1", "logger=none")
 
 
 def experts_of(folder: Path, *overrides: str) -> Path:
@@ -194,7 +194,7 @@ def test_an_expert_that_runs_out_of_time_goes_on_the_next_time(output: Path, tmp
 def test_each_sitting_has_a_table_of_its_own(output: Path, tmp_path: Path, command: Command) -> None:
     """Lightning deletes the table that is there."""
     folder = with_experts(output, tmp_path)
-    logged = ("trainer.logger=csv", "trainer.log_every_n_steps=1")
+    logged = ("logger=csv", "trainer.log_every_n_steps=1")
     for steps in (2, 4):
         command("distill", folder, *logged, f"distill.max_steps={steps}")
     rows = []
@@ -290,7 +290,7 @@ def test_a_folder_that_cannot_be_made_is_named(capsys: pytest.CaptureFixture[str
 @pytest.mark.slow
 def test_two_processes_share_the_experts(tmp_path: Path) -> None:
     """All complete, each trained once, and equal to those of one process."""
-    words = ["num_experts=4", "expert.epochs=6", "trainer.logger=csv", "trainer.enable_progress_bar=true"]
+    words = ["num_experts=4", "expert.epochs=6", "logger=csv", "trainer.enable_progress_bar=true"]
     line = [sys.executable, "train_experts.py", *SMALL, *words, f"output_dir={tmp_path}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     both = [subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]

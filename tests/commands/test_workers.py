@@ -22,7 +22,7 @@ from ast_lightning.trajectories import TrajectoryStore
 
 from .conftest import ROOT, SMALL, run_of
 
-FEW = ("num_experts=4", "data.preprocessing=zca", "trainer.logger=false", "trainer.enable_progress_bar=true")
+FEW = ("num_experts=4", "data.preprocessing=zca", "logger=none", "trainer.enable_progress_bar=true")
 LONG = (*FEW, "expert.epochs=200")
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
 

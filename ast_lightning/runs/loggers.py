@@ -1,0 +1,128 @@
+"""Loggers and callbacks of the configuration groups ``logger`` and ``callbacks``, and what is logged of every run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.terminal import is_rank_zero
+
+Factories = Mapping[str, Callable[..., Any]]
+"""What creates the loggers or callbacks of a run, by their names in the configuration."""
+
+_EXTRAS = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
+_OF_DATA = ("name", "preprocessing", "image_size", "per_class", "validation_fraction", "augmentation")
+
+
+def check_packages(loggers: Iterable[str]) -> None:
+    """Reject loggers whose package is not installed.
+
+    Raises:
+        ConfigurationError: naming ``logger`` and the extra to install.
+    """
+    for name in loggers:
+        missing = [package for package in _EXTRAS.get(name, ()) if find_spec(package) is None]
+        if missing:
+            remedy = f"pip install 'ast-lightning[{name}]'"
+            raise ConfigurationError("logger", name, f"{missing[0]} is not installed", remedy)
+
+
+def create(section: str, kind: type[Any], factories: Factories, **arguments: Any) -> list[Any]:
+    """Create what a configuration group lists.
+
+    Args:
+        section: ``logger`` or ``callbacks``.
+        kind: the class of which each must be an instance.
+        factories: by name.
+        arguments: passed to each factory.
+
+    Raises:
+        ConfigurationError: a factory returns something else.
+    """
+    created = {name: factory(**arguments) for name, factory in factories.items()}
+    for name, each in created.items():
+        if not isinstance(each, kind):
+            problem = f"it returns {type(each).__name__}, which is not a {kind.__module__}.{kind.__name__}"
+            target = getattr(factories[name], "func", factories[name])
+            option = f"{section}.{name}._target_"
+            raise ConfigurationError(option, getattr(target, "__name__", target), problem, "give a subclass of it")
+    return list(created.values())
+
+
+def start_loggers(factories: Factories, folder: Path, configuration: Mapping[str, Any]) -> list[Logger]:
+    """Create the loggers of a run that write into ``folder``, and log the configuration as plain containers."""
+    loggers: list[Logger] = create("logger", Logger, factories, save_dir=str(folder))
+    for logger in loggers:
+        logger.log_hyperparams(dict(configuration))
+    return loggers
+
+
+def uses_tensorboard(factories: Factories) -> bool:
+    """Whether one of the loggers writes files for TensorBoard."""
+    targets = [factory.func if isinstance(factory, partial) else factory for factory in factories.values()]
+    return any(isinstance(target, type) and issubclass(target, TensorBoardLogger) for target in targets)
+
+
+def csv_logger(save_dir: str) -> Logger:
+    """A table ``csv/metrics.csv``; a later session writes ``csv_2`` …, because Lightning deletes an earlier table."""
+    names = (f"csv_{number}" if number > 1 else "csv" for number in itertools.count(1))
+    free = next(name for name in names if not (Path(save_dir) / name / "metrics.csv").exists())
+    return CSVLogger(save_dir, name="", version=free)
+
+
+def wandb_logger(save_dir: str, **options: Any) -> Logger:
+    """A run of Weights & Biases, named as the folder unless ``name`` is given."""
+    return WandbLogger(save_dir=save_dir, **{"name": Path(save_dir).name, **options})
+
+
+def mlflow_logger(save_dir: str, tracking_uri: str | None = None, **options: Any) -> Logger:
+    """A run of MLflow in ``tracking_uri``, by default ``mlflow.db`` in the folder, and named as the folder."""
+    if not is_rank_zero():  # a client creates the tables of a new store, and two would collide
+        return DummyLogger()
+    Path(save_dir).mkdir(parents=True, exist_ok=True)
+    store = tracking_uri or f"sqlite:///{Path(save_dir).absolute()}/mlflow.db"
+    return MLFlowLogger(tracking_uri=store, **{"run_name": Path(save_dir).name, **options})
+
+
+def log_outcome(
+    loggers: Sequence[Logger],
+    config: Mapping[str, Any],
+    sections: Sequence[str],
+    results: Mapping[str, float],
+    step: int = 0,
+) -> None:
+    """Log the final results as ``result/<name>``, for TensorBoard in its table of hyper-parameters; close the loggers.
+
+    Args:
+        loggers: of a run that is over.
+        config: the whole configuration, as plain containers.
+        sections: of the configuration, that matter to this run, beside data, network and seed.
+        results: final ones.
+        step: of the last optimiser step.
+    """
+    metrics = {f"result/{name}": float(value) for name, value in results.items()}
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(hyperparameters(config, sections), metrics)
+        else:
+            logger.log_metrics(metrics, step)
+        logger.finalize("success")
+        if isinstance(logger, WandbLogger) and is_rank_zero():
+            logger.experiment.finish()
+
+
+def hyperparameters(config: Mapping[str, Any], sections: Sequence[str]) -> dict[str, int | float | str]:
+    """The settings that matter, by their names on the command line; TensorBoard takes numbers and words only."""
+    chosen = {"seed": config["seed"], "num_experts": config["num_experts"]}
+    chosen |= {f"data.{name}": config["data"].get(name) for name in _OF_DATA}
+    chosen |= {f"{part}.{name}": value for part in ("network", *sections) for name, value in config[part].items()}
+    return {name: value if type(value) in (int, float, str) else json.dumps(value) for name, value in chosen.items()}
