@@ -24,6 +24,10 @@ def distilled_folder(output: Path, *overrides: str) -> Path:
     return run_of(*SMALL, f"output_dir={output}", *overrides).distill_folder()
 
 
+def results_of(output: Path, *overrides: str) -> Path:
+    return evaluation_folder(run_of(*SMALL, f"output_dir={output}", *overrides)) / "results.json"
+
+
 def test_trajectories_are_complete_and_a_second_call_trains_nothing(
     output: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,8 +138,7 @@ def test_evaluation_beside_the_baselines(output: Path, command: Command, capsys:
     assert {"random_accuracy", "representative_accuracy", "distilled_accuracy", "whole_accuracy"} <= set(metrics)
     printed = capsys.readouterr().out
     assert "distilled images" in printed
-    (results,) = (output / "evaluations").glob("*/results.json")
-    accuracies = json.loads(results.read_text())["accuracies"]
+    accuracies = json.loads(results_of(output).read_text())["accuracies"]
     assert len(accuracies["random"]) == 10
     assert len(set(accuracies["random"])) > 1  # a fresh draw for each network
     assert len(accuracies["distilled"]) == 2
@@ -150,10 +153,6 @@ def test_evaluation_of_an_artifact_by_its_path_with_another_network(output: Path
     )
     assert 0 <= metrics["distilled_accuracy"] <= 100
     assert set(metrics) == {"distilled_accuracy", "distilled_std"}
-
-
-def results_of(output: Path, *overrides: str) -> Path:
-    return evaluation_folder(run_of(*SMALL, f"output_dir={output}", *overrides)) / "results.json"
 
 
 def test_a_finished_evaluation_is_reused_while_its_inputs_are_unchanged(
