@@ -12,15 +12,13 @@ What is read equals what was written, or is refused by name; a damaged picture i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
@@ -34,15 +32,18 @@ from ast_lightning.data import (
 )
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.randomness import keyed_generator
-from ast_lightning.storage.checksums import FIELD, Damaged, bytes_checksum, seal, tensor_checksum, unseal
+from ast_lightning.storage.checksums import FIELD, Damaged, bytes_checksum, read_tensors, seal, tensor_checksum, unseal
 from ast_lightning.storage.files import read_json, write_folder, write_json, write_tensors
 from ast_lightning.storage.provenance import provenance
+from ast_lightning.storage.reading import reading
 from ast_lightning.synthetic.pictures import save_picture
 from ast_lightning.synthetic.training_set import TrainingSet
 
 FORMAT_VERSION = 2
 PICTURES = ("images.png", "images_raw.png")
 FILES = ("dataset.json", "images.safetensors", "preprocessing.safetensors")
+_COPY = "take another copy of the whole folder, or distil again"
+_ANOTHER = "it is not the file that dataset.json was written with"
 _DESCRIBED = (
     "format",
     "shape",
@@ -217,18 +218,12 @@ def read_description(folder: Path | str, option: str = "synthetic") -> dict[str,
     if missing:
         what = f"it lacks {', '.join(missing)}" if folder.exists() else "there is no such folder"
         raise ConfigurationError(option, folder, what, "run distill.py first, or name another distilled dataset")
-    try:
+    with reading(folder / "dataset.json", _COPY, option, folder):
         content = read_json(folder / "dataset.json")
         version = content.get("format") if isinstance(content, dict) else None
         if isinstance(version, int) and version != FORMAT_VERSION:
             raise _other_version(option, folder, version)
         return unseal(content)
-    except OSError as error:
-        raise _unreadable(option, folder, "dataset.json", error) from error
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        raise _damaged(option, folder, "dataset.json", error) from error
 
 
 def _other_version(option: str, folder: Path, version: int) -> ConfigurationError:
@@ -241,25 +236,18 @@ def _other_version(option: str, folder: Path, version: int) -> ConfigurationErro
     )
 
 
-def _unreadable(option: str, folder: Path, name: str, error: OSError) -> ConfigurationError:
-    remedy = "let this user read it, or see to the disk: it need not be damaged"
-    return ConfigurationError(option, folder, f"{name} cannot be read ({error.strerror or error})", remedy)
-
-
-def _damaged(option: str, folder: Path, name: str, error: object) -> ConfigurationError:
-    return ConfigurationError(
-        option, folder, f"{name} is damaged ({error})", "take another copy of the whole folder, or distil again"
-    )
-
-
 def read_images(folder: Path, description: Mapping[str, Any], option: str) -> dict[str, Tensor]:
     """``images``, ``labels`` and ``learning_rate``.
 
     Raises:
         ConfigurationError: they are not what the description was written with.
     """
-    found: dict[str, Tensor] = _read(folder, "images.safetensors", description, option, load_file, lambda found: found)
-    return found
+    path = folder / "images.safetensors"
+    with reading(path, _COPY, option, folder):
+        _, tensors = read_tensors(path)
+        if tensor_checksum(tensors) != description["checksums"][path.name]:
+            raise Damaged(_ANOTHER)
+        return tensors
 
 
 def read_preprocessing(folder: Path, description: Mapping[str, Any], option: str) -> Preprocessing:
@@ -268,28 +256,10 @@ def read_preprocessing(folder: Path, description: Mapping[str, Any], option: str
     Raises:
         ConfigurationError: they are not what the description was written with.
     """
-    name = "preprocessing.safetensors"
-    found: Preprocessing = _read(folder, name, description, option, load_preprocessing, lambda found: found.tensors())
-    if found.describe() != description["preprocessing"]:
-        raise _damaged(option, folder, name, "it is not what dataset.json says")
-    return found
-
-
-def _read(
-    folder: Path,
-    name: str,
-    description: Mapping[str, Any],
-    option: str,
-    reader: Callable[[Path], Any],
-    tensors: Callable[[Any], Mapping[str, Tensor]],
-) -> Any:
-    try:
-        (folder / name).open("rb").close()  # whose error says what safetensors' does not
-        found = reader(folder / name)
-        if tensor_checksum(tensors(found)) != description["checksums"][name]:
-            raise Damaged("it is not the file that dataset.json was written with")
-    except OSError as error:
-        raise _unreadable(option, folder, name, error) from error
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise _damaged(option, folder, name, error) from error
-    return found
+    path = folder / "preprocessing.safetensors"
+    with reading(path, _COPY, option, folder):
+        found = load_preprocessing(path)
+        written = (description["checksums"][path.name], description["preprocessing"])
+        if (tensor_checksum(found.tensors()), found.describe()) != written:
+            raise Damaged(_ANOTHER)
+        return found

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+
+from ast_lightning.storage.inspection import cell
 
 Rows = Iterator[tuple[str, str]]
 
@@ -18,7 +19,7 @@ def ancestry_page(folder: str, description: Mapping[str, Any]) -> Table:
         folder: for the title.
         description: the content of ``dataset.json``.
     """
-    table = Table(title=f"distilled dataset {escape(folder)}", show_header=False, title_justify="left")
+    table = Table(title=f"distilled dataset {cell(folder)}", show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     sections = [
@@ -31,7 +32,7 @@ def ancestry_page(folder: str, description: Mapping[str, Any]) -> Table:
     ]
     for rows in sections:
         for name, value in rows:
-            table.add_row(escape(name), escape(value))
+            table.add_row(cell(name), cell(value))
         table.add_section()
     return table
 
