@@ -190,5 +190,6 @@ def make_store(run: Run, **differs: Any) -> TrajectoryStore:
         clear_leftovers(folder)
         store = TrajectoryStore.create(folder, metadata)
         if not preprocessing.exists():
-            writing(preprocessing, lambda: save_preprocessing(preprocessing, run.data.preprocessing))
+            with writing(preprocessing):
+                save_preprocessing(preprocessing, run.data.preprocessing)
     return store

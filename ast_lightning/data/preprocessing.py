@@ -222,7 +222,7 @@ def load_preprocessing(path: str | Path) -> Preprocessing:
 
     Raises:
         ValueError: the file is not such a file, or does not fit its checksum.
-        SafetensorError, OSError: it cannot be read.
+        OSError: it cannot be read.
     """
     metadata, tensors = read_checked_tensors(Path(path))
     description = json.loads(metadata.get("preprocessing", "{}"))

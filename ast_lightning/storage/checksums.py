@@ -7,7 +7,6 @@ changed places are found as well as bits that flipped.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FIELD = "checksum"
-Content = tuple[str, tuple[int, ...], memoryview]
 
 
 class Damaged(ValueError):
@@ -35,45 +33,47 @@ def tensor_checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str] | No
     """
     import torch  # late: this module also serves what must start without torch
 
-    contents: dict[str, Content] = {}
-    for name, tensor in tensors.items():
-        values = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy()
-        contents[name] = (str(tensor.dtype), tuple(tensor.shape), values.data)
-    return content_checksum(contents, about)
-
-
-def content_checksum(contents: Mapping[str, Content], about: Mapping[str, str] | None = None) -> str:
-    """The :func:`tensor_checksum` of tensors that are at hand as bytes: type, shape and values by name."""
     state = xxhash.xxh3_128(json.dumps(sorted((about or {}).items())).encode())
-    for name in sorted(contents):
-        dtype, shape, values = contents[name]
-        state.update(_description(name, dtype, shape))
-        state.update(values)
+    for name, tensor in sorted(tensors.items()):
+        state.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        state.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()
 
 
-@functools.lru_cache(1024)
-def _description(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
-    return json.dumps([name, dtype, list(shape)]).encode()
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file.
+
+    The file is read, not mapped into memory: a file that is cut short meanwhile, or a disk that fails, is an error
+    here and not a signal that ends the process.
+
+    Raises:
+        Damaged: it is no safetensors file.
+        OSError: it cannot be read.
+    """
+    from safetensors.torch import load  # late: as above
+
+    content = path.read_bytes()
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except Exception as error:  # what a damaged file makes safetensors raise is not documented
+        raise Damaged(f"it is cut short or no safetensors file ({error})") from error
+    return header.get("__metadata__") or {}, tensors
 
 
 def read_checked_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file whose metadata have a ``checksum`` of its tensors and of all the rest.
+    """As :func:`read_tensors`, of a file whose metadata have a ``checksum`` of its tensors and of all the rest.
 
     Raises:
-        Damaged: it has none, or does not fit it.
-        SafetensorError, OSError: the file cannot be read.
+        Damaged: it is no safetensors file, has no checksum, or does not fit it.
+        OSError: it cannot be read.
     """
-    from safetensors import safe_open  # late: as above
-
-    with safe_open(str(path), framework="pt") as file:
-        metadata = dict(file.metadata() or {})
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    checksum = metadata.pop(FIELD, None)
-    if checksum is None:
-        raise Damaged(f"{path.name} has no checksum: an older version wrote it, or it is something else")
-    if checksum != tensor_checksum(tensors, metadata):
-        raise Damaged(f"{path.name} does not fit its checksum")
+    metadata, tensors = read_tensors(path)
+    if FIELD not in metadata:
+        raise Damaged("it has no checksum: an older version wrote it, or it is something else")
+    about = {key: value for key, value in metadata.items() if key != FIELD}
+    if metadata[FIELD] != tensor_checksum(tensors, about):
+        raise Damaged("it does not fit its checksum")
     return metadata, tensors
 
 

@@ -1,4 +1,4 @@
-"""Whether the disk takes what is to be written: asked before a run, and said clearly when it refuses during one."""
+"""Whether the disk can hold what is to be written, and what to do where it cannot."""
 
 from __future__ import annotations
 
@@ -6,31 +6,25 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.files import format_bytes
 
-STATE = 4 * 4
-"""Bytes a parameter that the state to resume from takes beside the snapshots: parameters and momentum, old and new."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+CHECKPOINT = 4 * 4
+"""Bytes a parameter that the checkpoints take beside the snapshots: parameters and momentum, old and new."""
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Refuse a folder that cannot be written, or whose disk has fewer than ``needed`` bytes free.
+    """Reject a folder that cannot be written, or whose disk has fewer than ``needed`` bytes free.
 
     Raises:
         ConfigurationError: with both numbers.
     """
-
-    def probe() -> None:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-
-    writing(folder, probe)
-    free = shutil.disk_usage(folder).free
+    with writing(folder), tempfile.TemporaryFile(dir=folder):
+        free = shutil.disk_usage(folder).free
     if free < needed:
         raise ConfigurationError(
             "output_dir",
@@ -41,20 +35,20 @@ def check_room(folder: Path, needed: int) -> None:
         )
 
 
-def writing(path: Path, write: Callable[[], object]) -> None:
-    """Run ``write``, which makes ``path`` or leaves no trace of it, and say what to do where the disk refuses.
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around what writes ``path`` whole or not at all: name the file, and what to do where the disk rejects it.
 
     Raises:
         ConfigurationError: in place of an ``OSError``.
     """
     try:
-        write()
+        yield
     except OSError as error:
         reason = error.strerror or str(error) or os.strerror(error.errno or 0)
         remedy = "set output_dir to a folder that can be written"
-        if error.errno in _FULL:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = (
-                "make room and run the same command again, without fresh=true: what was written before is intact, and "
-                "it goes on from there"
+                "make room and rerun the command without fresh=true: it resumes, and what was written before is intact"
             )
         raise ConfigurationError("output_dir", path, f"it cannot be written ({reason})", remedy) from error

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def write_bytes(path: Path, content: bytes, keep: Path | None = None) -> None:
-    """Write ``content`` beside ``path`` and rename it into place; ``keep`` as in :func:`write_file`."""
-    write_file(path, lambda stream: stream.write(content), keep)
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` beside ``path`` and rename it into place."""
+    write_file(path, lambda stream: stream.write(content))
 
 
 def write_file(path: Path, fill: Callable[[BinaryIO], object], keep: Path | None = None) -> None:
@@ -30,18 +30,17 @@ def write_file(path: Path, fill: Callable[[BinaryIO], object], keep: Path | None
         keep: where the file that is replaced goes, in the same folder; for an instant, that is the only one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    hidden = _hidden(path)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
+        with hidden.open("xb") as stream:
             fill(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
         if keep is not None and path.exists():
             os.replace(path, keep)
-        _rename(Path(name), path)
+        _rename(hidden, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        hidden.unlink(missing_ok=True)
         raise
 
 
@@ -80,24 +79,20 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     leaves it aside, under a hidden name that ends in ``.old``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    hidden = _hidden(path)
+    aside = hidden.with_suffix(".old")
     try:
-        hidden.chmod(0o755)
+        hidden.mkdir()
         fill(hidden)
         if path.exists():
-            aside = hidden.with_suffix(".old")
             os.replace(path, aside)
-            try:
-                _rename(hidden, path)
-            except OSError:
-                os.replace(aside, path)
-                raise
-            shutil.rmtree(aside)
-        else:
-            _rename(hidden, path)
+        _rename(hidden, path)
     except BaseException:
+        if aside.exists():
+            os.replace(aside, path)
         shutil.rmtree(hidden, ignore_errors=True)
         raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -132,11 +127,21 @@ def set_aside(path: Path) -> Path | None:
 
 
 def point_to(link: Path, target: Path) -> None:
-    """Make ``link`` a relative symbolic link to ``target``, replacing the one that is there in one instant."""
+    """Make ``link`` a relative symbolic link to ``target``, replacing the one that is there in one instant.
+
+    A folder in its place, which copying a run with ``cp -rL`` or ``scp -r`` leaves, is moved aside.
+    """
+    if link.is_dir() and not link.is_symlink():
+        set_aside(link)
     hidden = link.with_name(f".{link.name}.partial")
     hidden.unlink(missing_ok=True)
     hidden.symlink_to(os.path.relpath(target, link.parent))
     _rename(hidden, link)
+
+
+def _hidden(path: Path) -> Path:
+    """A name beside ``path`` that no other writer uses; :func:`clear_leftovers` knows it."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def _rename(path: Path, place: Path) -> None:

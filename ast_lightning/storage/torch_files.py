@@ -6,31 +6,26 @@ The field exchanges its buffers and synthetic sets as pickles, which can carry c
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import pickle
 import re
 import shutil
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import Damaged, bytes_checksum
 from ast_lightning.storage.files import write_file
+from ast_lightning.storage.reading import reading
 
 _ZIP = b"PK\x03\x04"
-_LABEL = b"xxh3_128:"
-_COMMENT = len(_LABEL) + 32
-_PIECE = 1 << 20  # bytes
+_COPY = "copy it once more from where it came"
 
 
 def load_plain(path: Path, option: str) -> Any:
@@ -47,19 +42,18 @@ def load_plain(path: Path, option: str) -> Any:
         ConfigurationError: the file cannot be read, is damaged, or holds anything else. Nothing of it was run.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"it holds a pickled {found[1]}, which was not run" if found else "it is damaged or no file of tensors"
-        remedy = "save it again as plain tensors: code from a data file is never run"
-        raise _refused(option, path, what, remedy) from error
-    except OSError as error:
-        raise _refused(
-            option, path, f"it cannot be read ({error.strerror or error})", "name a readable file"
-        ) from error
+        with reading(path, _COPY, option, path):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
+    except ConfigurationError:
+        raise
     except Exception as error:  # what a damaged file makes torch raise is not documented
-        what = f"it is damaged or was not written by torch.save ({_first_line(error)})"
-        raise _refused(option, path, what, "copy it once more from where it came") from error
+        found = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if found:
+            what = f"it holds a pickled {found[1]}, which was not run"
+            remedy = "save it again as plain tensors: code from a data file is never run"
+            raise ConfigurationError(option, path, what, remedy) from error
+        what = "it cannot be used: it was changed, cut short, or not written by torch.save"
+        raise ConfigurationError(option, path, what, _COPY) from error
 
 
 def is_zip(path: Path) -> bool:
@@ -68,21 +62,45 @@ def is_zip(path: Path) -> bool:
         return stream.read(len(_ZIP)) == _ZIP
 
 
-def check_content(path: Path, option: str) -> None:
-    """Compare a file with the checksums that its format has; the format before torch 1.6 has none.
+def check_records(path: Path) -> None:
+    """Compare all that a file of today's format holds with its checksums, a CRC-32 a record; nothing is unpickled.
 
     Raises:
-        ConfigurationError: bits of it have changed.
+        Damaged: bits of it have changed, it was cut short, or it has another format.
+        OSError: it cannot be read.
     """
-    if not is_zip(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except Exception as error:  # what a damaged file makes zipfile raise is not documented
-        damaged = _first_line(error)
+    with path.open("rb") as stream:
+        try:
+            damaged = zipfile.ZipFile(stream).testzip()
+        except Exception as error:  # what a damaged file makes zipfile raise is not documented
+            raise Damaged(f"it was changed or cut short ({error})") from error
     if damaged is not None:
-        raise _damaged(option, path, damaged)
+        raise Damaged(f"{damaged} in it does not fit its checksum")
+
+
+def load_checked(path: Path, map_location: Any = "cpu") -> Any:
+    """The tensors and plain containers of a file of today's format, after :func:`check_records`.
+
+    Raises:
+        Damaged: bits of it have changed, it was cut short, or it holds anything else. Nothing of it was run.
+        OSError: it cannot be read.
+    """
+    check_records(path)
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+        raise Damaged("it was changed, or holds more than plain data, which was not run") from error
+
+
+def check_content(path: Path, option: str) -> None:
+    """:func:`check_records` for a file that an option names; the format before torch 1.6 has no checksums.
+
+    Raises:
+        ConfigurationError: bits of it have changed, or it cannot be read.
+    """
+    with reading(path, _COPY, option, path):
+        if is_zip(path):
+            check_records(path)
 
 
 def fingerprint(path: Path, option: str = "buffers") -> str:
@@ -97,42 +115,18 @@ def fingerprint(path: Path, option: str = "buffers") -> str:
         with zipfile.ZipFile(path) as archive:
             records = [(record.filename, record.CRC, record.file_size) for record in archive.infolist()]
     except Exception as error:  # as above
-        raise _damaged(option, path, _first_line(error)) from error
+        raise ConfigurationError(
+            option, path, f"it cannot be used: it was changed or cut short ({error})", _COPY
+        ) from error
     return bytes_checksum(json.dumps(records).encode())
 
 
-def sealed_archive(content: bytes) -> bytes:
-    """What torch.save wrote with its checksum after it, as the comment of the zip archive, which torch.load ignores."""
-    archive = content[:-2] + _COMMENT.to_bytes(2, "little")  # an archive ends with the length of its comment
-    return archive + _LABEL + bytes_checksum(archive).encode()
-
-
-def check_seal(path: Path) -> None:
-    """Compare a file of :func:`sealed_archive` with its checksum, in pieces; nothing of it is unpickled.
-
-    Raises:
-        Damaged: it has no checksum, or does not fit it.
-        OSError: it cannot be read.
-    """
-    state = xxhash.xxh3_128()
-    with path.open("rb") as stream:
-        rest = os.fstat(stream.fileno()).st_size - _COMMENT
-        while rest > 0 and (piece := stream.read(min(rest, _PIECE))):
-            state.update(piece)
-            rest -= len(piece)
-        comment = stream.read()
-    if not comment.startswith(_LABEL):
-        raise Damaged("it has no checksum, so it was cut short or written by something else")
-    if comment != _LABEL + state.hexdigest().encode():
-        raise Damaged("it does not fit its checksum")
-
-
 def save_together(folder: Path, contents: Mapping[str, Callable[[], Any]]) -> list[Path]:
-    """Write files into a folder that appear when the last of them is written; a failure leaves no trace.
+    """Write files into a folder that appear when the last of them is written; a failure leaves none.
 
-    They are written into a hidden folder inside ``folder``, on the same disk, and renamed in the end, the first one
-    last: where a kill falls between two renames, the first one is missing. What a kill leaves in the hidden folder is
-    deleted by the next call for the same files.
+    They are written into a hidden folder inside ``folder`` and renamed in the end, the first one last: where a kill
+    falls between two renames, the first one is missing. What a kill leaves in the hidden folder is deleted by the next
+    call for the same files.
 
     Args:
         folder: is made, and may hold other files.
@@ -141,48 +135,15 @@ def save_together(folder: Path, contents: Mapping[str, Callable[[], Any]]) -> li
     Returns:
         The files.
     """
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    hidden = folder / f".{next(iter(contents))}.partial"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.mkdir()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        hidden = _hidden_folder(folder, next(iter(contents)))
-        try:
-            for name, make in contents.items():
-                write_file(hidden / name, partial(torch.save, make()))
-            _move(hidden, folder, contents)
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
-    except BaseException:
-        for each in made:
-            with suppress(OSError):  # others may have written into it meanwhile
-                each.rmdir()
-        raise
-    return [folder / name for name in contents]
-
-
-def _hidden_folder(folder: Path, name: str) -> Path:
-    for left in folder.glob(f".{glob.escape(name)}.*.partial"):
-        shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".partial", dir=folder))
-
-
-def _move(hidden: Path, folder: Path, names: Iterable[str]) -> None:
-    try:
-        for name in reversed(list(names)):
+        for name, make in contents.items():
+            write_file(hidden / name, partial(torch.save, make()))
+        for name in reversed(list(contents)):
             os.replace(hidden / name, folder / name)
-    except BaseException:
-        for name in names:
-            if not (hidden / name).exists():
-                (folder / name).unlink(missing_ok=True)
-        raise
-
-
-def _refused(option: str, path: Path, problem: str, remedy: str) -> ConfigurationError:
-    return ConfigurationError(option, path, problem, remedy)
-
-
-def _damaged(option: str, path: Path, what: str) -> ConfigurationError:
-    return _refused(option, path, f"it is damaged ({what})", "copy it once more from where it came")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    return [folder / name for name in contents]

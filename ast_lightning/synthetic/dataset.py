@@ -13,16 +13,13 @@ What is read equals what was written, or is rejected by name; damaged pictures a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
@@ -36,15 +33,18 @@ from ast_lightning.data import (
 )
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.randomness import keyed_generator
-from ast_lightning.storage.checksums import FIELD, Damaged, bytes_checksum, seal, tensor_checksum, unseal
+from ast_lightning.storage.checksums import FIELD, Damaged, bytes_checksum, read_tensors, seal, tensor_checksum, unseal
 from ast_lightning.storage.files import read_json, write_folder, write_json, write_tensors
 from ast_lightning.storage.provenance import provenance
+from ast_lightning.storage.reading import reading
 from ast_lightning.synthetic.pictures import save_picture
 from ast_lightning.synthetic.training_set import TrainingSet
 
 FORMAT_VERSION = 2
 PICTURES = ("images.png", "images_raw.png")
 FILES = ("dataset.json", "images.safetensors", "preprocessing.safetensors")
+_COPY = "take another copy of the whole folder, or distil again"
+_ANOTHER = "it is not the file that dataset.json was written with"
 _DESCRIBED = ("format", "shape", "learning_rate", "preprocessing", "class_names", "augmentation", "checksums", FIELD)
 
 
@@ -265,8 +265,8 @@ def read_description(folder: Path | str, option: str = "synthetic") -> dict[str,
     if missing:
         what = f"it lacks {', '.join(missing)}" if folder.exists() else "there is no such folder"
         raise ConfigurationError(option, folder, what, "run distill.py first, or name another distilled dataset")
-    with _reading(folder, "dataset.json", option) as path:
-        content = read_json(path)
+    with reading(folder / "dataset.json", _COPY, option, folder):
+        content = read_json(folder / "dataset.json")
         version = content.get("format") if isinstance(content, dict) else None
         if isinstance(version, int) and version != FORMAT_VERSION:
             newer = version > FORMAT_VERSION
@@ -283,10 +283,12 @@ def read_images(folder: Path, description: Mapping[str, Any], option: str) -> di
     Raises:
         ConfigurationError: they are not what the description was written with.
     """
-    with _reading(folder, "images.safetensors", option) as path:
-        found = load_file(path)
-        _compare(tensor_checksum(found), description, path.name)
-    return found
+    path = folder / "images.safetensors"
+    with reading(path, _COPY, option, folder):
+        _, tensors = read_tensors(path)
+        if tensor_checksum(tensors) != description["checksums"][path.name]:
+            raise Damaged(_ANOTHER)
+        return tensors
 
 
 def read_preprocessing(folder: Path, description: Mapping[str, Any], option: str) -> Preprocessing:
@@ -295,31 +297,10 @@ def read_preprocessing(folder: Path, description: Mapping[str, Any], option: str
     Raises:
         ConfigurationError: they are not what the description was written with.
     """
-    with _reading(folder, "preprocessing.safetensors", option) as path:
+    path = folder / "preprocessing.safetensors"
+    with reading(path, _COPY, option, folder):
         found = load_preprocessing(path)
-        _compare(tensor_checksum(found.tensors()), description, path.name)
-        if found.describe() != description["preprocessing"]:
-            raise Damaged("it differs from the preprocessing that dataset.json describes")
-    return found
-
-
-def _compare(checksum: str, description: Mapping[str, Any], name: str) -> None:
-    if checksum != description["checksums"][name]:
-        raise Damaged("it is not the file that dataset.json was written with")
-
-
-@contextmanager
-def _reading(folder: Path, name: str, option: str) -> Iterator[Path]:
-    """Name the file where it cannot be read or is damaged."""
-    try:
-        (folder / name).open("rb").close()  # its error names the cause, and that of safetensors does not
-        yield folder / name
-    except OSError as error:
-        problem = f"{name} cannot be read ({error.strerror or error})"
-        remedy = "check its permissions and the disk: the file need not be damaged"
-        raise ConfigurationError(option, folder, problem, remedy) from error
-    except ConfigurationError:
-        raise
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        remedy = "take another copy of the whole folder, or distil again"
-        raise ConfigurationError(option, folder, f"{name} is damaged ({error})", remedy) from error
+        written = (description["checksums"][path.name], description["preprocessing"])
+        if (tensor_checksum(found.tensors()), found.describe()) != written:
+            raise Damaged(_ANOTHER)
+        return found

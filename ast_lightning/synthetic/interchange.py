@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ast_lightning.data import Preprocessing, load_preprocessing
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import bytes_checksum
 from ast_lightning.storage.provenance import provenance
+from ast_lightning.storage.reading import reading
 from ast_lightning.storage.torch_files import check_content, load_plain, save_together
 from ast_lightning.synthetic.dataset import DistilledDataset, load_distilled
 from ast_lightning.trajectories import TrajectoryStore
@@ -129,11 +129,9 @@ def read_likeness(folder: Path | str, option: str = "like") -> Likeness:
         raise ConfigurationError(option, folder, error.problem, error.remedy) from error
     data = dict(store.metadata["data"])
     families = data.get("augmentation") or []
-    try:
-        preprocessing = load_preprocessing(folder / "preprocessing.safetensors")
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        problem = f"preprocessing.safetensors cannot be read ({error})"
-        raise ConfigurationError(option, folder, problem, "name another store of the same data") from error
+    path = folder / "preprocessing.safetensors"
+    with reading(path, "name another store of the same data", option, folder):
+        preprocessing = load_preprocessing(path)
     origin = {"trajectories": store.id}
     return Likeness(preprocessing, tuple(data["class_names"]), "_".join(families) or None, data, origin)
 

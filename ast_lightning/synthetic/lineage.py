@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+
+from ast_lightning.storage.inspection import cell
 
 Rows = Iterator[tuple[str, str]]
 
@@ -19,7 +19,7 @@ def ancestry_page(folder: str, description: Mapping[str, Any]) -> Table:
         folder: for the title.
         description: the content of ``dataset.json``.
     """
-    table = Table(title=f"distilled dataset {escape(_printable(folder))}", show_header=False, title_justify="left")
+    table = Table(title=f"distilled dataset {cell(folder)}", show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     sections = [
@@ -32,14 +32,9 @@ def ancestry_page(folder: str, description: Mapping[str, Any]) -> Table:
     ]
     for rows in sections:
         for name, value in rows:
-            table.add_row(escape(name), escape(_printable(value)))
+            table.add_row(cell(name), cell(value))
         table.add_section()
     return table
-
-
-def _printable(text: str) -> str:
-    """The text without control characters, which the terminal would obey."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def _the_set(description: Mapping[str, Any]) -> Rows:

@@ -1,57 +1,45 @@
-"""Look at stored trajectories, and hand them on: ``python -m ast_lightning.trajectories verify|ls|info|export DIR``."""
+"""Look at stored trajectories, and export them: ``python -m ast_lightning.trajectories verify|ls|info|export DIR``."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.files import format_bytes
+from ast_lightning.storage.inspection import count, print_findings, print_json, print_table, printable, run_command
 from ast_lightning.trajectories import listing
 from ast_lightning.trajectories.records import STORE_FILE
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Run a subcommand.
 
-    Args:
-        arguments: of the command line; None takes the process's.
-
     Returns:
-        The exit status: 0, or 1 where ``verify`` found something, or 2 for what the user can mend.
+        The exit status: 0, or 1 where ``verify`` finds a problem, or 2 for what the user can fix.
     """
-    options = parser().parse_args(arguments)
-    try:
-        status: int = options.run(options)
-    except ConfigurationError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or 'the disk'}: {error.strerror or error}", file=sys.stderr, flush=True)
-        return 2
-    return status
+    return run_command(parser(), words)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line: each subcommand sets ``run``, which takes the options and returns the exit status."""
     whole = argparse.ArgumentParser(
-        "python -m ast_lightning.trajectories", description="Look at stored trajectories, and hand them on."
+        "python -m ast_lightning.trajectories", description="Look at stored trajectories, and export them."
     )
     commands = whole.add_subparsers(metavar="COMMAND", required=True)
-    _add_inspection(
-        commands, "verify", verify, "read every byte and list every problem with its remedy; status 1 if any"
-    )
-    _add_inspection(commands, "ls", ls, "the stores below a folder, or the experts of a store")
-    _add_inspection(commands, "info", info, "what made a store: network, data, settings, versions")
+    for run, what in (
+        (verify, "read every byte and list every problem with its remedy; status 1 if any"),
+        (ls, "the stores below a folder, or the experts of a store"),
+        (info, "what made a store: network, data, settings, versions"),
+    ):
+        command = commands.add_parser(run.__name__, help=what, description=what)
+        command.add_argument(
+            "folder", type=Path, metavar="DIR", help="a store, or a folder of stores such as runs/experts"
+        )
+        command.add_argument("--json", action="store_true", help="for programs instead of people")
+        command.set_defaults(run=run)
     what = "write the complete experts of a store as replay_buffer_<n>.pt, the form of the published codes"
     command = commands.add_parser("export", help=what, description=what)
     command.add_argument("folder", type=Path, metavar="DIR", help="a store")
@@ -61,52 +49,33 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def _add_inspection(commands: Any, name: str, run: Any, what: str) -> None:
-    command = commands.add_parser(name, help=what, description=what)
-    command.add_argument("folder", type=Path, metavar="DIR", help="a store, or a folder of stores such as runs/experts")
-    command.add_argument("--json", action="store_true", help="for programs instead of people")
-    command.set_defaults(run=run)
-
-
 def verify(options: argparse.Namespace) -> int:
     """Read every byte of all stores at and below a folder."""
-    from ast_lightning.trajectories.verification import Finding, Note, verify_store  # late: it brings torch
+    from ast_lightning.trajectories.verification import verify_store  # late: it brings torch
 
     folders = listing.find_stores(options.folder)
-    found = [each for folder in folders for each in verify_store(folder)]
-    findings = [each for each in found if isinstance(each, Finding)]
-    notes = [each for each in found if isinstance(each, Note)]
+    findings = [each for folder in folders for each in verify_store(folder)]
     rows = [listing.list_store(folder) for folder in folders]
-    if options.json:
-        told = {"findings": [asdict(each) for each in findings], "notes": [asdict(each) for each in notes]}
-        _print_json({"stores": listing.as_json(rows), **told})
-    else:
-        for note in notes:
-            print(f"{note.file}: {note.note}.")
-        for finding in findings:
-            problem = finding.problem.removeprefix(finding.file).strip()
-            print(f"{finding.file}: {problem}. Remedy: {finding.remedy}.")
-        experts, size = sum(row.complete for row in rows), sum(row.bytes for row in rows)
-        verdict = _count(len(findings), "problem") if findings else "all is well"
-        what = f"{_count(len(rows), 'store')}, {_count(experts, 'complete expert')}"
-        print(f"{what}, {format_bytes(size)} of snapshots: {verdict}")
-    return 1 if findings else 0
+    experts, size = (sum(row[key] for row in rows) for key in ("complete", "bytes"))
+    what = f"{count(len(rows), 'store')}, {count(experts, 'complete expert')}, {format_bytes(size)} of snapshots"
+    return print_findings(findings, what, {"stores": rows}, as_json=options.json)
 
 
 def ls(options: argparse.Namespace) -> int:
     """The stores below a folder, or the experts of a store."""
-    if (options.folder / STORE_FILE).exists():
-        experts = listing.list_experts(options.folder)
-        if options.json:
-            _print_json(listing.as_json(experts))
-        else:
-            _print_experts(options.folder, experts)
-        return 0
-    stores = [listing.list_store(folder) for folder in listing.find_stores(options.folder)]
+    folder: Path = options.folder
+    is_store = (folder / STORE_FILE).exists()
+    rows = listing.list_experts(folder) if is_store else [*map(listing.list_store, listing.find_stores(folder))]
     if options.json:
-        _print_json(listing.as_json(stores))
+        print_json(rows)
+    elif is_store:
+        print_table(str(folder), ("expert", "snapshots", "last epoch", "size", "test %", "state"), map(_expert, rows))
     else:
-        _print_stores(options.folder, stores)
+        columns = ("store", "data", "seed", "epochs", "snapshots", "experts", "size")
+        print_table(f"trajectories in {folder}", columns, map(_store, rows))
+        for row in rows:
+            if row["problem"]:
+                print(printable(f"{row['folder']}: {row['problem']}"))
     return 0
 
 
@@ -114,18 +83,13 @@ def info(options: argparse.Namespace) -> int:
     """What made each store."""
     described = [listing.describe_store(folder) for folder in listing.find_stores(options.folder)]
     if options.json:
-        _print_json(described[0] if len(described) == 1 else described)
+        print_json(described[0] if len(described) == 1 else described)
         return 0
     for each in described:
-        table = Table("what", "value", title=escape(each["folder"]))
         shown = {key: value for key, value in each.items() if key not in ("folder", "config")}
-        shown["network"] = {
-            key: value for key, value in each["network"].items() if key not in ("parameters", "buffers")
-        }
+        shown["network"] = {key: each["network"][key] for key in ("target", "arguments") if key in each["network"]}
         shown["bytes"] = format_bytes(each["bytes"])
-        for key, value in listing.flattened(shown).items():
-            table.add_row(key, escape(str(value)))
-        Console().print(table)
+        print_table(each["folder"], ("what", "value"), listing.flattened(shown).items())
     return 0
 
 
@@ -135,47 +99,21 @@ def export(options: argparse.Namespace) -> int:
     from ast_lightning.trajectories.store import TrajectoryStore
 
     files = export_buffers(TrajectoryStore.open(options.folder), options.into, options.per_file)
-    print(f"{_count(len(files), 'file')} in {options.into}")
+    print(f"{count(len(files), 'file')} in {options.into}")
     return 0
 
 
-def _print_stores(folder: Path, rows: list[listing.StoreRow]) -> None:
-    table = Table(title=f"trajectories in {escape(str(folder))}")
-    table.add_column("store", overflow="fold")
-    table.add_column("data", no_wrap=True)
-    for column in ("seed", "epochs", "snapshots", "experts", "size"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        experts = f"{row.complete} + {row.incomplete} incomplete" if row.incomplete else row.complete
-        values = ["?" if each is None else each for each in (row.data, row.seed, row.epochs, row.stored)]
-        cells = [Path(row.folder).name, *values, experts, format_bytes(row.bytes)]
-        table.add_row(*(escape(str(cell)) for cell in cells))
-    Console().print(table)
-    for row in rows:
-        if row.problem:
-            print(f"{row.folder}: {row.problem}")
+def _store(row: dict[str, Any]) -> list[object]:
+    experts = f"{row['complete']} + {row['incomplete']} incomplete" if row["incomplete"] else row["complete"]
+    made = ["?" if row[key] is None else row[key] for key in ("data", "seed", "epochs", "stored")]
+    return [Path(row["folder"]).name, *made, experts, format_bytes(row["bytes"])]
 
 
-def _print_experts(folder: Path, rows: list[listing.ExpertRow]) -> None:
-    table = Table(title=escape(str(folder)))
-    for column in ("expert", "snapshots", "last epoch", "size", "test %"):
-        table.add_column(column, justify="right")
-    table.add_column("state")
-    for row in rows:
-        accuracy = "" if row.test_accuracy is None else f"{row.test_accuracy:.1f}"
-        last = row.epochs[-1] if row.epochs else ""
-        state = row.problem or ("complete" if row.complete else "incomplete")
-        cells = [row.expert, len(row.epochs), last, format_bytes(row.bytes), accuracy, state]
-        table.add_row(*(escape(str(cell)) for cell in cells))
-    Console().print(table)
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
-
-
-def _print_json(content: Any) -> None:
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+def _expert(row: dict[str, Any]) -> list[object]:
+    epochs, accuracy = row["epochs"], row["test_accuracy"]
+    state = row["problem"] or ("complete" if row["complete"] else "incomplete")
+    percent = "" if accuracy is None else f"{accuracy:.1f}"
+    return [row["expert"], len(epochs), epochs[-1] if epochs else "", format_bytes(row["bytes"]), percent, state]
 
 
 if __name__ == "__main__":

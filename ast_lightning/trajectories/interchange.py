@@ -21,7 +21,6 @@ from torch import Tensor
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ParameterLayout
 from ast_lightning.storage.torch_files import check_content, fingerprint, load_plain, save_together
-from ast_lightning.trajectories.shapes import hint
 from ast_lightning.trajectories.store import TrajectoryStore
 
 OPTION = "buffers"
@@ -242,7 +241,7 @@ def _check_snapshot(source: Source, epoch: int, snapshot: Any, layout: Parameter
         problem = f"{where} is no list of tensors (a {type(snapshot).__name__})"
         raise _refused(source, problem, "name files that the published codes wrote")
     shapes = [tuple(tensor.shape) for tensor in snapshot]
-    remedy = hint(shapes, [shape for _, shape in layout]) or "name the network and the data that they were trained with"
+    remedy = "set network.width, depth, normalization, … and data as they were trained with"
     for position, (tensor, (name, shape)) in enumerate(zip(snapshot, layout, strict=False)):
         if shapes[position] != shape:
             problem = f"tensor {position} is {shapes[position]}, and {name} of the network is {shape}"

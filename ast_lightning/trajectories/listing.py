@@ -1,4 +1,4 @@
-"""What stores there are, and what made them: for people and programs, without reading a snapshot.
+"""What stores there are, and what made them: plain containers for people and programs, without reading a snapshot.
 
 This module starts without torch, for the command line.
 """
@@ -8,89 +8,32 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ast_lightning.config.schedule import Schedule
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.storage.checksums import Damaged
 from ast_lightning.trajectories.records import EXPERT_FILE, OPTION, STORE_FILE, ExpertRecord, read_store_record
-
-
-@dataclass(frozen=True)
-class ExpertRow:
-    """An expert as its folder shows it.
-
-    Attributes:
-        expert: its index.
-        complete: whether it was trained to its end.
-        epochs: the stored epochs that are there.
-        bytes: of its snapshots.
-        test_accuracy: of the final network, in per cent; None where nothing says.
-        problem: what is wrong with its record; None where nothing is.
-    """
-
-    expert: int
-    complete: bool
-    epochs: list[int]
-    bytes: int
-    test_accuracy: float | None = None
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
-class StoreRow:
-    """A store at a glance.
-
-    Attributes:
-        folder: where it is.
-        network: its class.
-        data: the name of its images.
-        seed: of the family.
-        epochs: E.
-        stored: how many snapshots a complete expert has.
-        complete: how many experts are.
-        incomplete: how many are not.
-        bytes: of all snapshots.
-        problem: what is wrong with ``store.json``; None where nothing is.
-    """
-
-    folder: str
-    network: str | None
-    data: str | None
-    seed: int | None
-    epochs: int | None
-    stored: int | None
-    complete: int
-    incomplete: int
-    bytes: int
-    problem: str | None = None
 
 
 def find_stores(folder: Path) -> list[Path]:
     """The stores at and below ``folder``, also those that lost their ``store.json``.
 
-    Symbolic links are followed; a store that can be reached in several ways is listed once, where possible by the way
-    without links.
+    Symbolic links are followed; a store that can be reached in several ways is listed once.
 
     Raises:
         ConfigurationError: there is none.
     """
     found: list[Path] = []
     seen: set[str] = set()
-    waiting = [folder]
-    for start in waiting:  # grows meanwhile: links come after all that is there without them
-        for name, folders, files in os.walk(start):
-            here, real = Path(name), os.path.realpath(name)
-            if real in seen:
-                folders.clear()
-            elif STORE_FILE in files or expert_folders(here):
-                found.append(here)
-                folders.clear()
-            seen.add(real)
-            folders[:] = sorted(each for each in folders if not each.startswith("."))
-            waiting += [here / each for each in folders if (here / each).is_symlink()]
+    for name, folders, files in os.walk(folder, followlinks=True):
+        here, real = Path(name), os.path.realpath(name)
+        is_store = STORE_FILE in files or bool(expert_folders(here))
+        if is_store and real not in seen:
+            found.append(here)
+        visible = [] if is_store or real in seen else [each for each in folders if not each.startswith(".")]
+        folders[:] = sorted(visible, key=lambda each, here=here: ((here / each).is_symlink(), each))  # type: ignore[misc]
+        seen.add(real)
     if not found:
         what = "no trajectories are there" if folder.is_dir() else "there is no such folder"
         raise ConfigurationError(OPTION, folder, what, "name a store, or a folder of stores such as runs/experts")
@@ -115,67 +58,90 @@ def snapshot_files(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(number), path) for number, path in found if number.isdecimal())
 
 
-def list_experts(folder: Path) -> list[ExpertRow]:
-    """The experts of a store."""
-    try:
-        store = read_store_record(folder)["id"]
-    except ConfigurationError:
-        store = None
+def list_experts(folder: Path) -> list[dict[str, Any]]:
+    """The experts of a store.
+
+    Returns:
+        For each, ``expert``: its index; ``complete``: whether it was trained to its end; ``epochs``: the snapshots that
+        are there; ``bytes``: of these; ``test_accuracy``: of the final network, in per cent, and ``problem``: with its
+        record, or None.
+
+    Raises:
+        ConfigurationError: ``store.json`` is damaged.
+    """
+    store = read_store_record(folder)["id"]
     return [_expert(expert, path, store) for expert, path in expert_folders(folder)]
 
 
-def _expert(expert: int, folder: Path, store: str | None) -> ExpertRow:
-    files = snapshot_files(folder)
-    epochs, size = [epoch for epoch, _ in files], sum(path.stat().st_size for _, path in files)
-    if not (folder / EXPERT_FILE).exists():
-        return ExpertRow(expert, False, epochs, size)
-    try:
-        record = ExpertRecord.read(folder, expert, store or "")
-    except (Damaged, OSError) as error:
-        return ExpertRow(expert, True, epochs, size, problem=f"{EXPERT_FILE}: {error}" if store else None)
-    accuracy = record.summary.get("metrics", {}).get("test/accuracy")
-    missing = sorted({*record.snapshots} - {*epochs})
-    problem = f"snapshots {missing} are missing" if missing else None
-    return ExpertRow(expert, True, epochs, size, None if accuracy is None else 100 * accuracy, problem)
+def _expert(expert: int, folder: Path, store: str) -> dict[str, Any]:
+    epochs = [epoch for epoch, _ in snapshot_files(folder)]
+    complete, accuracy, problem = (folder / EXPERT_FILE).exists(), None, None
+    if complete:
+        try:
+            record = ExpertRecord.read(folder, expert, store)
+            accuracy = record.summary.get("metrics", {}).get("test/accuracy")
+            missing = sorted({*record.snapshots} - {*epochs})
+            problem = f"snapshots {missing} are missing" if missing else None
+        except ConfigurationError as error:
+            problem = error.problem
+    return {
+        "expert": expert,
+        "complete": complete,
+        "epochs": epochs,
+        "bytes": _size(folder),
+        "test_accuracy": None if accuracy is None else 100 * accuracy,
+        "problem": problem,
+    }
 
 
-def list_store(folder: Path) -> StoreRow:
-    """A store at a glance."""
-    experts = [(path, (path / EXPERT_FILE).exists()) for _, path in expert_folders(folder)]
-    size = sum(file.stat().st_size for path, _ in experts for _, file in snapshot_files(path))
-    complete = sum(finished for _, finished in experts)
-    counts = (complete, len(experts) - complete, size)
+def list_store(folder: Path) -> dict[str, Any]:
+    """A store at a glance.
+
+    Returns:
+        ``folder``; ``network``: its class; ``data``: the name of its images; ``seed``; ``epochs``: E; ``stored``: how
+        many snapshots a complete expert has; ``complete`` and ``incomplete``: how many experts are; ``bytes``: of all
+        snapshots; ``problem``: with ``store.json``, or None. What a damaged ``store.json`` cannot give is None.
+    """
+    experts = [path for _, path in expert_folders(folder)]
+    complete = sum((path / EXPERT_FILE).exists() for path in experts)
+    row = {
+        "folder": str(folder),
+        **dict.fromkeys(("network", "data", "seed", "epochs", "stored")),
+        "complete": complete,
+        "incomplete": len(experts) - complete,
+        "bytes": sum(map(_size, experts)),
+        "problem": None,
+    }
     try:
         metadata = read_store_record(folder)
     except ConfigurationError as error:
-        return StoreRow(str(folder), None, None, None, None, None, *counts, problem=error.problem)
-    return StoreRow(
-        str(folder),
-        str(metadata["network"].get("target")).rpartition(".")[2],
-        (metadata.get("data") or {}).get("name"),
-        metadata.get("seed"),
-        int(metadata["epochs"]),
-        len(Schedule.of(metadata).stored()),
-        *counts,
-    )
+        return {**row, "problem": error.problem}
+    return row | {
+        "network": str(metadata["network"].get("target")).rpartition(".")[2],
+        "data": (metadata.get("data") or {}).get("name"),
+        "seed": metadata.get("seed"),
+        "epochs": int(metadata["epochs"]),
+        "stored": len(Schedule.of(metadata).stored()),
+    }
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for _, path in snapshot_files(folder))
 
 
 def describe_store(folder: Path) -> dict[str, Any]:
-    """All that a store says of itself, with its size and experts.
+    """All that the record of a store holds, with its size and experts.
 
     Raises:
-        ConfigurationError: it is none, or damaged.
+        ConfigurationError: there is no store, or it is damaged.
     """
     metadata = read_store_record(folder)
     row = list_store(folder)
-    parameters = sum(math.prod(shape) for _, shape in metadata["network"]["parameters"])
     return {
         "folder": str(folder),
-        "parameters": parameters,
+        "parameters": sum(math.prod(shape) for _, shape in metadata["network"]["parameters"]),
         "stored_epochs": Schedule.of(metadata).stored(),
-        "complete": row.complete,
-        "incomplete": row.incomplete,
-        "bytes": row.bytes,
+        **{key: row[key] for key in ("complete", "incomplete", "bytes")},
         **metadata,
     }
 
@@ -189,8 +155,3 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             rows[f"{prefix}{key}"] = value
     return rows
-
-
-def as_json(rows: list[ExpertRow] | list[StoreRow]) -> list[dict[str, Any]]:
-    """Rows as plain containers."""
-    return [asdict(row) for row in rows]

@@ -1,4 +1,4 @@
-"""What a store says of itself and of its experts: ``store.json`` and ``expert.json``, sealed and compared.
+"""The records of a store and of its experts: ``store.json`` and ``expert.json``, with a checksum of their content.
 
 This module starts without torch, for the command line.
 """
@@ -14,13 +14,13 @@ from typing import Any
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import Damaged, bytes_checksum, read_checked_tensors, seal, unseal
 from ast_lightning.storage.files import read_json, write_json
+from ast_lightning.storage.reading import reading
 
 FORMAT_VERSION = 2
 OPTION = "experts_dir"
 STORE_FILE = "store.json"
 EXPERT_FILE = "expert.json"
 PREPROCESSING_FILE = "preprocessing.safetensors"
-UNREADABLE = "let this user read it, or see to the disk: it need not be damaged, so delete nothing"
 IDENTITY = ("network", "data", "expert", "epochs", "seed", "arithmetic")
 """The keys of ``store.json`` that determine trajectories: two stores that agree in them hold the same experts."""
 
@@ -44,75 +44,46 @@ def read_store_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / STORE_FILE
     if not path.exists():
-        raise ConfigurationError(
-            OPTION,
-            folder,
-            f"no trajectories are there: it has no {STORE_FILE}",
-            "run train_experts.py with the same settings first",
-        )
+        problem = f"no trajectories are there: it has no {STORE_FILE}"
+        raise ConfigurationError(OPTION, folder, problem, "run train_experts.py with the same settings first")
     remedy = (
-        f"bring back a copy of it, or delete it and run train_experts.py with the same settings: that writes it anew "
-        f"and keeps the complete experts of {folder}"
+        f"restore a copy of it, or delete it and run train_experts.py with the same settings: that writes it anew and "
+        f"keeps the complete experts of {folder}"
     )
-    try:
+    with reading(path, remedy, OPTION, folder):
         content = read_json(path)
-        _check_format(folder, content)
+        found = content.get("format")
+        if isinstance(found, int) and found != FORMAT_VERSION:
+            newer = found > FORMAT_VERSION
+            raise ConfigurationError(
+                OPTION,
+                folder,
+                f"its format is {found} and this version reads {FORMAT_VERSION}",
+                "install the version of ast_lightning that wrote it"
+                + ("" if newer else ", or move this folder away and train these experts again with train_experts.py"),
+            )
         return unseal(content)
-    except ConfigurationError:
-        raise
-    except OSError as error:
-        raise ConfigurationError(OPTION, folder, f"{path} cannot be read ({error.strerror})", UNREADABLE) from error
-    except ValueError as error:  # of JSON, of the checksum
-        raise ConfigurationError(OPTION, folder, f"{path} is damaged ({error})", remedy) from error
-
-
-def _check_format(folder: Path, content: Any) -> None:
-    found = content.get("format") if isinstance(content, dict) else None
-    if found == FORMAT_VERSION:
-        return
-    problem = f"its format is {found} and this version reads {FORMAT_VERSION}"
-    if isinstance(found, int) and found > FORMAT_VERSION:
-        remedy = "install the version of ast_lightning that wrote it"
-    elif found == 1:
-        remedy = (
-            "move this folder away and train these experts again with train_experts.py, or go on with the version of "
-            "ast_lightning that wrote it: format 1 has no checksums"
-        )
-    else:
-        problem, remedy = f"{problem}: {STORE_FILE} is damaged, or no store's", "bring back a copy of that file"
-    raise ConfigurationError(OPTION, folder, problem, remedy)
 
 
 def check_preprocessing(folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Make sure that the statistics of the preprocessing are those that ``store.json`` speaks of.
+    """Make sure that the statistics of the preprocessing are those that ``store.json`` names.
 
-    A store whose ``store.json`` speaks of none, made from Python without the command, may have none.
+    A store whose ``store.json`` names none, made from Python without the command, may have none.
 
     Raises:
         ConfigurationError: they are missing, damaged, or others.
     """
-    from safetensors import SafetensorError  # late: with torch
-
     path, fingerprint = folder / PREPROCESSING_FILE, metadata.get("preprocessing_fingerprint")
     if fingerprint is None and not path.exists():
         return
-    problem = None
-    try:
+    remedy = (
+        f"restore a copy of it, or delete both it and {STORE_FILE} and run train_experts.py with the same settings: "
+        "that writes them anew and keeps the complete experts"
+    )
+    with reading(path, remedy, OPTION, folder):
         found, _ = read_checked_tensors(path)
         if fingerprint not in (None, found.get("fingerprint")):
-            problem = f"is not the one that {STORE_FILE} speaks of"
-    except FileNotFoundError:
-        problem = "is missing"
-    except (OSError, SafetensorError, Damaged) as error:
-        problem = f"is damaged ({error})"
-    if problem:
-        raise ConfigurationError(
-            OPTION,
-            folder,
-            f"{path} {problem}",
-            f"bring back a copy of it, or delete both it and {STORE_FILE} and run train_experts.py with the same "
-            "settings: that writes them anew and keeps the complete experts",
-        )
+            raise Damaged(f"it is not the one that {STORE_FILE} names")
 
 
 @dataclass(frozen=True)
@@ -142,20 +113,21 @@ class ExpertRecord:
         """Read it, and make sure that it is that of ``expert`` of the store with the id ``store``.
 
         Raises:
-            Damaged: it was changed, or belongs to something else.
-            OSError: it cannot be read.
+            ConfigurationError: it was changed, belongs to something else, or cannot be read.
         """
-        try:
-            content = unseal(read_json(folder / EXPERT_FILE))
+        path = folder / EXPERT_FILE
+        with reading(path, expert_remedy(folder), OPTION, folder.parent):
+            content = unseal(read_json(path))
+            if (content["expert"], content["store"]) != (expert, store):
+                theirs = f"expert {content['expert']} of store {content['store']}"
+                raise Damaged(f"it is that of {theirs}, not of expert {expert} of store {store}")
             snapshots = {int(epoch): str(checksum) for epoch, checksum in content["snapshots"].items()}
-            record = cls(content["expert"], content["store"], snapshots, content["summary"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Damaged(f"it is damaged ({error})") from error
-        if (record.expert, record.store) != (expert, store):
-            raise Damaged(
-                f"it is that of expert {record.expert} of store {record.store}, not of expert {expert} of store {store}"
-            )
-        return record
+            return cls(expert, store, snapshots, dict(content["summary"]))
+
+
+def expert_remedy(folder: Path) -> str:
+    """What to do where a file in the folder of an expert is missing or damaged."""
+    return f"restore a copy of it, or delete {folder} and run train_experts.py again"
 
 
 def _write_sealed(path: Path, content: Mapping[str, Any]) -> None:

@@ -1,56 +1,38 @@
 """One snapshot, one safetensors file: written with a checksum, and never read without comparing it.
 
 The checksum covers names, types, shapes and values, and which expert, epoch and store they belong to, so that a file
-that took another's place is found as well as a flipped bit. Files are read and not mapped into memory: one that is cut
-short meanwhile, or a disk that fails, is an error here and not a signal that ends the process; and reading straight
-into the window takes half the time.
+that took another's place is found as well as a flipped bit.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
-import json
 import math
-import operator
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ParameterLayout
-from ast_lightning.storage.checksums import Content, Damaged, content_checksum, tensor_checksum
+from ast_lightning.storage.checksums import FIELD, Damaged, read_checked_tensors, tensor_checksum
 from ast_lightning.storage.files import write_tensors
 
-_CHECKSUM = "checksum"
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
+class Snapshot(NamedTuple):
+    """What a file holds.
 
-class _Entry(NamedTuple):
-    """A tensor of a file as its header describes it."""
+    Attributes:
+        theta: the flat parameters ``[P]``, float32 on the CPU.
+        statistics: the buffers of the network by name, in the types that they had; none where the file has none.
+        checksum: of the file.
+    """
 
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    begin: int
-    end: int
+    theta: Tensor
+    statistics: dict[str, Tensor]
+    checksum: str
 
 
 @dataclass(frozen=True)
@@ -82,7 +64,7 @@ class SnapshotFormat:
         header = 160 * (len(self.parameters) + len(self.statistics) + 2)
         return self.num_parameters * self.dtype.itemsize + statistics + header
 
-    def write(self, path: Path, expert: int, epoch: int, tensors: Mapping[str, Tensor]) -> str:
+    def write(self, path: Path, expert: int, epoch: int, tensors: Mapping[str, Tensor]) -> None:
         """Write a snapshot.
 
         Args:
@@ -91,83 +73,37 @@ class SnapshotFormat:
             epoch: after which epoch.
             tensors: the parameters by name, and the statistics where they are to be kept; others are passed over.
 
-        Returns:
-            The checksum.
-
         Raises:
-            KeyError: a parameter is missing.
-            ValueError: a shape is another, or a part of the statistics is missing.
+            ValueError: a parameter or a part of the statistics is missing, or a shape is another.
             ConfigurationError: a parameter is too large for the type.
             OSError: the file cannot be written.
         """
-        kept = {name: tensors[name].detach().to("cpu") for name, _ in self.parameters}
-        for name, tensor in kept.items():
-            kept[name] = self._rounded(name, tensor, expert, epoch)
-        statistics = [name for name, _ in self.statistics if name in tensors]
-        if len(statistics) not in (0, len(self.statistics)):
-            raise ValueError(f"only {', '.join(statistics)} are given of the statistics {self.statistics}")
-        kept.update({name: tensors[name].detach().to("cpu") for name in statistics})
-        for name, shape in (*self.parameters, *self.statistics):
-            if name in kept and tuple(kept[name].shape) != shape:
-                raise ValueError(f"{name} has shape {tuple(kept[name].shape)}, the store expects {shape}")
-            if name in kept and kept[name].dtype not in _DTYPES.values():
-                raise ValueError(f"{name} has type {kept[name].dtype}, which no snapshot can hold")
+        layout = dict(self.parameters)
+        if any(name in tensors for name, _ in self.statistics):
+            layout |= dict(self.statistics)
+        found = {name: tuple(tensors[name].shape) for name in layout if name in tensors}
+        if found != layout:
+            name = next(name for name in layout if found.get(name) != layout[name])
+            raise ValueError(f"{name} has shape {found.get(name)}, the store expects {layout[name]}")
+        kept = {name: tensors[name].detach().to("cpu") for name in layout}
+        for name, _ in self.parameters:
+            kept[name] = self._rounded(name, kept[name], expert, epoch)
         about = self._about(expert, epoch)
-        checksum = tensor_checksum(kept, about)
-        write_tensors(path, kept, {**about, _CHECKSUM: checksum})
-        return checksum
+        write_tensors(path, kept, {**about, FIELD: tensor_checksum(kept, about)})
 
-    def read(self, path: Path, expert: int, epoch: int, into: Tensor) -> tuple[str, dict[str, Tensor]]:
-        """Read a snapshot and verify it.
-
-        Args:
-            path: the file.
-            expert: whose parameters they must be.
-            epoch: after which epoch they must be.
-            into: ``[P]`` float32, contiguous, filled with the parameters; of no use where this raises an error.
-
-        Returns:
-            The checksum, and the statistics by name; none where the file has none.
+    def read(self, path: Path, expert: int, epoch: int) -> Snapshot:
+        """Read the snapshot of an expert after an epoch, and verify it.
 
         Raises:
-            Damaged: what is wrong with it.
+            Damaged: it was changed, or is another one.
             OSError: it cannot be read.
         """
-        with path.open("rb") as stream:
-            entries, metadata = _read_header(stream)
-            self._check(entries)
-            contents = self._places(entries, into)
-            for each in entries:
-                if stream.readinto(contents[each.name][2]) != each.end - each.begin:
-                    raise Damaged("it is cut short")
-        about = self._about(expert, epoch)
-        checksum = content_checksum(contents, about)
-        if checksum != metadata.get(_CHECKSUM):
-            raise Damaged(_what_is_wrong(contents, metadata, about))
-        if self.dtype != torch.float32:
-            for name, (begin, end) in self._slices.items():
-                into[begin:end].copy_(_tensor(contents[name]).view(-1))
-        return checksum, {name: _tensor(contents[name]) for name, _ in self.statistics if name in contents}
-
-    def _places(self, entries: list[_Entry], into: Tensor) -> dict[str, Content]:
-        """Where the bytes of each tensor are to go: into the result where it is float32, or to a place of their own."""
-        flat = into.numpy().data.cast("B")
-        places = {}
-        for each in entries:
-            if self.dtype == torch.float32 and each.name in self._slices:
-                begin, end = self._slices[each.name]
-                place = flat[4 * begin : 4 * end]
-            else:
-                place = np.empty(each.end - each.begin, np.uint8).data
-            places[each.name] = (str(each.dtype), each.shape, place)
-        return places
-
-    @functools.cached_property
-    def _slices(self) -> dict[str, tuple[int, int]]:
-        """Where each parameter is in the flat vector."""
-        ends = list(itertools.accumulate(math.prod(shape) for _, shape in self.parameters))
-        names = [name for name, _ in self.parameters]
-        return dict(zip(names, itertools.pairwise([0, *ends]), strict=True))
+        found, tensors = read_checked_tensors(path)
+        checksum, about = found.pop(FIELD), self._about(expert, epoch)
+        if found != about:
+            raise Damaged(f"it is that of {_place(found)}, not of {_place(about)}")
+        theta = torch.cat([tensors.pop(name).reshape(-1) for name, _ in self.parameters])
+        return Snapshot(theta.float(), tensors, checksum)
 
     def _about(self, expert: int, epoch: int) -> dict[str, str]:
         return {"expert": str(expert), "epoch": str(epoch), "store": self.store}
@@ -185,60 +121,6 @@ class SnapshotFormat:
             )
         return rounded
 
-    def _check(self, entries: list[_Entry]) -> None:
-        """Make sure that the file holds the tensors that it should.
 
-        Raises:
-            Damaged: it holds others.
-        """
-        found = {each.name: (each.shape, each.dtype) for each in entries}
-        wanted = {name: (shape, self.dtype) for name, shape in self.parameters}
-        if len(found) > len(wanted):  # statistics come in the type that the network has them in
-            wanted |= {name: (shape, found[name][1]) for name, shape in self.statistics if name in found}
-        if found != wanted or len(found) not in (len(self.parameters), len(self.parameters) + len(self.statistics)):
-            names = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
-            raise Damaged(f"it holds other parameters than {', '.join(names[:3]) or 'all'} of store.json")
-
-
-def _read_header(stream: BinaryIO) -> tuple[list[_Entry], dict[str, Any]]:
-    """The tensors in the order of the file, and the metadata."""
-    size = os.fstat(stream.fileno()).st_size
-    length = int.from_bytes(stream.read(8), "little")
-    if not 0 < length <= size - 8:
-        raise Damaged("it is cut short, or no safetensors file")
-    try:
-        header = json.loads(stream.read(length))
-        metadata = header.pop("__metadata__", {})
-        entries = [
-            _Entry(name, _DTYPES[each["dtype"]], tuple(map(operator.index, each["shape"])), *each["data_offsets"])
-            for name, each in header.items()
-        ]
-        entries.sort(key=lambda each: (each.begin, each.end))
-        position = 0
-        for each in entries:
-            if (each.begin, each.end) != (position, position + math.prod(each.shape) * each.dtype.itemsize):
-                raise ValueError(f"{each.name} is not where it should be")
-            position = each.end
-        metadata.get(_CHECKSUM)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"its header is damaged: {error!r}") from error
-    if position != size - 8 - length:
-        raise Damaged(f"it has {size} bytes where its header speaks of {position + 8 + length}")
-    return entries, metadata
-
-
-def _tensor(content: Content) -> Tensor:
-    dtype, shape, values = content
-    return torch.from_numpy(np.asarray(values)).view(getattr(torch, dtype.removeprefix("torch."))).view(shape)
-
-
-def _what_is_wrong(contents: Mapping[str, Content], metadata: Mapping[str, Any], about: Mapping[str, str]) -> str:
-    """Whether the values were changed, or the file is in the place of another one."""
-    theirs = {key: str(metadata.get(key)) for key in about}
-    if theirs != about and content_checksum(contents, theirs) == metadata.get(_CHECKSUM):
-        return (
-            f"it is that of expert {theirs['expert']} after epoch {theirs['epoch']} of store {theirs['store']}, "
-            f"and stands in the place of expert {about['expert']} after epoch {about['epoch']} of store "
-            f"{about['store']}"
-        )
-    return "its content does not fit its checksum"
+def _place(about: Mapping[str, str]) -> str:
+    return f"expert {about.get('expert')} after epoch {about.get('epoch')} of store {about.get('store')}"

@@ -14,9 +14,9 @@ being by a rename and carries a checksum that every read compares; a folder with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +24,9 @@ from torch import Tensor
 from ast_lightning.config.schedule import Schedule
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ParameterLayout
-from ast_lightning.storage import disk_space as room
 from ast_lightning.storage.checksums import Damaged
+from ast_lightning.storage.disk_space import CHECKPOINT, check_room, writing
+from ast_lightning.storage.reading import reading
 from ast_lightning.trajectories.listing import expert_folders, snapshot_files
 from ast_lightning.trajectories.records import (
     EXPERT_FILE,
@@ -33,17 +34,15 @@ from ast_lightning.trajectories.records import (
     IDENTITY,
     OPTION,
     STORE_FILE,
-    UNREADABLE,
     ExpertRecord,
     check_preprocessing,
+    expert_remedy,
     first_difference,
     identity,
     read_store_record,
     write_store_record,
 )
-from ast_lightning.trajectories.snapshots import SnapshotFormat
-
-T = TypeVar("T")
+from ast_lightning.trajectories.snapshots import Snapshot, SnapshotFormat
 
 
 class TrajectoryStore:
@@ -90,7 +89,8 @@ class TrajectoryStore:
         store = cls(folder, {"format": FORMAT_VERSION, "id": identity(metadata), **metadata})
         for expert in store.experts():  # of a store that lost its store.json
             store.record(expert)
-        room.writing(folder / STORE_FILE, lambda: write_store_record(folder, metadata))
+        with writing(folder / STORE_FILE):
+            write_store_record(folder, metadata)
         return cls.open(folder)
 
     @classmethod
@@ -101,7 +101,8 @@ class TrajectoryStore:
             ConfigurationError: there is none, it is damaged, or another version of this package wrote it.
         """
         folder = Path(folder)
-        return cls(folder, read_store_record(folder))
+        with reading(folder / STORE_FILE, "restore a copy of it", OPTION, folder):
+            return cls(folder, read_store_record(folder))
 
     def require(self, key: str, expected: Any) -> None:
         """Refuse to go on when the store was made from another ``key`` (``network``, ``data``, …).
@@ -162,10 +163,7 @@ class TrajectoryStore:
             ConfigurationError: it is damaged, or that of another expert or store.
         """
         if expert not in self._records:
-            folder = self.expert_folder(expert)
-            self._records[expert] = self._reading(
-                folder / EXPERT_FILE, lambda: ExpertRecord.read(folder, expert, self.id)
-            )
+            self._records[expert] = ExpertRecord.read(self.expert_folder(expert), expert, self.id)
         return self._records[expert]
 
     def check_preprocessing(self) -> None:
@@ -195,12 +193,9 @@ class TrajectoryStore:
         if not self.schedule.holds(epoch):
             raise ValueError(f"epoch {epoch} is none of those that {self.folder} stores: {self.schedule}")
         path = self.snapshot_path(expert, epoch)
-
-        def write() -> None:
+        with writing(path):
             self.format.write(path, expert, epoch, tensors)
             self._forget(expert)
-
-        room.writing(path, write)
 
     def drop_snapshots_after(self, expert: int, epoch: int) -> None:
         """Delete the snapshots beyond ``epoch``, and pieces: what a killed run wrote after the state it resumes from.
@@ -223,8 +218,7 @@ class TrajectoryStore:
         Raises:
             ConfigurationError: one is missing or damaged.
         """
-        into = torch.empty(self.format.num_parameters, dtype=torch.float32)
-        return {each: self._read(expert, each, into)[0] for each in self.schedule.stored() if each <= epoch}
+        return {each: self._read(expert, each).checksum for each in self.schedule.stored() if each <= epoch}
 
     def finish(self, expert: int, summary: Mapping[str, Any]) -> None:
         """Mark an expert complete, after reading all its snapshots once more.
@@ -239,7 +233,8 @@ class TrajectoryStore:
         self._forget(expert)
         record = ExpertRecord(expert, self.id, self.check_snapshots(expert, self.epochs), dict(summary))
         folder = self.expert_folder(expert)
-        room.writing(folder / EXPERT_FILE, lambda: record.write(folder))
+        with writing(folder / EXPERT_FILE):
+            record.write(folder)
 
     def read_snapshot(self, expert: int, epoch: int) -> Tensor:
         """The flat parameters ``[P]``, float32 on the CPU.
@@ -247,7 +242,7 @@ class TrajectoryStore:
         Raises:
             ConfigurationError: the file is missing or damaged, or not that of this expert and epoch.
         """
-        return self.read_window(expert, epoch, 0)[0]
+        return self._read(expert, epoch).theta
 
     def read_window(self, expert: int, start: int, length: int) -> Tensor:
         """The snapshots after epochs ``start``, ``start + n``, … ``start + length``, where every n-th epoch is stored.
@@ -259,10 +254,7 @@ class TrajectoryStore:
             ConfigurationError: a file is missing or damaged, or not that of this expert and epoch.
         """
         epochs = range(start, start + length + 1, self.schedule.every_n_epochs)
-        window = torch.empty(len(epochs), self.format.num_parameters, dtype=torch.float32)
-        for row, epoch in zip(window, epochs, strict=True):
-            self._read(expert, epoch, row)
-        return window
+        return torch.stack([self._read(expert, epoch).theta for epoch in epochs])
 
     def read_statistics(self, expert: int, epoch: int) -> dict[str, Tensor]:
         """The buffers of the network by name, in the types that they had; none where the snapshot holds none.
@@ -270,7 +262,7 @@ class TrajectoryStore:
         Raises:
             ConfigurationError: the file is missing or damaged, or not that of this expert and epoch.
         """
-        return self._read(expert, epoch, torch.empty(self.format.num_parameters, dtype=torch.float32))[1]
+        return self._read(expert, epoch).statistics
 
     def bytes_to_write(self, experts: Iterable[int], *, anew: bool = False) -> int:
         """Bytes of the snapshots that these experts do not have yet; of all of them where they begin ``anew``."""
@@ -283,31 +275,17 @@ class TrajectoryStore:
         Raises:
             ConfigurationError: the folder cannot be written, or has too little room for what is still to be written.
         """
-        room.check_room(self.folder, self.bytes_to_write(experts, anew=anew) + room.STATE * self.format.num_parameters)
+        checkpoint = CHECKPOINT * self.format.num_parameters
+        check_room(self.folder, self.bytes_to_write(experts, anew=anew) + checkpoint)
 
-    def _read(self, expert: int, epoch: int, into: Tensor) -> tuple[str, dict[str, Tensor]]:
+    def _read(self, expert: int, epoch: int) -> Snapshot:
         path = self.snapshot_path(expert, epoch)
         recorded = self.record(expert).snapshots if self.is_complete(expert) else None
-
-        def read() -> tuple[str, dict[str, Tensor]]:
-            checksum, statistics = self.format.read(path, expert, epoch, into)
-            if recorded is not None and checksum != recorded.get(epoch):
-                raise Damaged(f"it is not the one of which {EXPERT_FILE} has the checksum")
-            return checksum, statistics
-
-        return self._reading(path, read)
-
-    def _reading(self, path: Path, read: Callable[[], T]) -> T:
-        remedy = f"bring back a copy of it, or delete {path.parent} and run train_experts.py again"
-        try:
-            return read()
-        except Damaged as error:
-            raise ConfigurationError(OPTION, self.folder, f"{path} cannot be used: {error}", remedy) from error
-        except OSError as error:
-            problem = "is missing"
-            if not isinstance(error, FileNotFoundError):
-                problem, remedy = f"cannot be read ({error.strerror})", UNREADABLE
-            raise ConfigurationError(OPTION, self.folder, f"{path} {problem}", remedy) from error
+        with reading(path, expert_remedy(path.parent), OPTION, self.folder):
+            snapshot = self.format.read(path, expert, epoch)
+            if recorded is not None and snapshot.checksum != recorded.get(epoch):
+                raise Damaged(f"its checksum differs from {EXPERT_FILE}")
+        return snapshot
 
     def _forget(self, expert: int) -> None:
         """Make an expert incomplete."""

@@ -19,6 +19,7 @@ from ast_lightning.storage.files import (
     read_json,
     set_aside,
     write_bytes,
+    write_file,
     write_folder,
     write_json,
     write_tensors,
@@ -48,7 +49,6 @@ def test_write_bytes_makes_folders_and_leaves_one_readable_file(tmp_path: Path) 
     write_bytes(path, b"second")
     assert path.read_bytes() == b"second"
     assert names(path.parent) == ["file.bin"]
-    assert path.stat().st_mode & 0o444 == 0o444  # mkstemp alone would keep it from other users
 
 
 def test_write_bytes_keeps_the_old_content_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,6 @@ def test_write_folder_makes_the_folder_whole(tmp_path: Path) -> None:
     assert names(tmp_path / "deep" / "result") == ["one", "two"]
     assert names(tmp_path / "deep") == ["result"]
     assert seen == [["deep"]]
-    assert (tmp_path / "deep" / "result").stat().st_mode & 0o555 == 0o555
 
 
 def test_write_folder_replaces_the_old_folder_only_when_the_new_one_is_full(tmp_path: Path) -> None:
@@ -188,12 +187,24 @@ def test_set_aside_never_overwrites(tmp_path: Path) -> None:
     assert names(tmp_path) == ["earlier"]
 
 
-def test_write_bytes_keeps_what_it_replaces(tmp_path: Path) -> None:
+def test_write_file_keeps_what_it_replaces(tmp_path: Path) -> None:
     path, kept = tmp_path / "last", tmp_path / "previous"
     for content in (b"1", b"2", b"3"):
-        write_bytes(path, content, keep=kept)
+        write_file(path, lambda stream, content=content: stream.write(content), keep=kept)
     assert (path.read_bytes(), kept.read_bytes()) == (b"3", b"2")
     assert names(tmp_path) == ["last", "previous"]
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o022])
+def test_new_files_and_folders_honour_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_bytes(tmp_path / "file", b"1")
+        write_folder(tmp_path / "folder", lambda folder: (folder / "content").write_text("1") and None)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~umask
 
 
 def test_point_to_is_relative_and_replaces(tmp_path: Path) -> None:
@@ -210,6 +221,16 @@ def test_point_to_is_relative_and_replaces(tmp_path: Path) -> None:
     moved = tmp_path.with_name(tmp_path.name + "_moved")
     tmp_path.rename(moved)
     assert (moved / "last" / "content").read_text() == "two"
+
+
+def test_point_to_moves_a_folder_in_its_place_aside(tmp_path: Path) -> None:
+    """What ``cp -rL`` makes of a link."""
+    for name in ("last", "one"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text(name)
+    point_to(tmp_path / "last", tmp_path / "one")
+    assert os.readlink(tmp_path / "last") == "one"
+    assert (tmp_path / "earlier" / "last_1" / "content").read_text() == "last"
 
 
 def test_point_to_gets_over_what_a_killed_run_left(tmp_path: Path) -> None:

@@ -16,7 +16,13 @@ from torch import nn
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.runs.checkpoints import RunStates
 from ast_lightning.storage.checksums import Damaged
-from ast_lightning.storage.torch_files import check_content, check_seal, fingerprint, load_plain, save_together
+from ast_lightning.storage.torch_files import (
+    check_content,
+    fingerprint,
+    load_checked,
+    load_plain,
+    save_together,
+)
 
 
 class Hostile:
@@ -77,7 +83,7 @@ def test_truncated_files_are_named(tmp_path: Path, zipped: bool, kept: float) ->
     torch.save(CONTENT, path, _use_new_zipfile_serialization=zipped)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
-    with pytest.raises(ConfigurationError, match=r"a\.pt: it is damaged"):
+    with pytest.raises(ConfigurationError, match=r"a\.pt: it cannot be used"):
         load_plain(path, "buffers")
 
 
@@ -88,7 +94,7 @@ def test_a_flipped_bit_is_found_where_the_format_has_checksums(tmp_path: Path) -
     content[content.index(torch.full((4,), 3.0).numpy().tobytes()) + 2] ^= 1
     path.write_bytes(content)
     load_plain(path, "buffers")  # torch itself does not look
-    with pytest.raises(ConfigurationError, match=r"it is damaged \(.*data/0\)"):
+    with pytest.raises(ConfigurationError, match=r"it cannot be used: .*data/0"):
         check_content(path, "buffers")
 
 
@@ -104,11 +110,11 @@ def test_a_fingerprint_follows_from_the_values(tmp_path: Path, zipped: bool) -> 
 
 
 def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
-    for path, words in ((tmp_path / "none.pt", "No such file"), (tmp_path, "directory")):
-        with pytest.raises(ConfigurationError, match=f"it cannot be read .*{words}"):
+    for path, words in ((tmp_path / "none.pt", "is missing"), (tmp_path, "cannot be read .*directory")):
+        with pytest.raises(ConfigurationError, match=f"buffers=.*: it {words}"):
             load_plain(path, "buffers")
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(ConfigurationError, match=r"text\.pt: it is damaged or"):
+    with pytest.raises(ConfigurationError, match=r"text\.pt: it cannot be used"):
         load_plain(tmp_path / "text.pt", "buffers")
 
 
@@ -118,7 +124,7 @@ def test_a_fingerprint_of_a_truncated_file_is_refused(tmp_path: Path, kept: floa
     torch.save(CONTENT, path)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
-    with pytest.raises(ConfigurationError, match=r"buffers=.*a\.pt: it is damaged \(.*Remedy: copy it once more"):
+    with pytest.raises(ConfigurationError, match=r"buffers=.*a\.pt: it cannot be used: .*Remedy: copy it once more"):
         fingerprint(path, "buffers")
 
 
@@ -142,38 +148,50 @@ def test_whatever_happens_to_the_end_of_a_file_is_refused_or_harmless(tmp_path: 
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Path:
-    """As a run writes it, larger than the pieces in which it is read."""
+def checkpoint(tmp_path: Path) -> Path:
+    """As a run writes it."""
     states = RunStates(tmp_path / "resume", {"expert": 0})
-    weights = torch.randn(400_000, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(4_000, generator=torch.Generator().manual_seed(0))
     states.save_checkpoint({"state_dict": {"weights": weights}}, states.last)
     return states.last
 
 
-def test_the_seal_of_a_state_is_compared(state: Path) -> None:
-    check_seal(state)
-    content, draw = state.read_bytes(), random.Random(0)
-    assert len(content) > 1_500_000
-    for position in [0, len(content) - 1, len(content) - 45, *(draw.randrange(len(content)) for _ in range(10))]:
-        state.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
-        with pytest.raises(Damaged):
-            check_seal(state)
+def test_a_checkpoint_is_read_as_it_was_written_or_not_at_all(checkpoint: Path) -> None:
+    """The padding between the records of an archive, and the times in it, have no checksum and matter to nobody."""
+    content, draw = checkpoint.read_bytes(), random.Random(0)
+    whole, rejected = load_checked(checkpoint), 0
+    for _ in range(300):
+        changed = bytearray(content)
+        changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        checkpoint.write_bytes(changed)
+        try:
+            read = load_checked(checkpoint)
+        except Damaged:
+            rejected += 1
+        else:
+            assert torch.equal(read["state_dict"]["weights"], whole["state_dict"]["weights"])
+            assert read["ast_lightning"] == whole["ast_lightning"]
+    assert rejected > 250
     for kept in (0, 20, 41, len(content) // 2, len(content) - 1):
-        state.write_bytes(content[:kept])
-        with pytest.raises(Damaged, match="no checksum"):
-            check_seal(state)
-    state.write_bytes(content + b"x")
-    with pytest.raises(Damaged):
-        check_seal(state)
-    state.unlink()
+        checkpoint.write_bytes(content[:kept])
+        with pytest.raises(Damaged):
+            load_checked(checkpoint)
+    checkpoint.unlink()
     with pytest.raises(FileNotFoundError):
-        check_seal(state)
+        load_checked(checkpoint)
 
 
-def test_the_seal_of_hostile_content_is_compared_without_running_it(tmp_path: Path) -> None:
+def test_a_checkpoint_with_a_comment_is_read(checkpoint: Path) -> None:
+    """Earlier versions kept a checksum in the comment of the archive."""
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[:-2] + (41).to_bytes(2, "little") + b"xxh3_128:" + b"0" * 32)
+    assert load_checked(checkpoint)["ast_lightning"]["belongs_to"] == {"expert": 0}
+
+
+def test_hostile_content_of_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     torch.save(Hostile(tmp_path / "sentinel"), tmp_path / "last.ckpt")
     with pytest.raises(Damaged):
-        check_seal(tmp_path / "last.ckpt")
+        load_checked(tmp_path / "last.ckpt")
     assert not (tmp_path / "sentinel").exists()
 
 
@@ -186,8 +204,7 @@ def test_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         save_together(folder, {"a.pt": lambda: 1, "b.pt": fail})
-    assert list(tmp_path.iterdir()) == []
-    folder.mkdir(parents=True)
+    assert list(folder.iterdir()) == []
     (folder / "notes.txt").write_text("a user's own")
     with pytest.raises(KeyboardInterrupt):
         save_together(folder, {"a.pt": lambda: 1, "b.pt": fail})
@@ -197,24 +214,9 @@ def test_files_appear_together_or_not_at_all(tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["a.pt", "b.pt", "notes.txt"]
 
 
-def test_a_failure_between_the_renames_takes_them_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace = os.replace
-
-    def refuse(source: Path | str, target: Path) -> None:
-        if target == tmp_path / "a.pt":
-            assert (tmp_path / "b.pt").exists()  # the first file is the last to come
-            raise OSError(5, "Input/output error")
-        replace(source, target)
-
-    monkeypatch.setattr("os.replace", refuse)
-    with pytest.raises(OSError, match="Input/output"):
-        save_together(tmp_path, {"a.pt": lambda: 1, "b.pt": lambda: 2})
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_what_a_kill_left_is_deleted_by_the_next_call(tmp_path: Path) -> None:
-    for name in (".a.pt.x1y2.partial", ".other.pt.x1y2.partial"):
+    for name in (".a.pt.partial", ".other.pt.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.pt").write_bytes(b"a piece")
     save_together(tmp_path, {"a.pt": lambda: 1})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.pt.x1y2.partial", "a.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.pt.partial", "a.pt"]

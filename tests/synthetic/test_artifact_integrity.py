@@ -14,7 +14,7 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import seal
 from ast_lightning.storage.files import read_json, write_json
 from ast_lightning.synthetic import DistilledDataset, load_distilled, save_distilled
-from ast_lightning.synthetic.verification import Finding, verify_distilled
+from ast_lightning.synthetic.verification import verify_distilled
 
 Make = Callable[..., DistilledDataset]
 READ = ("dataset.json", "images.safetensors", "preprocessing.safetensors")
@@ -91,22 +91,21 @@ def test_no_accident_leads_to_a_wrong_number(make_distilled: Make, tmp_path: Pat
             assert error.value == copy, context
             assert error.remedy, context
             refused += 1
-            told = [finding.file for finding in verify_distilled(copy) if finding.bad]
+            told = [finding.file for finding in verify_distilled(copy)]
             # a whole description of another set: that it does not fit is told of what it describes
             assert name in told or (told and (what, name) == ("swap", "dataset.json")), context
         else:
             assert same(read, loaded[original]), context
             harmless += 1
             if name not in READ:  # nothing reads pictures, and yet verify tells
-                findings = {finding.file: finding for finding in verify_distilled(copy)}
-                assert findings[name].bad == changed, context
+                assert [finding.file for finding in verify_distilled(copy)] == [name] * changed, context
     assert refused > TRIALS // 3
     assert harmless > TRIALS // 5
 
 
 def test_a_whole_folder_verifies(make_distilled: Make, tmp_path: Path) -> None:
     folder = save_distilled(tmp_path / "set", make_distilled())
-    assert verify_distilled(folder) == [Finding(name, "ok") for name in ALL]
+    assert verify_distilled(folder) == []
 
 
 def test_every_damaged_file_is_told_and_what_does_not_belong(make_distilled: Make, tmp_path: Path) -> None:
@@ -115,22 +114,22 @@ def test_every_damaged_file_is_told_and_what_does_not_belong(make_distilled: Mak
         (folder / name).write_bytes(b"rubbish")
     (folder / "preprocessing.safetensors").write_bytes((folder / "images_raw.png").read_bytes())
     (folder / "notes.txt").touch()
-    status = {finding.file: finding.status for finding in verify_distilled(folder)}
-    assert status == {
-        "dataset.json": "ok",
-        "images.safetensors": "damaged",
-        "preprocessing.safetensors": "damaged",
-        "images.png": "damaged",
-        "images_raw.png": "ok",
-        "notes.txt": "foreign",
+    problems = {finding.file: bool(finding.remedy) for finding in verify_distilled(folder)}
+    assert problems == {
+        "images.safetensors": True,
+        "preprocessing.safetensors": True,
+        "images.png": True,
+        "notes.txt": False,
     }
 
 
 def test_without_its_description_nothing_can_be_compared(make_distilled: Make, tmp_path: Path) -> None:
     folder = save_distilled(tmp_path / "set", make_distilled())
     (folder / "dataset.json").unlink()
-    findings = verify_distilled(folder)
-    assert [finding.status for finding in findings] == ["missing", *["unknown"] * 4]
+    (finding,) = verify_distilled(folder)
+    assert finding.file == "dataset.json"
+    assert "not compared" in finding.problem
+    assert "distil" in finding.remedy
     with pytest.raises(ConfigurationError, match="there is no such folder"):
         verify_distilled(tmp_path / "nowhere")
 
@@ -143,7 +142,7 @@ def test_statistics_of_another_kind_are_told_although_their_tensors_fit(make_dis
     save_distilled(tmp_path / "other", other)
     name = "preprocessing.safetensors"
     shutil.copy(tmp_path / "other" / name, tmp_path / "one" / name)
-    with pytest.raises(ConfigurationError, match=f"{name} is damaged"):
+    with pytest.raises(ConfigurationError, match=f"{name} cannot be used"):
         load_distilled(tmp_path / "one")
 
 

@@ -16,7 +16,7 @@ import torch
 
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import FunctionalNetwork
-from ast_lightning.storage.disk_space import STATE
+from ast_lightning.storage.disk_space import CHECKPOINT
 from ast_lightning.trajectories import TrajectoryStore
 
 Fill = Callable[[int], None]
@@ -61,7 +61,7 @@ def test_the_size_follows_from_the_settings(tmp_path: Path, metadata: dict[str, 
 def test_a_run_that_the_disk_cannot_hold_is_refused_before_it_begins(
     store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed = store.bytes_to_write(range(3)) + STATE * store.format.num_parameters
+    needed = store.bytes_to_write(range(3)) + CHECKPOINT * store.format.num_parameters
     for free in (needed - 1, needed):
         usage = shutil._ntuple_diskusage(10**9, 0, free)  # type: ignore[attr-defined]
         monkeypatch.setattr("shutil.disk_usage", lambda folder, usage=usage: usage)
@@ -85,7 +85,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_a_run(
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("ast_lightning.storage.files._hidden", refuse)
     with pytest.raises(ConfigurationError, match=r"output_dir=.*store: it cannot be written \(Permission denied\)"):
         store.check_room([0])
     with pytest.raises(ConfigurationError, match=r"output_dir=.*new/store\.json.*Permission denied.*set output_dir"):
@@ -106,7 +106,7 @@ def test_a_disk_that_fills_up_leaves_all_that_was_written(
                 store.write_snapshot(expert, epoch, network.unflatten(snapshot(expert, epoch)))
                 written.append((expert, epoch))
 
-        with pytest.raises(ConfigurationError, match=r"No space left on device.*make room and run the same") as caught:
+        with pytest.raises(ConfigurationError, match=r"No space left on device.*make room and rerun") as caught:
             fill_up()
         assert len(written) > 3
         assert f"epoch_{len(written) % 5:04d}" in str(caught.value)

@@ -109,12 +109,10 @@ def test_statistics_may_be_left_out_altogether_but_not_in_part(make: Any) -> Non
     assert store.read_statistics(0, 0) == {}
     assert len(store.read_snapshot(0, 0)) == store.format.num_parameters
     name = next(iter(buffers))
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match="running_var has shape None"):
         store.write_snapshot(0, 1, {**parameters, name: buffers[name]})
     with pytest.raises(ValueError, match=rf"{name} has shape \(3,\)"):
         store.write_snapshot(0, 1, {**parameters, **buffers, name: torch.zeros(3)})
-    with pytest.raises(ValueError, match="complex64, which no snapshot can hold"):
-        store.write_snapshot(0, 1, {**parameters, **buffers, name: torch.zeros(2, dtype=torch.complex64)})
     assert not store.snapshot_path(0, 1).exists()
 
 
@@ -179,7 +177,7 @@ def test_a_file_of_another_store_is_named(store: TrajectoryStore, fill: Fill, ma
             0, epoch, FunctionalNetwork(lambda: build_network(shape_of(store), 0)).unflatten(theta(store))
         )
     shutil.copyfile(other.snapshot_path(0, 2), store.snapshot_path(0, 2))
-    with pytest.raises(ConfigurationError, match=rf"it is that of .* of store {other.id}, and stands in"):
+    with pytest.raises(ConfigurationError, match=rf"it is that of .* of store {other.id}, not of"):
         store.read_snapshot(0, 2)
 
 
@@ -200,7 +198,7 @@ def test_a_consistent_file_that_was_not_there_when_the_expert_was_finished_is_na
     assert twin.id == store.id
     twin.write_snapshot(0, 2, network.unflatten(theta(store)))
     shutil.copyfile(twin.snapshot_path(0, 2), store.snapshot_path(0, 2))
-    with pytest.raises(ConfigurationError, match=r"epoch_0002.* not the one of which expert\.json has the checksum"):
+    with pytest.raises(ConfigurationError, match=r"epoch_0002.* checksum differs from expert\.json"):
         store.read_window(0, 1, 2)
     assert torch.equal(twin.read_snapshot(0, 2), theta(store))  # an expert in the making has no such list
 
@@ -243,7 +241,7 @@ def test_a_changed_store_record_is_named(store: TrajectoryStore, metadata: Metad
     path = store.folder / "store.json"
     write_json(path, damage(read_json(path)))
     for attempt in (lambda: TrajectoryStore.open(store.folder), lambda: TrajectoryStore.create(store.folder, metadata)):
-        with pytest.raises(ConfigurationError, match=rf"store\.json is damaged \(it .*{words}.*bring back a copy"):
+        with pytest.raises(ConfigurationError, match=rf"store\.json cannot be used: it .*{words}.*restore a copy"):
             attempt()
 
 
@@ -298,7 +296,7 @@ def test_a_file_without_a_checksum_is_refused(store: TrajectoryStore, fill: Fill
     fill(0)
     path = store.snapshot_path(0, 0)
     save_file(load_file(path), path)
-    with pytest.raises(ConfigurationError, match="does not fit its checksum"):
+    with pytest.raises(ConfigurationError, match="it has no checksum"):
         store.read_snapshot(0, 0)
 
 

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.networks import FunctionalNetwork
 from ast_lightning.storage.checksums import seal, unseal
 from ast_lightning.storage.files import read_json, write_json
 from ast_lightning.trajectories import TrajectoryStore
@@ -112,9 +111,7 @@ def test_open_says_that_nothing_is_there(tmp_path: Path, exists: bool) -> None:
     ("version", "remedy"),
     [
         (3, "install the version"),
-        (1, r"train these experts again with train_experts\.py.*format 1 has no checksums"),
-        (None, "bring back a copy"),
-        ("1", "bring back a copy"),
+        (1, r"train these experts again with train_experts\.py"),
     ],
 )
 def test_open_refuses_another_format(store: TrajectoryStore, metadata: Metadata, version: Any, remedy: str) -> None:
@@ -139,7 +136,7 @@ def test_truncated_snapshot_is_named(store: TrajectoryStore, fill: Fill, kept: i
     fill(0)
     path = store.snapshot_path(0, 2)
     path.write_bytes(path.read_bytes()[:kept])
-    assert re.search("cut short|header is damaged|speaks of", refusal(store, 0, 2).problem)
+    assert "cut short" in refusal(store, 0, 2).problem
 
 
 def test_missing_snapshot_is_named(store: TrajectoryStore, fill: Fill) -> None:
@@ -154,21 +151,18 @@ def test_rubbish_is_named(store: TrajectoryStore, fill: Fill) -> None:
     refusal(store, 0, 3)
 
 
-@pytest.mark.parametrize("change", ["shape", "name", "one more", "one less"])
-def test_foreign_snapshot_is_named(store: TrajectoryStore, fill: Fill, network: FunctionalNetwork, change: str) -> None:
+def test_a_snapshot_of_another_program_is_named(store: TrajectoryStore, fill: Fill) -> None:
     fill(0)
-    tensors = {name: torch.zeros(shape) for name, shape in store.layout}
-    last = store.layout[-1][0]
-    if change == "shape":
-        tensors[last] = torch.zeros(4)
-    elif change == "one more":
-        tensors["extra"] = torch.zeros(1)
-    else:
-        tensor = tensors.pop(last)
-        if change == "name":
-            tensors["other"] = tensor
-    save_file(tensors, store.snapshot_path(0, 1))
-    assert "other parameters" in refusal(store, 0, 1).problem
+    save_file({name: torch.zeros(shape) for name, shape in store.layout}, store.snapshot_path(0, 1))
+    assert "no checksum" in refusal(store, 0, 1).problem
+
+
+@pytest.mark.parametrize("key", ["network", "epochs"])
+def test_a_record_that_lacks_something_is_named(store: TrajectoryStore, metadata: Metadata, key: str) -> None:
+    content = {name: value for name, value in store.metadata.items() if name != key}
+    write_json(store.folder / "store.json", seal(content))
+    with pytest.raises(ConfigurationError, match=f"store.json cannot be used: it lacks '{key}'"):
+        TrajectoryStore.open(store.folder)
 
 
 def test_window_beyond_the_trajectory_is_refused(store: TrajectoryStore, fill: Fill) -> None:

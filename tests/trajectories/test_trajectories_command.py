@@ -133,7 +133,7 @@ def test_verify_says_that_all_is_well(run: Run, store: TrajectoryStore, fill: Fi
     fill(0)
     fill(1)
     status, text, _ = run("verify", store.folder.parent)
-    assert (status, text.endswith("of snapshots: all is well\n")) == (0, True)
+    assert (status, text.endswith("of snapshots: no problems\n")) == (0, True)
     assert text.startswith("1 store, 2 complete experts, ")
     status, text, _ = run("verify", store.folder, "--json")
     report = json.loads(text)
@@ -159,7 +159,7 @@ def test_verify_names_everything_that_is_wrong(run: Run, family: Path, store: Tr
     assert "does not fit its checksum" in found[str(broken)]["problem"]
     assert "is missing" in found[str(store.snapshot_path(3, 4))]["problem"]
     assert "2 of 5 snapshots" in found[str(incomplete)]["problem"]
-    assert "begins this expert" in found[str(incomplete)]["remedy"]
+    assert "starts this expert" in found[str(incomplete)]["remedy"]
     assert found[str(piece)]["remedy"] == found[str(stray)]["remedy"] == "delete it"
 
     status, text, _ = run("verify", family)
@@ -168,7 +168,7 @@ def test_verify_names_everything_that_is_wrong(run: Run, family: Path, store: Tr
     assert lines[-1].startswith("2 stores, 2 complete experts, ")
     assert lines[-1].endswith("5 problems")
     assert all(". Remedy: " in line for line in lines[:-1])
-    assert any(line.startswith(f"{broken}: cannot be used: its content does not fit") for line in lines)
+    assert any(line.startswith(f"{broken}: cannot be used: it does not fit") for line in lines)
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def report(run: Run, store: TrajectoryStore) -> Callable[[], tuple[int, Report, 
     def call() -> tuple[int, Report, dict[str, str]]:
         status, text, _ = run("verify", store.folder, "--json")
         told = json.loads(text)
-        notes = {each["file"]: each["note"] for each in told["notes"]}
+        notes = {each["file"]: each["problem"] for each in told["notes"]}
         return status, {each["file"]: each for each in told["findings"]}, notes
 
     return call
@@ -208,7 +208,7 @@ def test_what_a_running_process_writes_is_no_problem(
         assert notes[str(folders[0])].startswith(f"expert 1 is being trained by {holder}")
         status, text, _ = run("verify", store.folder)
         assert (status, text.count(holder)) == (0, 2)
-        assert text.endswith("all is well\n")
+        assert text.endswith("no problems\n")
         assert {path: path.stat().st_mtime_ns for path in store.folder.rglob("*")} == before
         store.snapshot_path(1, 0).write_bytes(b"")
         status, findings, _ = report()
@@ -251,7 +251,7 @@ def test_sound_states_are_gone_on_from(report: Any, store: TrajectoryStore, stop
     status, findings, _ = report()
     (finding,) = findings.values()
     assert (status, finding["file"]) == (1, str(store.expert_folder(2) / "expert.json"))
-    assert finding["remedy"] == "run train_experts.py with the same settings, which goes on with this expert"
+    assert finding["remedy"] == "run train_experts.py with the same settings, which resumes this expert"
 
 
 @pytest.mark.parametrize(("bad", "good"), [("last", "previous"), ("previous", "last")])
@@ -262,9 +262,12 @@ def test_a_damaged_state_beside_a_sound_one(
     spoil(broken)
     status, findings, _ = report()
     assert (status, set(findings)) == (1, {str(broken), str(store.expert_folder(2) / "expert.json")})
-    assert findings[str(broken)]["problem"] == "the state cannot be used: it does not fit its checksum"
-    assert findings[str(broken)]["remedy"].endswith(f"which goes on from {good}.ckpt")
-    assert "goes on with this expert" in findings[str(store.expert_folder(2) / "expert.json")]["remedy"]
+    assert (
+        findings[str(broken)]["problem"]
+        == "the checkpoint cannot be used: archive/data/0 in it does not fit its checksum"
+    )
+    assert findings[str(broken)]["remedy"].endswith(f"which resumes from {good}.ckpt")
+    assert "resumes this expert" in findings[str(store.expert_folder(2) / "expert.json")]["remedy"]
     assert stopped.find(expected=True) == (stopped.previous if bad == "last" else stopped.last)  # as it was said
 
 
@@ -282,7 +285,7 @@ def test_no_state_that_can_be_used(report: Any, store: TrajectoryStore, stopped:
     named = [] if how == "gone" else states
     record = store.expert_folder(2) / "expert.json"
     assert (status, set(findings)) == (1, {str(path) for path in (*named, record)})
-    assert findings[str(record)]["problem"].endswith("4 of 5 snapshots and no state to go on from")
+    assert findings[str(record)]["problem"].endswith("4 of 5 snapshots and no checkpoint to resume from")
     assert all("expert_index=2 and fresh=true" in each["remedy"] for each in findings.values())
     with pytest.raises(ConfigurationError, match="fresh=true"):  # as it was said
         stopped.find(expected=True)
@@ -317,7 +320,7 @@ def test_an_import_goes_on_without_states(
     for epoch in range(3):
         store.write_snapshot(0, epoch, network.unflatten(torch.full((network.num_parameters,), float(epoch))))
     status, text, _ = run("verify", store.folder)
-    assert (status, "goes on with this expert" in text, "no state" in text) == (1, True, False)
+    assert (status, "resumes this expert" in text, "no checkpoint" in text) == (1, True, False)
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut short", "newer"])
@@ -335,7 +338,7 @@ def test_a_store_whose_record_is_of_no_use(run: Run, store: TrajectoryStore, fil
     assert (status, finding["file"]) == (1, str(path))
     status, text, _ = run("ls", store.folder.parent)
     assert status == 0
-    assert {"gone": "no store.json", "cut short": "is damaged", "newer": "format is 3"}[damage] in text
+    assert {"gone": "no store.json", "cut short": "cannot be used", "newer": "format is 3"}[damage] in text
     status, _, errors = run("info", store.folder)
     assert (status, errors.startswith(f"error: experts_dir={store.folder}: "), "Remedy: " in errors) == (2, True, True)
     run("ls", store.folder)  # its experts can still be counted
@@ -360,9 +363,9 @@ def test_verify_covers_the_preprocessing(run: Run, metadata: dict[str, Any], tmp
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 4]))
     assert "does not fit its checksum" in problem()
     path.write_bytes(content[:-1])
-    assert "is damaged" in problem()
+    assert "cut short" in problem()
     save_preprocessing(path, other)
-    assert "is not the one that store.json speaks of" in problem()
+    assert "is not the one that store.json names" in problem()
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_shapes_are_checked_when_writing(
     with pytest.raises(ValueError, match=name):
         store.write_snapshot(0, 0, pieces)
     del pieces[name]
-    with pytest.raises(KeyError):
+    with pytest.raises(ValueError, match=name):
         store.write_snapshot(0, 0, pieces)
     assert not store.expert_folder(0).exists()
 
@@ -179,7 +179,7 @@ def test_failed_write_keeps_the_old_snapshot(
         raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr("os.replace", refuse)
-    with pytest.raises(ConfigurationError, match=r"output_dir=.*epoch_0001.*no space.*make room and run the same"):
+    with pytest.raises(ConfigurationError, match=r"output_dir=.*epoch_0001.*no space.*make room and rerun"):
         store.write_snapshot(0, 1, network.unflatten(snapshot(5, 5)))
     with pytest.raises(ConfigurationError, match=r"epoch_0000.*no space"):
         store.write_snapshot(1, 0, network.unflatten(snapshot(5, 5)))
