@@ -18,7 +18,7 @@ from ast_lightning.callbacks import (
     StateOfIterations,
     SyntheticImageLogger,
 )
-from ast_lightning.commands.run import Run, short_hash
+from ast_lightning.commands.run import Run
 from ast_lightning.commands.stores import experts_to_distil
 from ast_lightning.compilation import Compilation
 from ast_lightning.data import ImageDataModule, LabelledImages, load_preprocessing
@@ -83,7 +83,7 @@ def distill(run: Run) -> dict[str, float]:
     compilation = compile_student(run, len(images))
     module = build_module(run, images, labels, windows, settings, compilation)
     materials = materials_of(run, store)
-    identity = {"distillation": short_hash(run.distill_identity()), **materials}
+    identity = {"distillation": run.distill_key(), **materials}
     states = None if run.fast_dev_run else RunStates(folder / "checkpoints", identity)
     saver = None if states is None else StateOfIterations(states.last, settings.save_every, settings.eval_every)
     make = dataset_maker(run, store)

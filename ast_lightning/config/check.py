@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from ast_lightning.config.distill import DistillSettings
 from ast_lightning.config.root import RootSettings
@@ -32,13 +32,14 @@ def checked(config: DictConfig) -> Config:
     Raises:
         ConfigurationError: naming an option that is missing, unknown, of another type, or that cannot work.
     """
-    plain = _resolved(config)
-    _check_sections(plain)
-    root = {name: value for name, value in plain.items() if name not in (*SECTIONS, *FREE_SECTIONS)}
-    result: Config = {name: value for name, value in plain.items() if name not in root}
+    names = [str(name) for name in config if name != "hydra"]
+    root = _resolved(config, [name for name in names if name not in (*SECTIONS, *FREE_SECTIONS)])
+    _check_groups(root)
+    result: Config = asdict(settings_from(RootSettings, root))
+    plain = _resolved(config, names)
     for section in SECTIONS:
         result[section] = _checked_section(section, plain)
-    return {**result, **asdict(settings_from(RootSettings, root))}  # type: ignore[call-overload]
+    return result | {section: plain[section] for section in FREE_SECTIONS if section in plain}
 
 
 def settings_from(kind: type[Kind], values: Mapping[str, Any], context: Mapping[str, Any] | None = None) -> Kind:
@@ -70,6 +71,11 @@ def settings_from(kind: type[Kind], values: Mapping[str, Any], context: Mapping[
     return kind(**content)
 
 
+def is_option(name: str) -> bool:
+    """Whether there is an option of this full name, such as ``distill.ipc``."""
+    return name in known_options()
+
+
 def unknown_option(option: str, value: object) -> ConfigurationError:
     """The error for an option that does not exist; it recommends the nearest that does."""
     near = nearest(option)
@@ -90,57 +96,53 @@ def wrong_type(option: str, value: object, annotation: str | None = None) -> Con
 
 def nearest(option: str) -> str | None:
     """The existing option whose name is most like ``option``, if one is."""
-    known = list(known_options())
+    known = known_options()
     section, _, name = option.rpartition(".")
-    same = [each for each in known if each.rpartition(".")[2] == name]
-    if same:  # the right name in another section, or in none
-        return next((each for each in same if each.startswith(section)), same[0])
-    own = [each for each in known if section and each.startswith(f"{section}.")]
-    for names, cutoff in ((own, 0.75), (known, 0.7)):
-        found = difflib.get_close_matches(option, names, 1, cutoff)
+    groups = {} if section else {group: group for group in (*SECTIONS, *GLOBAL_GROUPS)}
+    own = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == section}
+    everywhere = {each.rpartition(".")[2]: each for each in known}
+    for names in (own, {name: each for name, each in everywhere.items() if each.startswith(section)}, everywhere):
+        found = difflib.get_close_matches(name, {**names, **groups}, 1, 0.7)
         if found:
-            return found[0]
-    by_name = {each.rpartition(".")[2]: each for each in known}
-    found = difflib.get_close_matches(name, by_name, 1, 0.7)
-    return by_name[found[0]] if found else None
+            return {**names, **groups}[found[0]]
+    return None
 
 
-def _resolved(config: DictConfig) -> Config:
+def _resolved(config: DictConfig, names: Sequence[str]) -> Config:
     try:
-        own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+        own = OmegaConf.masked_copy(config, list(names))
         plain: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", "") or "configuration")
         problem = str(error).splitlines()[0].rstrip(".")
-        raise ConfigurationError(key, "???", problem, f"give it on the command line: {key}=…") from error
+        value, remedy = "???", f"give it on the command line: {key}=…"
+        if isinstance(error, InterpolationResolutionError):
+            value, remedy = "${…}", "correct the name in braces"
+        raise ConfigurationError(key, value, problem, remedy) from error
     return dict(plain)
 
 
-def _check_sections(plain: Config) -> None:
+def _check_groups(root: Config) -> None:
     for group in GLOBAL_GROUPS:
-        if plain.get(group) is not None:
+        if root.pop(group, None) is not None:
             raise ConfigurationError(
                 group,
                 "…",
                 f"the chosen file sets options below {group} instead of at the top level",
                 f"write '# @package _global_' as the first line of the file in conf/{group}/",
             )
-        plain.pop(group, None)
-    for section in SECTIONS:
-        if not isinstance(plain.get(section), Mapping):
-            value = "null" if plain.get(section) is None else plain[section]
-            raise ConfigurationError(
-                section, value, "the section is missing", f"choose one of the files in conf/{section}/"
-            )
 
 
 def _checked_section(section: str, plain: Config) -> Config:
-    values: Config = dict(plain[section])
+    values = plain.get(section)
+    if not isinstance(values, Mapping):
+        shown, remedy = "null" if values is None else values, f"choose one of the files in conf/{section}/"
+        raise ConfigurationError(section, shown, "the section is missing", remedy)
     kind = kind_of(section, values)
     if section == "trainer":
-        return _checked_trainer(values)
+        return _checked_trainer(dict(values))
     if kind is not None:
-        return asdict(settings_from(kind, values, plain))  # type: ignore[call-overload, no-any-return]
+        return asdict(settings_from(kind, values, plain))  # type: ignore[call-overload]
     if not values.get("_target_"):
         remedy = f"give a class as package.module.Name, or choose another of the files in conf/{section}/"
         raise ConfigurationError(f"{section}._target_", "null", "it must name a class", remedy)
@@ -148,7 +150,7 @@ def _checked_section(section: str, plain: Config) -> Config:
         names = [each.name for each in fields(DistillSettings)]
         common = {name: value for name, value in values.items() if name in names}
         return {**values, **asdict(settings_from(DistillSettings, common))}
-    return values
+    return dict(values)
 
 
 def _checked_trainer(values: Config) -> Config:

@@ -23,8 +23,8 @@ class DataSettings(Settings):
     download: bool = option(False, "let torchvision download what root does not hold", result=False)
     image_size: int | None = option(None, "side in pixels to resize to; null: the size of the images")
     preprocessing: str = option("standardize", "standardize | zca | none, fitted on the training split")
-    mean: Any = option(None, "list of means per channel in [0, 1] for standardize; null: of the training split")
-    std: Any = option(None, "list of standard deviations per channel, given together with mean")
+    mean: list[float] | None = option(None, "means per channel in [0, 1] for standardize; null: of the training split")
+    std: list[float] | None = option(None, "standard deviations per channel, given together with mean")
     zca_eps: float = option(0.1, "added to the eigenvalues of the covariance (zca)")
     zca_max_features: int = option(12288, "reject zca for images of more values than this, for its memory")
     per_class: int | None = option(None, "so many random training images per class; null: all")
@@ -40,3 +40,5 @@ class DataSettings(Settings):
         self.require_choice("preprocessing", PREPROCESSINGS)
         if not 0 <= self.validation_fraction < 1:
             raise self.refused("validation_fraction", "it must lie in [0, 1)", "give e.g. 0.1, or 0 for none")
+        if self.source == "image_folder" and self.root is None:
+            raise self.refused("root", "it must name the folder that holds train/ and test/", "add data.root=…")

@@ -32,7 +32,7 @@ class ExpertSettings(Settings):
     penalty_norm: str = option("pixel", "pixel: over channels, the published code | sample: over C·H·W, WGAN-GP")
     augment: bool = option(True, "Siamese augmentation with the families of the data")
     snapshot_dtype: str = option("float32", "of the stored parameters: float32 | bfloat16 | float16 (half the disk)")
-    every_n_epochs: int = option(1, "n: store epochs 0, n, 2n, … and the last; distill.expert_epochs is a multiple of n")
+    every_n_epochs: int = option(1, "n: store epochs 0, n, 2n, … and E; distill.expert_epochs must be a multiple of n")
     max_epoch: int | None = option(None, "store nothing beyond this epoch but the last; training runs to the end")
 
     def __post_init__(self) -> None:

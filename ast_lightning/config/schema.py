@@ -73,9 +73,12 @@ def kind_of(section: str, values: Mapping[str, Any]) -> type[Settings] | None:
 
 def known_options() -> dict[str, Field[Any]]:
     """Every option by its full name, such as ``distill.ipc``."""
-    kinds = [RootSettings, *(kind for section in SECTIONS.values() for kind in section)]
+    kinds: list[type[Settings]] = [RootSettings, *(kind for section in SECTIONS.values() for kind in section)]
     return {
         f"{kind.section}.{each.name}".lstrip("."): each
         for kind in kinds
         for each in fields(kind)  # type: ignore[arg-type]
     }
+
+
+register()  # with the import, as the options are needed wherever a configuration is composed

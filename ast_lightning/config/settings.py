@@ -37,7 +37,7 @@ def without_neutral(kind: type[Any] | None, values: Mapping[str, Any]) -> dict[s
     metadata = {} if kind is None else {each.name: each.metadata for each in fields(kind)}
     result = {}
     for name, value in sorted(values.items()):
-        about = metadata.get(name, {})
+        about: Mapping[str, Any] = metadata.get(name, {})
         if about.get("result", True) and not ("neutral" in about and _same(about["neutral"], value)):
             result[name] = comparable(value)
     return result
@@ -68,7 +68,8 @@ class Settings:
     def refused(self, name: str, problem: str, remedy: str) -> ConfigurationError:
         """The error that names the option and its value."""
         option = f"{self.section}.{name}" if self.section else name
-        return ConfigurationError(option, getattr(self, name), problem, remedy)
+        value = getattr(self, name)
+        return ConfigurationError(option, "null" if value is None else value, problem, remedy)
 
     def require_at_least_one(self, *names: str) -> None:
         """Reject counts below 1."""
