@@ -181,13 +181,15 @@ def _method_settings(section: dict[str, Any]) -> DistillSettings:
 def _network(section: dict[str, Any]) -> Callable[..., Any]:
     arguments = {name: value for name, value in section.items() if name != "_target_"}
     kind = _class("network", section["_target_"])
-    accepted = inspect.signature(kind).parameters
-    if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in accepted.values()):
-        for name in [name for name in arguments if name not in accepted]:
-            own = {field.name for field in fields(ConvNetSettings)} <= set(section)
-            remedy = f"choose network=custom network._target_={section['_target_']}" if own else f"add ~network.{name}"
-            problem = f"{section['_target_']} has no such argument"
-            raise ConfigurationError(f"network.{name}", arguments[name], problem, remedy)
+    accepted = inspect.signature(kind).parameters.values()
+    names = {each.name for each in accepted}
+    others = [name for name in arguments if name not in names]
+    if others and not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in accepted):
+        remedy = "add " + " ".join(f"~network.{name}" for name in others)
+        if {each.name for each in fields(ConvNetSettings)} <= set(section):
+            remedy = f"choose network=custom network._target_={section['_target_']}"
+        problem = f"{section['_target_']} has no such argument"
+        raise ConfigurationError(f"network.{others[0]}", arguments[others[0]], problem, remedy)
     return functools.partial(kind, **arguments)
 
 

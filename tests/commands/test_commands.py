@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ast_lightning.commands.run import settings_from
-from ast_lightning.evaluation import EvaluationSettings
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.trajectories import TrajectoryStore
 
@@ -173,8 +171,3 @@ def test_loggers(output: Path, command: Command) -> None:
 def test_profiler_is_lightnings(output: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     command("distill", output, "trainer.profiler=simple", "distill.max_steps=1", "distill.lr_img=80")
     assert load_distilled(distilled_folder(output, "distill.lr_img=80") / "synthetic" / "last")
-
-
-def test_settings_from_reads_every_field() -> None:
-    settings = settings_from(EvaluationSettings, "evaluation", {"epochs": 7, "lr": 1})
-    assert (settings.epochs, settings.lr, settings.networks) == (7, 1, 5)
