@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ast_lightning.config.distill import TrajectoryMatchingSettings
+from ast_lightning.config.evaluation import EvaluationSettings
 from ast_lightning.config.expert import ExpertSettings
 from ast_lightning.config.network import ConvNetSettings
 from ast_lightning.config.schema import kind_of
@@ -101,13 +102,14 @@ def complete_record(key: str, record: Any) -> Any:
     """A recorded section with the options that were added since, at their neutral values, for a comparison.
 
     Args:
-        key: the section as ``store.json`` names it: ``expert``, ``network`` ….
+        key: ``expert`` or ``evaluation``, which hold options, ``network``, or any other.
         record: its content; returned as it is where it holds no options.
     """
     if not isinstance(record, Mapping):
         return record
-    if key == "expert":
-        return {**_neutral(ExpertSettings), **record}
+    kind = {"expert": ExpertSettings, "evaluation": EvaluationSettings}.get(key)
+    if kind is not None:
+        return {**_neutral(kind), **record}
     if key == "network" and str(record.get("target")).endswith(".ConvNet"):
         return {**record, "arguments": {**_neutral(ConvNetSettings), **record.get("arguments", {})}}
     return record
