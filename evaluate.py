@@ -1,18 +1,15 @@
-"""Judge a distilled dataset by networks trained on nothing else."""
+"""Evaluate a distilled dataset: train networks on nothing else."""
 
 import hydra
 from omegaconf import DictConfig
 
-import ast_lightning.sweeps.table  # noqa: F401  it tells Hydra what ${sweep_name:} is
+from ast_lightning.commands.entry import run_command, start
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> dict[str, float]:
-    from ast_lightning.commands.app import execute  # late: --help and --cfg answer without loading torch
-    from ast_lightning.commands.evaluate import evaluate
-
-    return execute(evaluate, config)
+    return run_command("evaluate", config)
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import logging
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +24,23 @@ from hydra.utils import get_class, instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from ast_lightning.commands.run import Run, check_run, settings_from
-from ast_lightning.distillation import TrajectoryMatchingSettings
+from ast_lightning.commands.run import Run
+from ast_lightning.config.check import checked, settings_from
+from ast_lightning.config.distill import DistillSettings
+from ast_lightning.config.network import ConvNetSettings
+from ast_lightning.config.schema import kind_of
 from ast_lightning.errors import ConfigurationError, DistillationDiverged, WorkerFailed
 from ast_lightning.evaluation import EvaluationSettings
 from ast_lightning.experts import ExpertSettings
 from ast_lightning.parallel.devices import by_torchrun, devices_of, local_rank
 from ast_lightning.parallel.failures import ENDED_BY_SIGTERM, watched
 from ast_lightning.runs.loggers import check_packages
-from ast_lightning.runs.trainer import check_trainer
 from ast_lightning.sweeps.tasks import tasks_of_job
 from ast_lightning.terminal import is_rank_zero
 
 Metrics = dict[str, float]
-
-_PRECISIONS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
-"""Lightning's short names of precisions: runs that differ in the name alone are the same run."""
 
 _FULL = "make room and run the same command again: it goes on where it stopped"
 _CLOSED = "make the folder writable, or give another output_dir"
@@ -115,29 +115,21 @@ def build_run(config: DictConfig, in_sweep: bool = False) -> Run:
     Raises:
         ConfigurationError: a missing or impossible value.
     """
-    try:
-        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        key = str(getattr(error, "full_key", "") or "configuration")
-        raise ConfigurationError(
-            key, "???", str(error).splitlines()[0].rstrip("."), f"give it on the command line: {key}=…"
-        ) from error
-    check_run(plain)
-    check_trainer(plain["trainer"])
+    plain = checked(config)
     check_packages(plain.get("logger") or {})
     _check_processes(plain["trainer"])
-    precision = plain["trainer"].get("precision")
-    plain["trainer"]["precision"] = _PRECISIONS.get(str(precision), precision)
     if in_sweep:
         _check_tasks(plain["trainer"])
+    distill = _method_settings(plain["distill"])
+    plain["distill"] = {**plain["distill"], **asdict(distill)}
     choices = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
     return Run(
         config=plain,
-        data=_instantiate("data", config.data),
+        data=_instantiate("data", plain["data"]),
         make_network=_network(plain["network"]),
-        expert=settings_from(ExpertSettings, "expert", plain["expert"]),
-        distill=settings_from(TrajectoryMatchingSettings, "distill", plain["distill"]),
-        evaluation=settings_from(EvaluationSettings, "evaluation", plain["evaluation"]),
+        expert=ExpertSettings(**plain["expert"]),
+        distill=distill,
+        evaluation=EvaluationSettings(**plain["evaluation"]),
         choices={group: str(choice) for group, choice in choices.items()},
         in_sweep=in_sweep,
         loggers=_factories("logger", plain.get("logger")),
@@ -179,17 +171,39 @@ def _check_tasks(trainer: dict[str, Any]) -> None:
         )
 
 
+def _method_settings(section: dict[str, Any]) -> DistillSettings:
+    """The options of the chosen method; a class that is not of this package names their dataclass as ``Settings``."""
+    target = section["_target_"]
+    kind = kind_of("distill", section) or getattr(_class("distill", target), "Settings", None)
+    if not (isinstance(kind, type) and issubclass(kind, DistillSettings)):
+        remedy = "give the class an attribute Settings, a dataclass that extends DistillSettings"
+        raise ConfigurationError("distill._target_", target, "its options are not known", remedy)
+    names = {field.name for field in fields(kind)}
+    return settings_from(kind, {name: value for name, value in section.items() if name in names or name != "_target_"})
+
+
 def _network(section: dict[str, Any]) -> Callable[..., Any]:
-    arguments = {key: value for key, value in section.items() if key != "_target_"}
+    arguments = {name: value for name, value in section.items() if name != "_target_"}
+    kind = _class("network", section["_target_"])
+    accepted = inspect.signature(kind).parameters.values()
+    names = {each.name for each in accepted}
+    others = [name for name in arguments if name not in names]
+    if others and not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in accepted):
+        remedy = "add " + " ".join(f"~network.{name}" for name in others)
+        if {each.name for each in fields(ConvNetSettings)} <= set(section):
+            remedy = f"choose network=custom network._target_={section['_target_']}"
+        problem = f"{section['_target_']} has no such argument"
+        raise ConfigurationError(f"network.{others[0]}", arguments[others[0]], problem, remedy)
+    return functools.partial(kind, **arguments)
+
+
+def _class(section: str, target: object) -> Any:
     try:
-        return functools.partial(get_class(section["_target_"]), **arguments)
+        found: Any = get_class(str(target))
     except Exception as error:
-        raise ConfigurationError(
-            "network._target_",
-            section.get("_target_"),
-            f"it cannot be imported ({error})",
-            "give a class as package.module.Name",
-        ) from error
+        problem, remedy = f"it cannot be imported ({error})", "give a class as package.module.Name"
+        raise ConfigurationError(f"{section}._target_", target, problem, remedy) from error
+    return found
 
 
 def _factories(group: str, nodes: dict[str, Any] | None) -> dict[str, Callable[..., Any]]:
@@ -203,18 +217,16 @@ def _factories(group: str, nodes: dict[str, Any] | None) -> dict[str, Callable[.
     return factories
 
 
-def _instantiate(section: str, config: DictConfig | dict[str, Any], **options: Any) -> Any:
+def _instantiate(section: str, values: dict[str, Any], **options: Any) -> Any:
     try:
-        return instantiate(config, **options)
+        return instantiate(values, **options)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ConfigurationError):
             raise cause from error
+        option = f"{section}._target_"
         raise ConfigurationError(
-            f"{section}._target_",
-            config.get("_target_"),
-            str(cause or error),
-            f"check the options of {section}",
+            option, values.get("_target_"), str(cause or error), f"check the options of {section}"
         ) from error
 
 

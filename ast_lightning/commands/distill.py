@@ -14,7 +14,7 @@ from ast_lightning.callbacks import (
     StateOfIterations,
     SyntheticImageLogger,
 )
-from ast_lightning.commands.run import Run, short_hash
+from ast_lightning.commands.run import Run
 from ast_lightning.commands.stores import context_of
 from ast_lightning.compilation import Compilation
 from ast_lightning.config.distill import check_precision
@@ -55,7 +55,7 @@ def distill(run: Run) -> dict[str, float]:
     synthetic = method.synthetic_set(*starting_point(settings, context))
     module = DistillModule(synthetic, method, evaluator=_evaluator(run))
     inputs = inputs_of(run, context)
-    identity = {"distillation": short_hash(run.distill_identity()), **inputs}
+    identity = {"distillation": run.distill_key(), **inputs}
     states = None if run.fast_dev_run else RunStates(folder / "checkpoints", identity)
     saver = None if states is None else StateOfIterations(states.last, settings.save_every, settings.eval_every)
     make = dataset_maker(run, method)

@@ -37,10 +37,16 @@ class DistillSettings(Settings):
     lr_img: float = option(1000.0, "outer learning rate of the images")
     outer: Any = option("sgd", "the outer step")
     outer_momentum: float = option(0.5, "momentum of the outer step")
-    max_steps: int = option(5000, "outer iterations")
-    eval_every: int = option(500, "iterations between evaluations; the last iteration is always evaluated")
-    save_every: int = option(50, "iterations between the checkpoints that an interrupted run resumes from")
-    eval_networks: int | None = option(None, "networks of an evaluation while distilling; null: evaluation.networks")
+    max_steps: int = option(5000, "outer iterations", result=False)
+    eval_every: int = option(
+        500, "iterations between evaluations; the last iteration is always evaluated", result=False
+    )
+    save_every: int = option(
+        50, "iterations between the checkpoints that an interrupted run resumes from", result=False
+    )
+    eval_networks: int | None = option(
+        None, "networks of an evaluation while distilling; null: evaluation.networks", result=False
+    )
 
     def __post_init__(self) -> None:
         self.require_at_least_one("ipc", "init_clusters", "max_steps", "eval_every", "save_every", "eval_networks")
@@ -60,7 +66,9 @@ class TrajectoryMatchingSettings(DistillSettings):
     max_start_epoch: int = option(20, "T⁺, exclusive bound on the start epoch of a window")
     windows: Any = option("uniform", "how expert and start epoch of a window are drawn")
     windows_per_step: int = option(1, "W, windows of an outer iteration over all devices; gradients are averaged")
-    split: str = option("auto", "what devices divide: windows | batch | auto (windows where they divide evenly)")
+    split: str = option(
+        "auto", "what devices divide: windows | batch | auto (windows where they divide evenly)", result=False
+    )
     batch_syn: int | None = option(None, "synthetic images of an inner step; null: all")
     momentum: float = option(0.9, "μ of the student")
     balance: Any = option(True, "scale the inner loss by c(s), AST's balanced inner loop")
@@ -69,8 +77,12 @@ class TrajectoryMatchingSettings(DistillSettings):
     intermediate: str = option("aggregate", "intermediate matching: none | aggregate (β = 1) | adaptive (β = i / M)")
     learn_lr: bool = option(True, "learn α")
     lr_lr: float = option(1e-5, "outer learning rate of α")
-    engine: str = option("adjoint", "adjoint: exact in constant memory | autograd: the graph of all K steps")
-    recompute: bool = option(False, "keep every √K-th step only; for networks of ten million parameters and more")
+    engine: str = option(
+        "adjoint", "adjoint: exact in constant memory | autograd: the graph of all K steps", result=False
+    )
+    recompute: bool = option(
+        False, "keep every √K-th step only; for networks of ten million parameters and more", result=False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,38 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ast_lightning.config.settings import Settings
+from ast_lightning.config.settings import Settings, option
 
 
 @dataclass(frozen=True)
 class EvaluationSettings(Settings):
-    """Training of the fresh networks that judge a synthetic set. The defaults are AST's published values.
-
-    Args:
-        networks: how many networks are trained; mean and spread are over them.
-        epochs: passes over the synthetic set.
-        batch_size: synthetic images of one step.
-        lr: learning rate of SGD; None takes the learned student learning rate of the set.
-        momentum: until the learning rate falls.
-        weight_decay: L2 coefficient.
-        lr_decay: factor applied to the learning rate once, after epoch index epochs // 2 + 1, with the momentum reset.
-        momentum_after_decay: from there on.
-        augment: whether batches are augmented with the data's Siamese families.
-        at_once: how many networks are trained together, as one stacked computation.
-    """
+    """How fresh networks are trained on a synthetic set; the defaults are AST's published values."""
 
     section: ClassVar[str] = "evaluation"
 
-    networks: int = 5
-    epochs: int = 1000
-    batch_size: int = 256
-    lr: float | None = None
-    momentum: float = 0.9
-    weight_decay: float = 1e-3
-    lr_decay: float = 0.5
-    momentum_after_decay: float = 0.8
-    augment: bool = True
-    at_once: int = 1
+    networks: int = option(5, "networks to train; mean and spread are over them")
+    epochs: int = option(1000, "passes over the synthetic set")
+    batch_size: int = option(256, "synthetic images of a training step")
+    lr: float | None = option(None, "learning rate; null: the learned learning rate of the set")
+    momentum: float = option(0.9, "momentum until the learning rate falls")
+    weight_decay: float = option(1e-3, "L2 coefficient")
+    lr_decay: float = option(0.5, "factor of the learning rate, once, after epoch index epochs // 2 + 1")
+    momentum_after_decay: float = option(0.8, "momentum from there on")
+    augment: bool = option(True, "Siamese augmentation with the families of the data")
+    at_once: int = option(1, "networks trained together, as one stacked computation", result=False)
 
     def __post_init__(self) -> None:
         self.require_at_least_one("networks", "epochs", "batch_size", "at_once")

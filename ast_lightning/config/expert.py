@@ -16,57 +16,30 @@ _PARTS = {"optimizer": "sgd", "regularizers": [], "samples": "all"}
 
 @dataclass(frozen=True)
 class ExpertSettings(Settings):
-    """Optimisation, clipping loss and gradient penalty of an expert. The defaults are AST's published values.
-
-    Args:
-        epochs: E; the trajectory has E + 1 snapshots, or as many as ``every_n_epochs`` and ``max_epoch`` leave.
-        batch_size: images of one step, over all devices together.
-        lr: initial learning rate of SGD.
-        momentum: heavy-ball momentum in [0, 1).
-        weight_decay: L2 coefficient.
-        lr_decay: factor applied to the learning rate once, with the momentum reset; 1 keeps it constant.
-        lr_decay_epoch: last epoch index at the full rate; None is E // 2 + 1, as published.
-        clipping: whether the cross-entropy is scaled down during the first epochs.
-        clip_start: factor of epoch 0; it rises linearly to ``clip_end``.
-        clip_end: factor that epoch ``clip_epochs`` reaches; later epochs have factor 1.
-        clip_epochs: how many epochs are scaled.
-        gradient_penalty: λ; 0 turns the penalty off.
-        penalty_norm: ``pixel`` (norm over the channel axis, the published code) or ``sample`` (over C·H·W, WGAN-GP).
-        augment: whether batches are augmented with the data's Siamese families.
-        snapshot_dtype: of the stored parameters: ``float32``, ``bfloat16`` or ``float16``; training does not see it.
-        every_n_epochs: n; epochs 0, n, 2n, … are stored, and E.
-        max_epoch: nothing beyond it is stored but E; training still runs to E. None stores all.
-        optimizer: ``sgd``, or a function of (parameters, settings), see :mod:`ast_lightning.experts.optimizers`.
-        regularizers: functions of (apply, parameters, augmented, raw, labels, epoch), see
-            :data:`ast_lightning.experts.objective.Regularizer`.
-        samples: ``all``, or a function of (epoch, labels) that returns the indices of the training images of an epoch.
-
-    A part is given by name, as a callable, or as a mapping with ``_target_``, see
-    :func:`ast_lightning.config.parts.resolve`.
-    """
+    """Optimisation, clipping loss and gradient penalty of an expert; the defaults are AST's published values."""
 
     section: ClassVar[str] = "expert"
 
-    epochs: int = 50
-    batch_size: int = 256
-    lr: float = 0.003
-    momentum: float = 0.9
-    weight_decay: float = 1e-3
-    lr_decay: float = 0.6
-    lr_decay_epoch: int | None = None
-    clipping: bool = True
-    clip_start: float = 0.5
-    clip_end: float = 1.0
-    clip_epochs: int = 10
-    gradient_penalty: float = 2.0
-    penalty_norm: str = "pixel"
-    augment: bool = True
-    snapshot_dtype: str = "float32"
-    every_n_epochs: int = 1
-    max_epoch: int | None = None
-    optimizer: Any = option("sgd", "The optimizer of an expert: sgd, or {_target_: …} for one of your own.")
-    regularizers: Any = option([], "Terms added to the loss: a list of {_target_: …}, each with its own weight.")
-    samples: Any = option("all", "The training images of an epoch: all, or {_target_: …} for a curriculum.")
+    epochs: int = option(50, "E; a trajectory has E + 1 snapshots, or as many as every_n_epochs and max_epoch leave")
+    batch_size: int = option(256, "images of a training step, over all devices")
+    lr: float = option(0.003, "initial learning rate")
+    momentum: float = option(0.9, "heavy-ball momentum")
+    weight_decay: float = option(1e-3, "L2 coefficient")
+    lr_decay: float = option(0.6, "factor of the learning rate, once, with the momentum reset; 1: constant")
+    lr_decay_epoch: int | None = option(None, "last epoch index at the full learning rate; null: epochs // 2 + 1")
+    clipping: bool = option(True, "scale the cross-entropy of the first epochs down")
+    clip_start: float = option(0.5, "factor of epoch 0; it rises linearly to clip_end")
+    clip_end: float = option(1.0, "factor that epoch clip_epochs reaches; later epochs have factor 1")
+    clip_epochs: int = option(10, "epochs whose cross-entropy is scaled")
+    gradient_penalty: float = option(2.0, "λ of the gradient penalty; 0: off")
+    penalty_norm: str = option("pixel", "pixel: over channels, the published code | sample: over C·H·W, WGAN-GP")
+    augment: bool = option(True, "Siamese augmentation with the families of the data")
+    snapshot_dtype: str = option("float32", "of the stored parameters: float32 | bfloat16 | float16 (half the disk)")
+    every_n_epochs: int = option(1, "n: store epochs 0, n, 2n, … and E; distill.expert_epochs must be a multiple of n")
+    max_epoch: int | None = option(None, "store nothing beyond this epoch but the last; training runs to the end")
+    optimizer: Any = option("sgd", "the optimiser of an expert: sgd, or {_target_: …} for one of your own")
+    regularizers: Any = option([], "terms added to the loss: a list of {_target_: …}, each with its own weight")
+    samples: Any = option("all", "the training images of an epoch: all, or {_target_: …} for a curriculum")
 
     def __post_init__(self) -> None:
         self.require_at_least_one("epochs", "batch_size", "every_n_epochs", "max_epoch")

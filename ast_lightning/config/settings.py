@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, field, fields
 from typing import Any, ClassVar
 
 from ast_lightning.errors import ConfigurationError
 
-_NEUTRAL = "neutral"
 
-
-def option(default: Any, help: str, *, neutral: Any = MISSING) -> Any:
+def option(default: Any, help: str, *, neutral: Any = MISSING, result: bool = True) -> Any:
     """A field of a settings dataclass.
 
     Args:
@@ -20,39 +19,46 @@ def option(default: Any, help: str, *, neutral: Any = MISSING) -> Any:
         neutral: the value at which the option leaves no trace in the identity of a run: for ever the one with which a
             run is what it was before the option existed. The first default unless given. A default may change later;
             a neutral value may not.
+        result: whether the option changes numbers that a run arrives at; one that does not is no part of an identity.
     """
-    metadata = {"help": help, _NEUTRAL: default if neutral is MISSING else neutral}
+    metadata = {"help": help, "neutral": default if neutral is MISSING else neutral, "result": result}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def without_neutral(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``values`` that differ from the neutral value of their option, for the identity of a run.
+def without_neutral(kind: type[Any] | None, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``values`` that change results and differ from the neutral value of their option.
 
     Args:
-        kind: the settings dataclass; options without a neutral value, and unknown ones, always count.
+        kind: the settings dataclass; options that it lacks always count, and where there is none, all do.
         values: by the name of the option; numbers are compared by value, 100 equals 100.0.
     """
-    neutral = {each.name: each.metadata[_NEUTRAL] for each in fields(kind) if _NEUTRAL in each.metadata}
-    return {
-        name: _number(value)
-        for name, value in sorted(values.items())
-        if name not in neutral or not _same(neutral[name], value)
-    }
+    metadata = {} if kind is None else {each.name: each.metadata for each in fields(kind)}
+    result = {}
+    for name, value in sorted(values.items()):
+        about: Mapping[str, Any] = metadata.get(name, {})
+        if about.get("result", True) and not ("neutral" in about and _same(about["neutral"], value)):
+            result[name] = comparable(value)
+    return result
 
 
-def _same(neutral: Any, value: Any) -> bool:
-    return type(_number(neutral)) is type(_number(value)) and bool(neutral == value)
-
-
-def _number(value: Any) -> Any:
-    """A number as a float, so that 100 and 100.0 are one value; anything else as it is."""
+def comparable(value: Any) -> Any:
+    """A tree of plain containers with all numbers as floats, so that 100 and 100.0 are one value."""
+    if isinstance(value, Mapping):
+        return {str(key): comparable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [comparable(each) for each in value]
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _same(neutral: Any, value: Any) -> bool:
+    neutral, value = comparable(neutral), comparable(value)
+    return type(neutral) is type(value) and bool(neutral == value)  # True == 1.0
+
+
 class Settings:
-    """Base of the settings dataclasses; ``section`` is the configuration section whose keys are their fields.
+    """Base of the settings dataclasses; ``section`` is the configuration section whose keys are their fields, or empty.
 
     The checks pass over None: a field that may be None says what that means.
     """
@@ -61,25 +67,33 @@ class Settings:
 
     def refused(self, name: str, problem: str, remedy: str) -> ConfigurationError:
         """The error that names the option and its value."""
-        return ConfigurationError(f"{self.section}.{name}", getattr(self, name), problem, remedy)
+        option = f"{self.section}.{name}" if self.section else name
+        value = getattr(self, name)
+        return ConfigurationError(option, "null" if value is None else value, problem, remedy)
 
     def require_at_least_one(self, *names: str) -> None:
         """Reject counts below 1."""
         for name, value in self._given(names):
             if value < 1:
-                raise self.refused(name, "it must be at least 1", "give a positive whole number")
+                raise self.refused(name, "it must be a whole number of at least 1", "give a positive whole number")
 
     def require_positive(self, *names: str) -> None:
-        """Reject 0, negative numbers and NaN."""
+        """Reject 0, negative numbers, infinity and NaN."""
         for name, value in self._given(names):
-            if not value > 0:
-                raise self.refused(name, "it must be positive", "give a number above 0")
+            if not 0 < value < math.inf:
+                raise self.refused(name, "it must be positive and finite", "give a number above 0")
 
     def require_not_negative(self, *names: str) -> None:
-        """Reject negative numbers and NaN."""
+        """Reject negative numbers, infinity and NaN."""
         for name, value in self._given(names):
-            if not value >= 0:
-                raise self.refused(name, "it must not be negative", "give 0 to turn it off")
+            if not 0 <= value < math.inf:
+                raise self.refused(name, "it must be finite and not negative", "give 0 or a positive number")
+
+    def require_whole(self, name: str, least: int, remedy: str) -> None:
+        """Reject what is no whole number, or below ``least``."""
+        value = getattr(self, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise self.refused(name, f"it must be a whole number of at least {least}", remedy)
 
     def require_momentum(self, *names: str) -> None:
         """Reject what lies outside [0, 1)."""

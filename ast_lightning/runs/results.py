@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ast_lightning.commands.run import Run
+from ast_lightning.config.identity import complete_record
 from ast_lightning.distillation import Context
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import seal, unseal
@@ -101,7 +102,8 @@ def _check_protocol(run: Run, earlier: dict[str, Any]) -> None:
 
 def _protocol(config: dict[str, Any]) -> dict[str, Any]:
     """What decides how accurate images are found to be, by the names of the options."""
-    protocol = {name: value for name, value in config["evaluation"].items() if name != "at_once"}
+    options = complete_record("evaluation", config["evaluation"])
+    protocol = {name: value for name, value in options.items() if name != "at_once"}
     return {"evaluation": {**protocol, "networks": config["distill"]["eval_networks"] or protocol["networks"]}}
 
 

@@ -21,29 +21,7 @@ from ast_lightning.parallel.devices import devices_of
 from ast_lightning.parallel.failures import EndOfRank
 from ast_lightning.runs.checkpoints import RunStates
 
-_OURS = ("logger", "timeout_seconds", "enable_progress_bar")
-_SET_ELSEWHERE = {  # arguments of Lightning's Trainer that the commands set, and what to set in their place
-    "logger": "use logger=tensorboard, csv, wandb, mlflow or none",
-    "callbacks": "use +callbacks.mine._target_=my_package.MyCallback",
-    "max_epochs": "set expert.epochs, evaluation.epochs or distill.max_steps",
-    "max_steps": "set distill.max_steps",
-    "default_root_dir": "set output_dir",
-    "enable_checkpointing": "leave it out",
-    "inference_mode": "leave it out",
-    "num_sanity_val_steps": "leave it out",
-    "use_distributed_sampler": "leave it out",
-}
-
-
-def check_trainer(options: Mapping[str, Any]) -> None:
-    """Reject options of the ``trainer`` section that the commands set themselves.
-
-    Raises:
-        ConfigurationError: with the option to use instead.
-    """
-    for name, remedy in _SET_ELSEWHERE.items():
-        if options.get(name) is not None:
-            raise ConfigurationError(f"trainer.{name}", options[name], "the command sets this itself", remedy)
+_OURS = ("timeout_seconds", "enable_progress_bar")
 
 
 def build_trainer(

@@ -7,8 +7,12 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 
+from ast_lightning.config.check import checked
+from ast_lightning.config.composition import is_rejection, rejection
 from ast_lightning.errors import ConfigurationError
 
 OBJECTIVE = "validation_accuracy"
@@ -38,10 +42,47 @@ def check_multirun(config: Any) -> None:
         )
     if launcher.endswith(".LocalLauncher") and not config.hydra.launcher.get("gpus_per_node"):
         _check_hidden_gpus(config)
+    check_jobs(config)
     if is_search(config):
         _check_search(config)
     elif str(config.hydra.job.name) == "distill":
         _check_listed(config.hydra.overrides.task)
+
+
+def check_jobs(config: Any) -> None:
+    """Compose and check the jobs of a multirun: each listed value of each override, with the first of the others.
+
+    Args:
+        config: Hydra's, of the whole multirun.
+
+    Raises:
+        ConfigurationError: of the first job that cannot work.
+    """
+    search = config.hydra.sweeper.get("params") or {}
+    words = [*(f"{name}={value}" for name, value in search.items()), *config.hydra.overrides.task]
+    loader = GlobalHydra.instance().config_loader()
+    listed = [_values(override) for override in OverridesParser.create(loader).parse_overrides(words)]
+    first = [values[0] for values in listed]
+    for place, values in enumerate(listed):
+        for value in values[0 if place == 0 else 1 :]:  # the first of all once
+            job = [*first[:place], value, *first[place + 1 :]]
+            try:
+                checked(loader.load_sweep_config(config, job))
+            except Exception as error:
+                if is_rejection(error):
+                    raise rejection(error, job) from error
+                raise
+
+
+def _values(override: Override) -> list[str]:
+    """The overrides of single jobs that an override of a multirun stands for; of an interval, its ends."""
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    if override.is_interval_sweep():
+        interval: Any = override.value()
+        return [f"{key}={interval.start}", f"{key}={interval.end}"]
+    return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
 def objective(results: Mapping[str, float]) -> float:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ast_lightning.config.identity import complete_record
 from ast_lightning.config.schedule import Schedule
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ParameterLayout
@@ -110,7 +111,7 @@ class TrajectoryStore:
         Raises:
             ConfigurationError: naming the first field that differs and both its values.
         """
-        difference = first_difference(self.metadata.get(key), expected, key)
+        difference = first_difference(complete_record(key, self.metadata.get(key)), complete_record(key, expected), key)
         if difference:
             field, stored, wanted = difference
             raise ConfigurationError(

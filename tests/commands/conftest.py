@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ast_lightning.commands.app import build_run
 from ast_lightning.commands.run import Run
+from ast_lightning.config.composition import is_rejection, rejection
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -49,7 +50,14 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def run_of(*overrides: str) -> Run:
-    return build_run(composed(*overrides))
+    """The run of these overrides, rejected as the scripts reject them."""
+    try:
+        config = composed(*overrides)
+    except Exception as error:
+        if is_rejection(error):
+            raise rejection(error, overrides) from error
+        raise
+    return build_run(config)
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from ast_lightning.commands.evaluate import evaluation_folder
-from ast_lightning.commands.run import Run, settings_from
+from ast_lightning.commands.run import Run
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.evaluation import EvaluationSettings
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.trajectories import TrajectoryStore
 
@@ -249,8 +248,3 @@ def test_loggers(output: Path, command: Command) -> None:
     assert {"train/start_epoch", "train/image_gradient_norm", "test/accuracy"} <= set(columns)
     command("distill", output, "logger=tensorboard", "distill.lr_img=70")
     assert list(distilled_folder(output, "distill.lr_img=70").rglob("events.out.tfevents*"))
-
-
-def test_settings_from_reads_every_field() -> None:
-    settings = settings_from(EvaluationSettings, "evaluation", {"epochs": 7, "lr": 1})
-    assert (settings.epochs, settings.lr, settings.networks) == (7, 1, 5)

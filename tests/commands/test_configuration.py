@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning import Trainer
 
+from ast_lightning.config.network import ACTIVATIONS, NORMALIZATIONS, POOLINGS
+from ast_lightning.config.trainer import OTHER_ARGUMENTS, TrainerSettings
 from ast_lightning.data import ImageDataModule
 from ast_lightning.distillation import TrajectoryMatchingSettings
 from ast_lightning.evaluation import EvaluationSettings
 from ast_lightning.experts import ExpertSettings
 from ast_lightning.networks import ConvNet
+from ast_lightning.networks.convnet import _ACTIVATIONS, _NORMALIZATIONS, _POOLINGS
 from ast_lightning.parallel.devices import devices_of
 
 from .conftest import ROOT, SMALL, composed, run_of
@@ -102,9 +106,17 @@ def test_a_section_has_a_key_for_every_setting_and_no_other(section: str, read_b
     assert set(composed()[section]) == set(read_by)
 
 
-def test_network_keys_are_arguments_of_the_network() -> None:
+def test_network_keys_are_arguments_of_the_network_and_choices_are_its_own() -> None:
     own = set(inspect.signature(ConvNet).parameters) - {"channels", "num_classes", "image_size"}
     assert set(composed()["network"]) == {"_target_", *own}
+    for built, named in ((_NORMALIZATIONS, NORMALIZATIONS), (_ACTIVATIONS, ACTIVATIONS), (_POOLINGS, POOLINGS)):
+        assert set(built) == set(named)
+
+
+def test_trainer_keys_are_arguments_of_lightnings_trainer() -> None:
+    own = {field.name for field in dataclasses.fields(TrainerSettings)} - {"timeout_seconds"}
+    assert own | set(OTHER_ARGUMENTS) == set(inspect.signature(Trainer).parameters)
+    assert not own & set(OTHER_ARGUMENTS)
 
 
 def test_every_top_level_key_is_read() -> None:
@@ -115,12 +127,10 @@ def test_every_top_level_key_is_read() -> None:
 
 
 @pytest.mark.parametrize("preset", ["expert", "distill", "evaluation"])
-def test_presets_say_what_the_dataclass_defaults_say(preset: str) -> None:
+def test_presets_are_the_defaults_of_the_dataclass(preset: str) -> None:
     kind = {"expert": ExpertSettings, "distill": TrajectoryMatchingSettings, "evaluation": EvaluationSettings}[preset]
-    values = yaml.safe_load((ROOT / "conf" / preset / "ast.yaml").read_text())
-    assert {key: float(value) if value == "1e-5" else value for key, value in values.items()} == dataclasses.asdict(
-        kind()
-    )
+    assert composed()[preset] == dataclasses.asdict(kind())
+    assert set(yaml.safe_load((ROOT / "conf" / preset / "ast.yaml").read_text())) == {"defaults"}
 
 
 def test_folders_follow_from_what_determines_their_content(tmp_path: Path) -> None:

@@ -245,8 +245,7 @@ def test_imported_experts_are_told_from_trained_ones_and_serve_every_seed(files:
     assert folders(words, "seed=1")[0] != folders(words)[0]  # the seed chooses the images of a subset
 
 
-def test_without_buffers_folders_are_what_they_were() -> None:
-    """The README names one of them; users have others."""
+def test_the_readme_names_the_folder_of_the_quickstart() -> None:
     run = run_of("experiment=digits_quickstart")
     assert f"{run.distill_folder()}/" in (ROOT / "README.md").read_text()
     assert run.experts_folder().name.startswith("digits_convnet_ast_seed0_")

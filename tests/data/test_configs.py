@@ -1,23 +1,29 @@
-"""The files in conf/data: every key is an argument, and every argument has a key with a comment."""
+"""The files in conf/data: what they compose to is what the datamodule takes."""
 
 from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from ast_lightning.config.check import checked
 from ast_lightning.data import SOURCES, ImageDataModule, digits
 
-CONF = Path(__file__).parents[2] / "conf" / "data"
-FILES = sorted(CONF.glob("*.yaml"))
+CONF = Path(__file__).parents[2] / "conf"
+FILES = sorted((CONF / "data").glob("*.yaml"))
 
 
-def load(path: Path) -> DictConfig:
-    data = OmegaConf.load(path)
-    return OmegaConf.create({"seed": 3, "expert": {"batch_size": 64}, "data": data})
+def load(name: str, *overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=[f"data={name}", "seed=3", "expert.batch_size=64", *overrides])
+    section: dict[str, Any] = checked(config)["data"]
+    return section
 
 
 def test_every_built_in_source_has_a_file() -> None:
@@ -25,29 +31,26 @@ def test_every_built_in_source_has_a_file() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_keys_are_the_arguments_and_have_comments(path: Path) -> None:
-    keys = set(OmegaConf.load(path)) - {"_target_"}
-    assert keys == set(inspect.signature(ImageDataModule).parameters)
-    for line in path.read_text().splitlines():
-        assert line.startswith(("#", "_target_")) or "  # " in line, line
+def test_keys_are_the_arguments_and_a_file_holds_what_differs(path: Path) -> None:
+    values = load(path.stem, "data.root=somewhere")
+    assert set(values) == {"_target_", *inspect.signature(ImageDataModule).parameters}
+    assert (values["batch_size"], values["seed"], values["name"]) == (64, 3, path.stem)
+    own = yaml.safe_load(path.read_text())
+    assert set(own) <= {"defaults", "source", "name", "root", "download", "image_size", "mean", "std", "augmentation"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_it_builds_a_datamodule(path: Path) -> None:
-    config = load(path)
-    if OmegaConf.is_missing(config.data, "root"):
-        config.data.root = "somewhere"
-    data = instantiate(config.data)
+    data = instantiate(load(path.stem, "data.root=somewhere"))
     assert isinstance(data, ImageDataModule)
     flipped = "flip" in data.augmentation.families
     assert flipped == (path.stem not in ("digits", "mnist", "svhn"))
 
 
 def test_digits_from_its_file_and_a_source_of_ones_own() -> None:
-    config = load(CONF / "digits.yaml")
-    assert len(instantiate(config.data).train) == 1297
-    config.data.source = {"_target_": "ast_lightning.data.digits", "_partial_": True}
-    config.data.mean, config.data.std = [0.3], [0.4]
-    data = instantiate(config.data)
+    values = load("digits")
+    assert len(instantiate(values).train) == 1297
+    own = {"_target_": "ast_lightning.data.digits", "_partial_": True}
+    data = instantiate(OmegaConf.create({**values, "source": own, "mean": [0.3], "std": [0.4]}))
     assert data.train.images.shape == digits().train.images.shape
     assert data.describe()["preprocessing"]["std"] == pytest.approx([0.4])

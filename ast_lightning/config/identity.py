@@ -1,0 +1,172 @@
+"""What determines a result, as plain containers: it names folders, and two runs that agree in it are the same run.
+
+An option at its neutral value leaves no trace (see :func:`~ast_lightning.config.settings.option`), so that a new option
+or another default renames no folder of a run that computes what it did before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from ast_lightning.config.distill import TrajectoryMatchingSettings
+from ast_lightning.config.evaluation import EvaluationSettings
+from ast_lightning.config.expert import ExpertSettings
+from ast_lightning.config.network import ConvNetSettings
+from ast_lightning.config.schema import kind_of
+from ast_lightning.config.settings import comparable, without_neutral
+from ast_lightning.config.trainer import CHANGE_RESULTS, SHORT_PRECISIONS, TrainerSettings
+
+Config = dict[str, Any]
+
+_OF_TRAINING = ("batch_size", "augmentation")  # options of the data that do not concern imported trajectories
+_TRAJECTORY_MATCHING = TrajectoryMatchingSettings._target_
+
+
+def short_hash(identity: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits that depend on the whole identity."""
+    text = json.dumps(identity, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def experts_identity(config: Config) -> Config:
+    """What determines trajectories.
+
+    Args:
+        config: a composed configuration as plain containers, or a recorded one of an earlier version; options that it
+            lacks count as neutral.
+    """
+    if config.get("buffers"):
+        return _imported_identity(config)
+    return {
+        "data": _data(config),
+        "network": _section("network", config),
+        "expert": _section("expert", config),
+        "seed": config["seed"],
+        **_arithmetic(config),
+    }
+
+
+def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
+    """What determines the synthetic images, save for how many iterations they are trained.
+
+    Args:
+        config: see :func:`experts_identity`.
+        kind: the settings dataclass of a method that is not of this package.
+    """
+    values = dict(config["distill"])
+    target = values.pop("_target_", _TRAJECTORY_MATCHING)
+    if target == _TRAJECTORY_MATCHING:
+        values["windows_per_step"] = _windows(values, config["trainer"])
+    method = {} if target == _TRAJECTORY_MATCHING else {"method": target}
+    own = {"seed": config["seed"], "data": _data(config), **_arithmetic(config)}
+    folder = config.get("experts_dir")
+    return {
+        **experts_identity(config),
+        **(own if config.get("buffers") else {}),  # of what is done here with imported trajectories
+        "distill": without_neutral(kind_of("distill", {"_target_": target}) or kind, values),
+        "num_experts": config["num_experts"],
+        **({"experts_dir": _absolute(folder)} if folder else {}),
+        **method,
+    }
+
+
+def find_folder(folder: Path, record: str, identity: Config, identity_of: Callable[[Config], Config]) -> Path:
+    """``folder``, or where it is missing, the folder beside it that an earlier version gave another hash.
+
+    Args:
+        folder: whose name ends in the hash of ``identity``.
+        record: name of the JSON file in it that holds the configuration, itself or under the key ``config``.
+        identity: of this run.
+        identity_of: makes the identity of a recorded configuration.
+    """
+    if folder.exists() or not folder.parent.is_dir():
+        return folder
+    name = re.compile(re.escape(folder.name[:-8]) + "[0-9a-f]{8}")
+    for path in sorted(each for each in folder.parent.iterdir() if name.fullmatch(each.name)):
+        try:
+            content = json.loads((path / record).read_text(encoding="utf-8"))
+            if identity_of(content.get("config", content)) == identity:
+                return path
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # of another kind, or damaged: then it is not found by what it records
+    return folder
+
+
+def complete_record(key: str, record: Any) -> Any:
+    """A recorded section with the options that were added since, at their neutral values, for a comparison.
+
+    Args:
+        key: ``expert`` or ``evaluation``, which hold options, ``network``, or any other.
+        record: its content; returned as it is where it holds no options.
+    """
+    if not isinstance(record, Mapping):
+        return record
+    kind = {"expert": ExpertSettings, "evaluation": EvaluationSettings}.get(key)
+    if kind is not None:
+        return {**_neutral(kind), **record}
+    if key == "network" and str(record.get("target")).endswith(".ConvNet"):
+        return {**record, "arguments": {**_neutral(ConvNetSettings), **record.get("arguments", {})}}
+    return record
+
+
+def _neutral(kind: type[Any]) -> Config:
+    known = {each.name: each.metadata.get("neutral", MISSING) for each in fields(kind) if each.name != "_target_"}
+    return {name: value for name, value in known.items() if value is not MISSING}
+
+
+def _section(section: str, config: Config) -> Config:
+    values = config[section]
+    return without_neutral(kind_of(section, values), values)
+
+
+def _data(config: Config) -> Config:
+    data = config["data"]
+    located = {"root": _absolute(data["root"])} if data.get("source") in ("image_folder", "arrays") else {}
+    return {**_section("data", config), **located}
+
+
+def _arithmetic(config: Config) -> Config:
+    """Options of the machine and of the Trainer that change numbers."""
+    trainer = config["trainer"]
+    precision = str(trainer.get("precision"))
+    named = {"precision": SHORT_PRECISIONS.get(precision, precision)}
+    others = {name: trainer[name] for name in CHANGE_RESULTS if trainer.get(name) is not None}
+    tf32 = {"tf32": True} if config.get("tf32") else {}
+    return {**without_neutral(TrainerSettings, named), **comparable(others), **tf32}
+
+
+def _imported_identity(config: Config) -> Config:
+    """What determines imported trajectories: how they were trained is not ours to set, nor is the seed."""
+    data = {name: value for name, value in _data(config).items() if name not in _OF_TRAINING}
+    if config["data"].get("per_class") is None and not config["data"].get("validation_fraction"):
+        data.pop("seed", None)
+    expert = config["expert"]
+    stored = {name: expert[name] for name in ("snapshot_dtype", "every_n_epochs", "max_epoch") if name in expert}
+    return {
+        "data": data,
+        "network": _section("network", config),
+        "epochs": expert["epochs"],
+        **without_neutral(ExpertSettings, stored),
+        "buffers": _absolute(config["buffers"]),
+    }
+
+
+def _windows(values: Config, trainer: Config) -> Any:
+    """The windows of an iteration; earlier versions wrote null for one window per device, or one of a split batch."""
+    windows = values.get("windows_per_step")
+    if windows is not None or values.get("split") != "windows":
+        return windows or 1
+    devices = trainer.get("devices", 1)
+    count = len(devices) if isinstance(devices, list) else devices
+    nodes = trainer.get("num_nodes") or 1
+    return int(count) * nodes if str(count).isdigit() else f"one for each of {count} devices"
+
+
+def _absolute(folder: str) -> str:
+    return str(Path(folder).resolve())

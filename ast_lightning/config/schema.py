@@ -1,0 +1,84 @@
+"""Which dataclass describes which section, and the schemas from which the files in conf/ start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from ast_lightning.config.data import DataSettings
+from ast_lightning.config.distill import DistillSettings, TrajectoryMatchingSettings
+from ast_lightning.config.evaluation import EvaluationSettings
+from ast_lightning.config.expert import ExpertSettings
+from ast_lightning.config.network import ConvNetSettings
+from ast_lightning.config.root import RootSettings
+from ast_lightning.config.settings import Settings
+from ast_lightning.config.trainer import TrainerSettings
+
+SECTIONS: dict[str, tuple[type[Settings], ...]] = {  # the dataclasses that a section may have; _target_ chooses
+    "data": (DataSettings,),
+    "network": (ConvNetSettings,),
+    "expert": (ExpertSettings,),
+    "distill": (TrajectoryMatchingSettings,),
+    "evaluation": (EvaluationSettings,),
+    "trainer": (TrainerSettings,),
+}
+FREE_SECTIONS = ("logger", "callbacks")
+"""Sections whose keys are arguments of classes of others: nothing is checked there."""
+GLOBAL_GROUPS = ("experiment", "method", "search", "launch")
+"""Groups whose files set options of other sections, and none of their own."""
+
+_SCHEMAS: tuple[tuple[str | None, str, type[Settings], bool], ...] = (
+    # group, name, dataclass, whether it is typed: an untyped one takes further keys from files that start from it
+    (None, "base", RootSettings, False),
+    ("data", "base", DataSettings, True),
+    ("network", "base_convnet", ConvNetSettings, True),
+    ("expert", "base", ExpertSettings, True),
+    ("distill", "common", DistillSettings, False),
+    ("distill", "trajectory_matching", TrajectoryMatchingSettings, True),
+    ("evaluation", "base", EvaluationSettings, True),
+    ("trainer", "base", TrainerSettings, True),
+)
+
+
+def register() -> None:
+    """Add the schemas to Hydra's store; a second call changes nothing."""
+    store = ConfigStore.instance()
+    for group, name, kind, typed in _SCHEMAS:
+        node = OmegaConf.structured(kind) if typed else OmegaConf.create(defaults_of(kind))
+        OmegaConf.set_readonly(node, None)  # a frozen dataclass would make it so, and overrides could not be applied
+        store.store(name=name, group=group, node=node, provider="ast_lightning")
+
+
+def defaults_of(kind: type[Settings]) -> dict[str, Any]:
+    """The options of a dataclass with their defaults."""
+    return {each.name: default_of(each) for each in fields(kind)}  # type: ignore[arg-type]
+
+
+def default_of(field: Field[Any]) -> Any:
+    """The default of an option."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def kind_of(section: str, values: Mapping[str, Any]) -> type[Settings] | None:
+    """The dataclass of a composed section; None where ``_target_`` names a class that is not of this package."""
+    for kind in SECTIONS[section]:
+        if getattr(kind, "_target_", None) in (None, values.get("_target_")):
+            return kind
+    return None
+
+
+def known_options() -> dict[str, Field[Any]]:
+    """Every option by its full name, such as ``distill.ipc``."""
+    kinds: list[type[Settings]] = [RootSettings, *(kind for section in SECTIONS.values() for kind in section)]
+    return {
+        f"{kind.section}.{each.name}".lstrip("."): each
+        for kind in kinds
+        for each in fields(kind)  # type: ignore[arg-type]
+    }
+
+
+register()  # with the import, as the options are needed wherever a configuration is composed

@@ -1,0 +1,111 @@
+"""The options of section ``trainer``: arguments of Lightning's Trainer, and a timeout of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ast_lightning.config.settings import Settings, option
+from ast_lightning.errors import ConfigurationError
+
+PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true")
+SHORT_PRECISIONS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
+"""Lightning's short names of precisions: runs that differ only in the name are the same run."""
+
+OTHER_ARGUMENTS = (
+    "logger",
+    "callbacks",
+    "max_epochs",
+    "min_epochs",
+    "max_steps",
+    "min_steps",
+    "max_time",
+    "limit_train_batches",
+    "limit_val_batches",
+    "limit_test_batches",
+    "limit_predict_batches",
+    "overfit_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "num_sanity_val_steps",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "deterministic",
+    "benchmark",
+    "inference_mode",
+    "use_distributed_sampler",
+    "detect_anomaly",
+    "barebones",
+    "plugins",
+    "sync_batchnorm",
+    "reload_dataloaders_every_n_epochs",
+    "default_root_dir",
+    "enable_autolog_hparams",
+    "model_registry",
+)
+"""What else Lightning's Trainer accepts: ``+trainer.name=value``."""
+
+CHANGE_RESULTS = ("gradient_clip_val", "gradient_clip_algorithm")
+"""Those of them that change numbers: they are part of the identity of a run."""
+
+_SET_ELSEWHERE = {  # arguments that the commands set themselves, and what to set instead
+    "logger": "use logger=tensorboard, csv, wandb, mlflow or none",
+    "callbacks": "use +callbacks.mine._target_=my_package.MyCallback",
+    "max_epochs": "set expert.epochs, evaluation.epochs or distill.max_steps",
+    "max_steps": "set distill.max_steps",
+    "default_root_dir": "set output_dir",
+    "enable_checkpointing": "leave it out",
+    "inference_mode": "leave it out",
+    "num_sanity_val_steps": "leave it out",
+    "use_distributed_sampler": "leave it out",
+}
+_FALSIFY = {  # arguments with which reports would be wrong, and what to set instead
+    "limit_train_batches": "set data.per_class, a number of images of each class",
+    "limit_val_batches": "set evaluation.networks, distill.eval_networks or data.per_class",
+    "limit_test_batches": "set evaluation.networks",
+    "check_val_every_n_epoch": "set distill.eval_every; experts are tested after every epoch",
+    "val_check_interval": "set distill.eval_every; experts are tested after every epoch",
+    "overfit_batches": "set data.per_class, a number of images of each class",
+    "accumulate_grad_batches": "set distill.windows_per_step or expert.batch_size",
+}
+
+
+@dataclass(frozen=True)
+class TrainerSettings(Settings):
+    """Where and how Lightning's Trainer runs; add its other arguments with ``+trainer.name=value``."""
+
+    section: ClassVar[str] = "trainer"
+
+    accelerator: str = option("auto", "cpu | gpu | auto …", result=False)
+    devices: Any = option(1, "how many devices, a list of their numbers, or auto", result=False)
+    num_nodes: int = option(1, "machines that take part", result=False)
+    timeout_seconds: float = option(60, "after so long without a heartbeat a process counts as lost", result=False)
+    strategy: Any = option("auto", "how several devices work together: auto | ddp …", result=False)
+    precision: Any = option("32-true", "32-true | 64-true; experts also 16-mixed | bf16-mixed | 16-true | bf16-true")
+    log_every_n_steps: int = option(10, "steps between two logged values", result=False)
+    enable_progress_bar: bool = option(True, "show a progress bar", result=False)
+    fast_dev_run: Any = option(False, "one batch of everything, nothing is written", result=False)
+    profiler: Any = option(None, "simple | advanced", result=False)
+
+    def __post_init__(self) -> None:
+        self.require_at_least_one("num_nodes")
+        self.require_choice("precision", PRECISIONS)
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Reject arguments of Lightning's Trainer that the commands set, or with which reports would be wrong.
+
+    Raises:
+        ConfigurationError: naming what to set instead.
+    """
+    for remedies, problem in (
+        (_SET_ELSEWHERE, "the command sets this itself"),
+        (_FALSIFY, "what is reported would not be what was trained and tested"),
+    ):
+        for name, remedy in remedies.items():
+            if arguments.get(name) is not None:
+                raise ConfigurationError(f"trainer.{name}", arguments[name], problem, remedy)

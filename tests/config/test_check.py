@@ -1,0 +1,173 @@
+"""What is rejected by name while a configuration is composed and checked, before torch is imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from ast_lightning.config.__main__ import markdown
+from ast_lightning.config.check import checked, nearest, settings_from
+from ast_lightning.config.composition import is_rejection, rejection
+from ast_lightning.config.distill import DistillSettings
+from ast_lightning.config.schema import known_options
+from ast_lightning.errors import ConfigurationError
+
+ROOT = Path(__file__).parents[2]
+
+
+def rejected(*overrides: str) -> ConfigurationError:
+    try:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            checked(compose("config", overrides=list(overrides)))
+    except ConfigurationError as error:
+        return error
+    except Exception as error:
+        if is_rejection(error):
+            return rejection(error, overrides)
+        raise
+    raise AssertionError(f"{overrides} are accepted")
+
+
+@pytest.mark.parametrize(
+    ("override", "option", "words"),
+    [
+        ("distill.syn_step=3", "distill.syn_step", "distill.syn_steps"),
+        ("+distill.syn_step=3", "distill.syn_step", "distill.syn_steps"),
+        ("ipc=10", "ipc", "distill.ipc"),
+        ("+ipc=10", "ipc", "distill.ipc"),
+        ("dist.ipc=10", "dist.ipc", "distill.ipc"),
+        ("num_expert=3", "num_expert", "num_experts"),
+        ("distil=mtt", "distil", "distill"),
+        ("+trainer.limit_train_batch=1", "trainer.limit_train_batch", "no such option"),
+        ("+network.widths=3", "network.widths", "network.width"),
+        ("~distill.nothing", "distill.nothing", "no such option"),
+        ("distill.ipc=abc", "distill.ipc", "whole number"),
+        ("distill.ipc.two=3", "distill.ipc.two", "no such option"),
+        ("network.width=2.5", "network.width", "whole number"),
+        ("seed=x", "seed", "whole number"),
+        ("seed=-1", "seed", "at least 0"),
+        ("data.root=[a]", "data.root", "text or null"),
+        ("data.mean=0.5", "data.mean", "list or null"),
+        ("experts_dir=[a]", "experts_dir", "text or null"),
+        ("fresh=some", "fresh", "true or false"),
+        ("compile=some", "compile", "auto, true, false"),
+        ("expert_processes=0", "expert_processes", "at least 1"),
+        ("trainer=null", "trainer", "conf/trainer/"),
+        ("~trainer", "trainer", "conf/trainer/"),
+        ("distill=nothing", "distill", "ast, mtt"),
+        ("experiment=nothing", "experiment", "digits_quickstart"),
+        ("data=image_folder", "data.root", "data.root=…"),
+        ("network=custom", "network._target_", "network._target_=…"),
+        ("network.normalization=some", "network.normalization", "instance, batch"),
+        ("data.preprocessing=pca", "data.preprocessing", "standardize, zca"),
+        ("distill.init=some", "distill.init", "representative, real"),
+        ("expert.weight_decay=inf", "expert.weight_decay", "finite"),
+        ("expert.clip_start=inf", "expert.clip_start", "finite"),
+        ("expert.gradient_penalty=inf", "expert.gradient_penalty", "finite"),
+        ("distill.lr_img=nan", "distill.lr_img", "finite"),
+        ("distill.ipc=1,2", "distill.ipc", "-m"),
+        ("distill.lr_img=[1", "distill.lr_img", "cannot be parsed"),
+        ("output_dir=${nothing}", "output_dir", "nothing"),
+    ],
+)
+def test_it_is_rejected_by_name(override: str, option: str, words: str) -> None:
+    error = rejected(override)
+    assert error.option == option
+    assert words in str(error)
+    assert "\n" not in str(error)
+
+
+def test_arguments_of_lightning_and_of_custom_networks_are_accepted() -> None:
+    overrides = ["+trainer.deterministic=true", "network=custom", "network._target_=my.Net", "+network.heads=3"]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = checked(compose("config", overrides=overrides))
+    assert config["trainer"]["deterministic"] is True
+    assert config["network"] == {"_target_": "my.Net", "heads": 3}
+
+
+def test_values_take_the_type_of_their_option() -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = checked(compose("config", overrides=["data.root=5", "experts_dir=7", "distill.lr_img=3"]))
+    assert (config["data"]["root"], config["experts_dir"]) == ("5", "7")
+    assert isinstance(config["distill"]["lr_img"], float)
+
+
+def own_files(folder: Path) -> list[str]:
+    (folder / "experiment").mkdir()
+    (folder / "experiment" / "mine.yaml").write_text("distill:\n  ipc: 3\n")
+    wrong = "# @package _global_\ndistill:\n  {}\n"
+    (folder / "experiment" / "unknown.yaml").write_text(wrong.format("ipcs: 3"))
+    (folder / "experiment" / "typed.yaml").write_text(wrong.format("ipc: many"))
+    (folder / "distill").mkdir()
+    own = "defaults:\n  - common\n  - _self_\n_target_: my_package.MyMethod\nlr_img: 7\nstrength: 2\n"
+    (folder / "distill" / "mine.yaml").write_text(own)
+    return [f"hydra.searchpath=[file://{folder}]"]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "option", "words"),
+    [
+        ("mine", "experiment", "# @package _global_"),
+        ("unknown", "distill.ipcs", "experiment/unknown.yaml"),
+        ("typed", "distill.ipc", "experiment/typed.yaml"),
+    ],
+)
+def test_experiment_files_are_checked(tmp_path: Path, experiment: str, option: str, words: str) -> None:
+    error = rejected(*own_files(tmp_path), f"experiment={experiment}")
+    assert error.option == option
+    assert words in str(error)
+
+
+def test_a_method_of_ones_own_extends_the_common_options(tmp_path: Path) -> None:
+    search = own_files(tmp_path)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        section = checked(compose("config", overrides=[*search, "distill=mine", "distill.strength=5"]))["distill"]
+    assert (section["_target_"], section["lr_img"], section["strength"]) == ("my_package.MyMethod", 7.0, 5)
+    assert (section["ipc"], "syn_steps" in section) == (1, False)
+    assert rejected(*search, "distill=mine", "distill.ipc=0").option == "distill.ipc"
+    assert rejected(*search, "distill=mine", "distill.syn_steps=3").option == "distill.syn_steps"
+
+
+def test_options_of_another_method_are_named_together() -> None:
+    with pytest.raises(ConfigurationError, match=r"~distill.syn_steps ~distill.lr_lr"):
+        settings_from(DistillSettings, {"ipc": 1, "syn_steps": 3, "lr_lr": 1e-5})
+
+
+def test_nearest_prefers_the_section_that_was_named() -> None:
+    assert nearest("evaluation.epoch") == "evaluation.epochs"
+    assert nearest("expert.momentums") == "expert.momentum"
+    assert nearest("evaluation.momentums") == "evaluation.momentum"
+    assert nearest("qqqq") is None
+
+
+@pytest.mark.parametrize(
+    ("words", "starts"),
+    [
+        (["distill.ipc=abc"], "error: distill.ipc=abc: "),
+        (["distill.syn_step=3"], "error: distill.syn_step=3: "),
+        (["distill.ipc=0"], "error: distill.ipc=0: "),
+        (["-m", "distill.ipc=1,0"], "error: distill.ipc=0: "),
+        (["-m", "+distill.foo=1,2"], "error: distill.foo=1: "),
+        (["-m", "distill.ipc=1,abc"], "error: distill.ipc=abc: "),
+    ],
+)
+def test_scripts_end_with_one_line_and_status_2_without_torch(tmp_path: Path, words: list[str], starts: str) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
+    path = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, str(ROOT / "distill.py"), *words, f"output_dir={tmp_path / 'out'}"]
+    result = subprocess.run(command, capture_output=True, text=True, env=path, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith(starts)
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_option_has_a_help_text_and_the_document_is_current() -> None:
+    for name, field in known_options().items():
+        assert len(field.metadata["help"]) > 5, name
+    written = (ROOT / "docs" / "options.md").read_text()
+    assert written == markdown(), "run: python -m ast_lightning.config --markdown > docs/options.md"

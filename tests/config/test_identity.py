@@ -1,0 +1,209 @@
+"""Identities: what leaves a trace in them, and folders of earlier versions."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import Field, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from ast_lightning.config import identity as identities
+from ast_lightning.config.check import checked
+from ast_lightning.config.distill import TrajectoryMatchingSettings
+from ast_lightning.config.evaluation import EvaluationSettings
+from ast_lightning.config.expert import ExpertSettings
+from ast_lightning.config.identity import complete_record, distill_identity, experts_identity, find_folder, short_hash
+from ast_lightning.config.network import ConvNetSettings
+from ast_lightning.config.root import RootSettings
+from ast_lightning.config.schema import SECTIONS
+from ast_lightning.config.settings import option, without_neutral
+from ast_lightning.trajectories.records import first_difference
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return checked(compose("config", overrides=list(overrides)))
+
+
+def both(config: dict[str, Any]) -> tuple[str, str]:
+    return short_hash(experts_identity(config)), short_hash(distill_identity(config))
+
+
+OTHER_VALUES: dict[str, Any] = {  # another valid value, where adding to the default gives none
+    "data.source": "mnist",
+    "data.preprocessing": "zca",
+    "data.augmentation": "color",
+    "network.normalization": "batch",
+    "network.activation": "gelu",
+    "network.pooling": "max",
+    "expert.penalty_norm": "sample",
+    "expert.snapshot_dtype": "float16",
+    "distill.init": "noise",
+    "distill.outer": {"_target_": "my.step"},
+    "distill.windows": {"_target_": "my.windows"},
+    "distill.matching": {"_target_": "my.matching"},
+    "distill.intermediate": "none",
+    "distill.engine": "autograd",
+    "distill.split": "batch",
+    "trainer.precision": "64-true",
+    "compile": True,
+    "expert_processes": 2,
+    "fast_dev_run": True,
+}
+
+
+def another(field: Field[Any], name: str, value: Any) -> Any:
+    if name in OTHER_VALUES:
+        return OTHER_VALUES[name]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value / 2 if "float" in str(field.type) and value else value + 1
+    if isinstance(value, list):
+        return ["random"]
+    if value is None:
+        return 1 if "int" in str(field.type) else 0.5 if "float" in str(field.type) else "another"
+    return f"{value}x"
+
+
+def changed() -> list[tuple[str, bool, dict[str, Any]]]:
+    """For every option its name, whether it changes results, and the default configuration with another value."""
+    default, result = composed(), []
+    for kind in (RootSettings, *(kind for kinds in SECTIONS.values() for kind in kinds)):
+        for field in fields(kind):
+            config = deepcopy(default)
+            values = config[kind.section] if kind.section else config
+            name = f"{kind.section}.{field.name}".lstrip(".")
+            values[field.name] = another(field, name, values[field.name])
+            result.append((name, field.metadata["result"], config))
+    return result
+
+
+def test_configurations_that_differ_in_one_option_that_matters_never_coincide() -> None:
+    found: dict[str, str] = {both(composed())[1]: "default"}
+    for name, matters, config in changed():
+        if name.startswith("evaluation."):  # measures, and changes no image
+            continue
+        key = both(config)[1]
+        if matters:
+            assert key not in found, f"{name} and {found[key]}"
+            found[key] = name
+        else:
+            assert found[key] == "default", name
+
+
+def test_experts_depend_on_data_network_expert_and_arithmetic_alone() -> None:
+    default = both(composed())[0]
+    for name, matters, config in changed():
+        of_experts = name.startswith(("data.", "network.", "expert.", "seed", "tf32", "buffers", "trainer."))
+        assert (both(config)[0] != default) == (matters and of_experts), name
+
+
+def test_an_option_that_is_added_changes_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Later(TrajectoryMatchingSettings):
+        rounds: int = option(1, "new")
+
+    @dataclass(frozen=True)
+    class LaterExpert(ExpertSettings):
+        sharpness: float = option(0.5, "new, on by default", neutral=0.0)
+
+    before = composed()
+    default = both(before)
+    monkeypatch.setitem(SECTIONS, "distill", (Later,))
+    monkeypatch.setitem(SECTIONS, "expert", (LaterExpert,))
+    after = deepcopy(before)
+    after["distill"]["rounds"], after["expert"]["sharpness"] = 1, 0
+    assert both(after) == default
+    after["expert"]["sharpness"] = 0.5  # its default is not what runs were before
+    assert both(after)[0] != default[0]
+    after["expert"]["sharpness"], after["distill"]["rounds"] = 0, 2
+    assert both(after)[0] == default[0]
+    assert both(after)[1] != default[1]
+
+
+def test_another_default_changes_no_identity_of_what_runs_as_before() -> None:
+    @dataclass(frozen=True)
+    class Later(EvaluationSettings):
+        epochs: int = option(300, "changed", neutral=1000)
+
+    assert without_neutral(Later, {"epochs": 1000}) == without_neutral(EvaluationSettings, {"epochs": 1000}) == {}
+    assert without_neutral(Later, {"epochs": Later().epochs}) == {"epochs": 300.0}
+
+
+def test_numbers_are_compared_by_value_and_no_number_is_a_truth_value() -> None:
+    assert without_neutral(ExpertSettings, {"lr": 1, "clipping": 1}) == {"lr": 1.0, "clipping": 1.0}
+    assert without_neutral(ExpertSettings, {"gradient_penalty": 2, "clipping": True}) == {}
+    assert both(composed("distill.lr_img=7")) == both(composed("distill.lr_img=7.0"))
+    assert both(composed("trainer.precision=32")) == both(composed())
+
+
+def test_everything_of_a_class_of_ones_own_counts() -> None:
+    own = ("network=custom", "network._target_=my.Net")
+    assert both(composed(*own))[0] != both(composed())[0]
+    assert both(composed(*own, "+network.width=128"))[0] != both(composed(*own))[0]
+    method = deepcopy(composed())
+    method["distill"]["_target_"] = "my.Method"
+    assert both(method)[0] == both(composed())[0]
+    assert both(method)[1] != both(composed())[1]
+
+
+def test_imported_trajectories_do_not_depend_on_training() -> None:
+    default = both(composed("buffers=there"))
+    assert both(composed("buffers=there", "expert.lr=0.5", "seed=3"))[0] == default[0]
+    assert both(composed("buffers=there", "seed=3"))[1] != default[1]
+    assert both(composed("buffers=there", "data.per_class=3", "seed=3"))[0] != default[0]
+    assert both(composed("buffers=elsewhere"))[0] != default[0]
+
+
+def as_571d69b(config: dict[str, Any]) -> dict[str, Any]:
+    """The record that the version of commit 571d69b would have written."""
+    old = deepcopy(config)
+    for name in ("windows", "matching", "outer", "_target_"):
+        del old["distill"][name]
+    old["distill"] |= {"windows_per_step": None, "split": "windows", "lr_img": 1000}
+    old["trainer"]["logger"] = "tensorboard"
+    return old
+
+
+def test_a_folder_of_an_earlier_version_is_found_by_what_it_records(tmp_path: Path) -> None:
+    config = composed()
+    own = distill_identity(config)
+    folder = tmp_path / f"digits_{short_hash(own)}"
+    assert find_folder(folder, "config.json", own, distill_identity) == folder  # nothing is there
+    for name, content in (("digits_00000000", as_571d69b(composed("seed=1"))), ("digits_97e9ba57", as_571d69b(config))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(content))
+    (tmp_path / "digits_11111111").mkdir()
+    (tmp_path / "digits_11111111" / "config.json").write_text("no JSON")
+    assert find_folder(folder, "config.json", own, distill_identity) == tmp_path / "digits_97e9ba57"
+    two = composed("trainer.devices=2", "distill.windows_per_step=2")
+    (tmp_path / "digits_97e9ba57" / "config.json").write_text(json.dumps({"config": as_571d69b(two)}))
+    assert find_folder(folder, "config.json", own, distill_identity) == folder
+    own = distill_identity(two)
+    assert find_folder(folder, "config.json", own, distill_identity) == tmp_path / "digits_97e9ba57"
+    folder.mkdir()
+    assert find_folder(folder, "config.json", own, distill_identity) == folder
+
+
+def test_records_are_compared_with_options_that_were_added_since(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass(frozen=True)
+    class Later(ExpertSettings):
+        sharpness: float = option(0.5, "new", neutral=0.0)
+
+    monkeypatch.setattr(identities, "ExpertSettings", Later)
+    stored = {"lr": 0.003}
+    same, other = ({**stored, "sharpness": value} for value in (0, 0.5))
+    assert first_difference(complete_record("expert", stored), complete_record("expert", same), "expert") is None
+    difference = first_difference(complete_record("expert", stored), complete_record("expert", other), "expert")
+    assert difference == ("expert.sharpness", 0.0, 0.5)
+    network = {"target": "ast_lightning.networks.convnet.ConvNet", "arguments": {"width": 8}}
+    assert complete_record("network", network)["arguments"]["depth"] == ConvNetSettings().depth
+    assert complete_record("network", {"target": "my.Net", "arguments": {}})["arguments"] == {}
+    assert complete_record("data", {"name": "digits"}) == {"name": "digits"}
