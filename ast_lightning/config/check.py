@@ -79,6 +79,12 @@ def is_option(name: str) -> bool:
 
 def unknown_option(option: str, value: object) -> ConfigurationError:
     """The error for an option that does not exist; it recommends the nearest that does."""
+    section, _, name = option.partition(".")
+    if section == "trainer":  # an argument of Lightning's Trainer may have a successor
+        try:
+            check_arguments({name: value})
+        except ConfigurationError as error:
+            return error
     near = nearest(option)
     remedy = f"did you mean {near}? {LIST_OPTIONS}" if near else LIST_OPTIONS
     return ConfigurationError(option, value, "there is no such option", remedy)

@@ -121,7 +121,7 @@ def test_trainer_keys_are_arguments_of_lightnings_trainer() -> None:
 
 def test_every_top_level_key_is_read() -> None:
     source = "".join(path.read_text() for path in (ROOT / "ast_lightning").rglob("*.py"))
-    groups = {"data", "network", "expert", "distill", "evaluation", "trainer"}
+    groups = {"callbacks", "logger", "data", "network", "expert", "distill", "evaluation", "trainer"}
     for key in set(composed()) - groups:
         assert f'["{key}"]' in source, key
 

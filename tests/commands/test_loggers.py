@@ -151,7 +151,7 @@ def test_mlflow_in_a_local_store(output: Path, command: Command, monkeypatch: py
         names = store.execute("SELECT name, status FROM runs").fetchall()
     assert logged["result/test_accuracy"] == pytest.approx(metrics["test_accuracy"])
     assert {"train/loss", "test/accuracy"} <= set(logged)
-    assert parameters["distill/lr_img"] == "105"
+    assert parameters["distill/lr_img"] == "105.0"
     assert names == [(folder.name, "FINISHED")]
 
 
