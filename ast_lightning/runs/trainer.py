@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +22,29 @@ from ast_lightning.parallel.failures import EndOfRank
 from ast_lightning.runs.checkpoints import RunStates
 
 _OURS = ("logger", "timeout_seconds", "enable_progress_bar")
-_SET_ELSEWHERE = {  # arguments of Lightning's Trainer that the commands set, and what to set in their place
+_SET_ELSEWHERE = {  # arguments of Lightning's Trainer that the commands set, and what to do instead
     "logger": "use logger=tensorboard, csv, wandb, mlflow or none",
     "callbacks": "use +callbacks.mine._target_=my_package.MyCallback",
-    "max_epochs": "set expert.epochs, evaluation.epochs or distill.max_steps",
-    "max_steps": "set distill.max_steps",
     "default_root_dir": "set output_dir",
     "enable_checkpointing": "leave it out",
     "inference_mode": "leave it out",
     "num_sanity_val_steps": "leave it out",
     "use_distributed_sampler": "leave it out",
 }
+_LENGTHS = {  # the same, each of some commands
+    "max_epochs": "set expert.epochs or distill.max_steps",
+    "max_steps": "set distill.max_steps",
+}
 
 
-def check_trainer(options: Mapping[str, Any]) -> None:
-    """Reject options of the ``trainer`` section that the commands set themselves.
+def check_trainer(options: Mapping[str, Any], fixed: Collection[str] = ()) -> None:
+    """Reject options of the ``trainer`` section that every command sets itself, or this one as one of ``fixed``.
 
     Raises:
         ConfigurationError: with the option to use instead.
     """
-    for name, remedy in _SET_ELSEWHERE.items():
+    lengths = {name: remedy for name, remedy in _LENGTHS.items() if name in fixed}
+    for name, remedy in {**_SET_ELSEWHERE, **lengths}.items():
         if options.get(name) is not None:
             raise ConfigurationError(f"trainer.{name}", options[name], "the command sets this itself", remedy)
 
@@ -66,8 +69,10 @@ def build_trainer(
         fixed: arguments that the command itself determines.
 
     Raises:
-        ConfigurationError: Lightning rejects the options, or another number of processes is running than they name.
+        ConfigurationError: Lightning or :func:`check_trainer` rejects an option, or another number of
+            processes is running than they name.
     """
+    check_trainer(options, fixed)
     bar = [progress] if options.get("enable_progress_bar", True) else []
     rank = [EndOfRank()] if devices_of(options) > 1 else []
     arguments = {
