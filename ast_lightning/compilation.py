@@ -1,4 +1,4 @@
-"""torch.compile, where it is there and pays: one decision, one wrapper that falls back.
+"""torch.compile, where a compiler exists and it pays: one decision, and a wrapper that falls back.
 
 The cost of a training step on this scale is memory traffic of unfused elementwise work rather than the convolutions;
 compiling a whole derivative as one graph removes most of it. A first compilation takes a minute or so, and compiled
@@ -44,7 +44,7 @@ class Compilation:
 
 
 def check_choice(choice: object) -> None:
-    """Refuse a ``compile`` option that is not one.
+    """Reject a ``compile`` option that does not exist.
 
     Raises:
         ConfigurationError: it is none of ``auto``, True and False.
@@ -62,9 +62,8 @@ def choose_compilation(choice: str | bool, device_type: str, operations: float) 
         operations: floating-point operations of the whole run as configured.
 
     Raises:
-        ConfigurationError: ``choice`` is none of these, or True where nothing can compile.
+        ConfigurationError: ``choice`` is True and nothing can compile.
     """
-    check_choice(choice)
     if choice is False:
         return Compilation()
     missing = _missing_compiler(device_type)
@@ -74,10 +73,9 @@ def choose_compilation(choice: str | bool, device_type: str, operations: float) 
         return Compilation(True, True, "compile=true")
     if missing:
         return Compilation(reason=f"auto: {missing}")
-    seconds = operations / _NOMINAL_RATE.get(device_type, 1e13)
-    if seconds < PAYS_FROM:
-        return Compilation(reason=f"auto: a run of about {operations:.0e} operations is too short to pay for it")
-    return Compilation(True, False, f"auto: a run of about {operations:.0e} operations is long enough to pay for it")
+    pays = operations / _NOMINAL_RATE.get(device_type, 1e13) >= PAYS_FROM
+    length = f"{'long enough' if pays else 'too short'} to pay for it"
+    return Compilation(pays, False, f"auto: a run of about {operations:.0e} operations is {length}")
 
 
 def _missing_compiler(device_type: str) -> str | None:
@@ -94,7 +92,7 @@ def keep_compiled_code() -> Path | None:
     torch's own default is a temporary folder, which a restart of the machine empties.
 
     Returns:
-        The folder; None where there is no home to write to, and torch's default is left to serve.
+        The folder; None where there is no home to write to, and torch's default is used.
     """
     named = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if named:
@@ -149,22 +147,21 @@ class Compiled:
         Raises:
             ConfigurationError: compilation is required and fails.
         """
-        if self._compiled is not None:
-            try:
-                return self._compiled(*arguments)
-            except Exception as error:
-                result = self._otherwise(*arguments)  # where this fails too, its error is the one to show
-                self._give_up(error)
-                return result
-        return self._otherwise(*arguments)
+        if self._compiled is None:
+            return self._otherwise(*arguments)
+        try:
+            return self._compiled(*arguments)
+        except Exception as error:
+            result = self._otherwise(*arguments)  # where this fails too, its error is the one to show
+            self._give_up(error)
+            return result
 
     def _give_up(self, error: Exception) -> None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        cause = " ".join(lines[:2]) or type(error).__name__  # the first may say no more than whose error it is
+        cause = " ".join(lines[:2]) or type(error).__name__  # the first may only name the kind of error
         if self.choice.required:
-            raise ConfigurationError(
-                "compile", True, f"{self._name} cannot be compiled ({cause})", "set compile=auto or compile=false"
-            ) from error
+            problem = f"{self._name} cannot be compiled ({cause})"
+            raise ConfigurationError("compile", True, problem, "set compile=auto or compile=false") from error
         self._compiled = None
         self.choice = Compilation(reason=f"it failed: {cause}")
         warnings.warn(f"{self._name} runs uncompiled: {cause}", RuntimeWarning, stacklevel=3)

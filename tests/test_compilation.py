@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from ast_lightning import compilation
-from ast_lightning.compilation import Compilation, Compiled, choose_compilation, keep_compiled_code
+from ast_lightning.compilation import Compilation, Compiled, check_choice, choose_compilation, keep_compiled_code
 from ast_lightning.errors import ConfigurationError
 
 ON = Compilation(True, False, "test")
@@ -63,9 +63,9 @@ def test_a_gpu_needs_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("choice", ["yes", 1, None, "true"])
-def test_another_choice_is_refused(choice: Any) -> None:
+def test_another_choice_is_rejected(choice: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"compile=.*take one of auto, true, false"):
-        choose_compilation(choice, "cpu", LONG)
+        check_choice(choice)
 
 
 def test_the_cache_is_kept_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""When a run writes the state that it goes on from: after each epoch of an expert, every few outer iterations."""
+"""When a run writes the checkpoint that it resumes from: after each epoch of an expert, every few outer iterations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 
 class StateOfEpochs(Checkpoint):
-    """Saves the state after every epoch; Lightning calls it after all callbacks that are no ``Checkpoint``.
+    """Saves a checkpoint after every epoch; Lightning calls it after all callbacks that are not a ``Checkpoint``.
 
     Args:
         path: the file.
@@ -24,14 +24,14 @@ class StateOfEpochs(Checkpoint):
 
 
 class StateOfIterations(Checkpoint):
-    """Saves the state every few outer iterations and after the last.
+    """Saves a checkpoint every few outer iterations and after the last.
 
-    Where an evaluation is due, none is saved before it: Lightning takes an evaluation for done that was due at the
-    state it goes on from. The one who keeps what the evaluation found calls :meth:`save`.
+    Where an evaluation is due, none is saved before it: Lightning would skip that evaluation when it resumes. The
+    callback that stores the result of the evaluation calls :meth:`save`.
 
     Args:
         path: the file.
-        every: iterations between states.
+        every: iterations between checkpoints.
         evaluated_every: iterations between evaluations.
     """
 
@@ -54,5 +54,5 @@ class StateOfIterations(Checkpoint):
         return step % self.evaluated_every == 0
 
     def save(self, trainer: Trainer) -> None:
-        """Save the state now; all ranks call it."""
+        """Save a checkpoint now; all ranks call it."""
         trainer.save_checkpoint(self.path)

@@ -55,8 +55,6 @@ CHANGE_RESULTS = ("gradient_clip_val", "gradient_clip_algorithm")
 _SET_ELSEWHERE = {  # arguments that the commands set themselves, and what to set instead
     "logger": "use logger=tensorboard, csv, wandb, mlflow or none",
     "callbacks": "use +callbacks.mine._target_=my_package.MyCallback",
-    "max_epochs": "set expert.epochs, evaluation.epochs or distill.max_steps",
-    "max_steps": "set distill.max_steps",
     "default_root_dir": "set output_dir",
     "enable_checkpointing": "leave it out",
     "inference_mode": "leave it out",

@@ -22,6 +22,10 @@ from ast_lightning.parallel.failures import EndOfRank
 from ast_lightning.runs.checkpoints import RunStates
 
 _OURS = ("timeout_seconds", "enable_progress_bar")
+_LENGTHS = {  # arguments of Lightning's Trainer that some commands set, and what to set instead
+    "max_epochs": "set expert.epochs or distill.max_steps",
+    "max_steps": "set distill.max_steps",
+}
 
 
 def build_trainer(
@@ -44,8 +48,12 @@ def build_trainer(
         fixed: arguments that the command itself determines.
 
     Raises:
-        ConfigurationError: Lightning rejects the options, or another number of processes is running than they name.
+        ConfigurationError: Lightning rejects an option, the command sets it, or another number of processes is running
+            than they name.
     """
+    for name, remedy in _LENGTHS.items():
+        if name in fixed and options.get(name) is not None:
+            raise ConfigurationError(f"trainer.{name}", options[name], "the command sets this itself", remedy)
     bar = [progress] if options.get("enable_progress_bar", True) else []
     rank = [EndOfRank()] if devices_of(options) > 1 else []
     arguments = {
