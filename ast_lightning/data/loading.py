@@ -110,9 +110,10 @@ class ShuffledBatches(DistributedSampler[BatchIndex]):
 
 def _checked_indices(chosen: Any, labels: Tensor) -> Tensor:
     found = None
-    if not isinstance(chosen, Tensor) or chosen.dtype != torch.int64 or chosen.ndim != 1:
-        shape = f"{chosen.dtype} {list(chosen.shape)}" if isinstance(chosen, Tensor) else f"a {type(chosen).__name__}"
-        found = shape
+    if not isinstance(chosen, Tensor):
+        found = f"a {type(chosen).__name__}"
+    elif chosen.dtype != torch.int64 or chosen.ndim != 1:
+        found = f"{chosen.dtype} {list(chosen.shape)}"
     elif len(chosen) == 0:
         found = "no indices"
     elif int(chosen.min()) < 0 or int(chosen.max()) >= len(labels):

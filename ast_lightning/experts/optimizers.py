@@ -4,7 +4,8 @@ It returns a torch optimiser, or Lightning's dictionary of an optimiser and a sc
 follow from the loss and from what ``state_dict`` holds, so that a resumed run is bit-identical. An optimiser that
 needs several gradients in a step, such as SAM, calls the closure of ``step(closure)`` once for each: every call
 evaluates the loss of the same batch with the same augmentation at the present parameters, and leaves its gradient in
-``.grad``, averaged over devices.
+``.grad``, averaged over devices. This does not work with ``trainer.precision=16-mixed``: the scaler of its gradients
+evaluates the closure itself, once.
 """
 
 from __future__ import annotations

@@ -1,0 +1,61 @@
+"""The command that trains experts, with parts and arrays of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ast_lightning.data import digits
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.trajectories import TrajectoryStore
+
+from .conftest import SMALL, Command, run_of
+
+SHORT = ("expert.epochs=2", "num_experts=1")
+PARTS = (
+    "expert.optimizer={_target_:tests.experts.parts.sam,rho:0.1}",
+    "expert.samples={_target_:tests.experts.parts.easy_first,share:0.5}",
+    "expert.regularizers=[{_target_:tests.experts.parts.consistency,weight:0.1}]",
+)
+
+
+def test_parts_by_their_target_train_other_experts_in_a_folder_of_their_own(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stores = {}
+    for words in ((), PARTS):
+        metrics = command("train_experts", tmp_path, *SHORT, *words)
+        assert set(metrics) == {"test_accuracy", "movement", "cross_entropy"}
+        folder = run_of(*SMALL, f"output_dir={tmp_path}", *SHORT, *words).experts_folder()
+        stores[words] = TrajectoryStore.open(folder)
+    assert not {"optimizer", "samples", "regularizers"} & set(stores[()].metadata["expert"])
+    assert stores[PARTS].metadata["expert"]["optimizer"] == {"_target_": "tests.experts.parts.sam", "rho": 0.1}
+    assert (stores[()].read_snapshot(0, 2) - stores[PARTS].read_snapshot(0, 2)).norm() > 1e-3
+    assert (stores[()].read_snapshot(0, 0) == stores[PARTS].read_snapshot(0, 0)).all()
+    capsys.readouterr()
+    command("train_experts", tmp_path, *SHORT, *PARTS)
+    assert "expert 0 is complete already" in capsys.readouterr().out
+
+
+def test_a_part_that_cannot_be_imported_is_named(tmp_path: Path, command: Command) -> None:
+    with pytest.raises(ConfigurationError, match=r"expert\.optimizer\._target_=tests\.experts\.parts\.missing: "):
+        command("train_experts", tmp_path, *SHORT, "expert.optimizer={_target_:tests.experts.parts.missing}")
+
+
+def test_experts_of_arrays(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = digits()
+    content = {"train_images": raw.train.images.movedim(1, 3), "train_labels": raw.train.labels}
+    np.savez(tmp_path / "mine.npz", **{key: value.numpy() for key, value in content.items()})
+    words = (*SHORT, "data=arrays", f"data.root={tmp_path / 'mine.npz'}")
+    assert command("train_experts", tmp_path, *words)["test_accuracy"] > 0
+    monkeypatch.chdir(tmp_path)
+    folders = {
+        run_of(*SMALL, f"output_dir={tmp_path}", *words[:-1], f"data.root={root}").experts_folder()
+        for root in (tmp_path / "mine.npz", "mine.npz", "./mine.npz")
+    }
+    assert len(folders) == 1
+    store = TrajectoryStore.open(folders.pop())
+    assert store.metadata["data"]["counts"] == {"train": 200, "validation": 0, "test": 259}
+    assert store.experts() == [0]
