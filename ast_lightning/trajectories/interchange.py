@@ -7,11 +7,9 @@ data are named by whoever imports them, and every tensor is held against that ne
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import groupby
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +55,10 @@ class Buffers:
     Attributes:
         sources: by the number of the expert that each becomes.
         epochs: E, the same for all.
-        checked: the files that were read from end to end already, with their sizes and times.
     """
 
     sources: tuple[Source, ...]
     epochs: int
-    checked: set[tuple[Path, int, int]] = field(default_factory=set, compare=False)
 
 
 def buffer_files(folder: Path | str) -> list[Path]:
@@ -72,9 +68,9 @@ def buffer_files(folder: Path | str) -> list[Path]:
         ConfigurationError: there are none.
     """
     folder = Path(folder)
-    files = sorted(folder.glob(PATTERN), key=_natural)
+    files = sorted(folder.glob(PATTERN), key=lambda path: (len(path.name), path.name))
     if not files:
-        deeper = next((path for depth in ("*/", "*/*/", "*/*/*/") for path in folder.glob(depth + PATTERN)), None)
+        deeper = next(folder.rglob(PATTERN), None)
         what = f"no {PATTERN} is there" if folder.is_dir() else "there is no such folder"
         remedy = f"set {OPTION}={deeper.parent}" if deeper else f"name the folder that holds {PATTERN}"
         raise ConfigurationError(OPTION, folder, what, remedy)
@@ -136,24 +132,17 @@ def import_buffers(
         ConfigurationError: a file is damaged, a value is not finite, or an expert that is complete came from another
             trajectory.
     """
-    wanted = range(len(buffers.sources)) if experts is None else experts
-    for expert in filter(store.is_complete, wanted):
-        _check_same(store, expert, buffers.sources[expert])
-    pending = [(buffers.sources[expert], expert) for expert in wanted if not store.is_complete(expert)]
-    for file, group in groupby(pending, key=lambda pair: pair[0].file):
-        state = (file, file.stat().st_size, file.stat().st_mtime_ns)
-        if state not in buffers.checked:
-            check_content(file, OPTION)
-            buffers.checked.add(state)
-        trajectories = list(_trajectories(file))
-        for source, expert in group:
-            if source.trajectory >= len(trajectories):
-                raise _refused(source, "the file has changed since it was looked at", "run the same command again")
-            trajectory = trajectories[source.trajectory]
-            _check(source, trajectory, store.layout)
-            metrics = _import_one(store, expert, source, trajectory, judge)
-            if report is not None:
-                report(expert, source, metrics)
+    for expert in range(len(buffers.sources)) if experts is None else experts:
+        source = buffers.sources[expert]
+        if store.is_complete(expert):
+            _check_same(store, expert, source)
+            continue
+        stat = source.file.stat()
+        _check_once(source.file, stat.st_size, stat.st_mtime_ns)
+        trajectory = _trajectories(source.file)[source.trajectory]
+        metrics = _import_one(store, expert, source, trajectory, judge)
+        if report is not None:
+            report(expert, source, metrics)
 
 
 def check_sources(store: TrajectoryStore, folder: Path | str, experts: Sequence[int]) -> None:
@@ -204,16 +193,18 @@ def export_buffers(store: TrajectoryStore, folder: Path | str, per_file: int = 1
     return save_together(folder, contents)
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
-
-
-def _trajectories(file: Path) -> Iterator[Any]:
+def _trajectories(file: Path) -> Sequence[Any]:
     content = load_plain(file, OPTION)
     if not isinstance(content, list | tuple) or not content:
         problem = f"it holds a {type(content).__name__} and not a list of trajectories"
         raise ConfigurationError(OPTION, file, problem, "name files that the published codes wrote")
-    yield from content
+    return content
+
+
+@lru_cache
+def _check_once(file: Path, size: int, time: int) -> None:
+    """Compare a file of several trajectories with its checksums once, not for each of them."""
+    check_content(file, OPTION)
 
 
 def _check(source: Source, trajectory: Any, layout: ParameterLayout) -> int:
@@ -297,17 +288,15 @@ def _check_same(store: TrajectoryStore, expert: int, source: Source) -> None:
 
 
 def _published(store: TrajectoryStore, experts: Sequence[int]) -> list[list[list[Tensor]]]:
-    return [_trajectory(store, expert) for expert in experts]
-
-
-def _trajectory(store: TrajectoryStore, expert: int) -> list[list[Tensor]]:
-    """E + 1 lists of tensors, none of which shares memory with another."""
+    """For each expert E + 1 lists of tensors, none of which shares memory with another."""
     sizes = [torch.Size(shape).numel() for _, shape in store.layout]
-    snapshots = (store.read_snapshot(expert, epoch).split(sizes) for epoch in range(store.epochs + 1))
-    return [
-        [piece.view(shape).clone() for piece, (_, shape) in zip(pieces, store.layout, strict=True)]
-        for pieces in snapshots
-    ]
+
+    def tensors(theta: Tensor) -> list[Tensor]:
+        pieces = theta.split(sizes)
+        return [piece.view(shape).clone() for piece, (_, shape) in zip(pieces, store.layout, strict=True)]
+
+    epochs = range(store.epochs + 1)
+    return [[tensors(store.read_snapshot(expert, epoch)) for epoch in epochs] for expert in experts]
 
 
 def _refused(source: Source, problem: str, remedy: str) -> ConfigurationError:
