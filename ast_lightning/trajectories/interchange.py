@@ -23,6 +23,10 @@ from ast_lightning.trajectories.store import TrajectoryStore
 
 OPTION = "buffers"
 PATTERN = "replay_buffer_*.pt"
+_SAME_NETWORK = (
+    "set data, data.image_size, network.width, network.depth, network.normalization and network.pooling as they were "
+    "trained with"
+)
 
 Judge = Callable[[Tensor], Mapping[str, float]]
 """The final parameters ``[P]`` → metrics for the expert's summary."""
@@ -70,7 +74,7 @@ def buffer_files(folder: Path | str) -> list[Path]:
     folder = Path(folder)
     files = sorted(folder.glob(PATTERN), key=lambda path: (len(path.name), path.name))
     if not files:
-        deeper = next(folder.rglob(PATTERN), None)
+        deeper = next((path for depth in ("*/", "*/*/", "*/*/*/") for path in folder.glob(depth + PATTERN)), None)
         what = f"no {PATTERN} is there" if folder.is_dir() else "there is no such folder"
         remedy = f"set {OPTION}={deeper.parent}" if deeper else f"name the folder that holds {PATTERN}"
         raise ConfigurationError(OPTION, folder, what, remedy)
@@ -232,16 +236,15 @@ def _check_snapshot(source: Source, epoch: int, snapshot: Any, layout: Parameter
         problem = f"{where} is no list of tensors (a {type(snapshot).__name__})"
         raise _refused(source, problem, "name files that the published codes wrote")
     shapes = [tuple(tensor.shape) for tensor in snapshot]
-    remedy = "set network.width, depth, normalization, … and data as they were trained with"
     for position, (tensor, (name, shape)) in enumerate(zip(snapshot, layout, strict=False)):
         if shapes[position] != shape:
             problem = f"tensor {position} is {shapes[position]}, and {name} of the network is {shape}"
-            raise _refused(source, f"{where}, {problem}", remedy)
+            raise _refused(source, f"{where}, {problem}", _SAME_NETWORK)
         if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
             what = "has no values" if tensor.is_meta else f"is of type {tensor.dtype}, no dense real numbers"
-            raise _refused(source, f"{where}, tensor {position} {what}", remedy)
+            raise _refused(source, f"{where}, tensor {position} {what}", _SAME_NETWORK)
     if len(shapes) != len(layout):
-        raise _refused(source, f"{where} has {len(shapes)} tensors, and the network has {len(layout)}", remedy)
+        raise _refused(source, f"{where} has {len(shapes)} tensors, and the network has {len(layout)}", _SAME_NETWORK)
 
 
 def _import_one(

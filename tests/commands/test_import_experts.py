@@ -151,9 +151,9 @@ def test_a_warm_start_is_an_ancestor(output: Path, command: Command) -> None:
         (["expert_index=2"], "num_experts", ["hold only 2 trajectories"]),
         (["expert.epochs=3"], "expert.epochs", ["have 4 epochs", "set expert.epochs=4"]),
         (["network.width=4"], "buffers", ["replay_buffer_2.pt, trajectory 0: epoch 0, tensor 0", "network.width"]),
-        (["network.depth=2"], "buffers", ["replay_buffer_2.pt", "network.depth=1"]),
-        (["network.normalization=none"], "buffers", ["network.normalization=instance"]),
-        (["data.image_size=16"], "buffers", ["data.image_size or network.pooling"]),
+        (["network.depth=2"], "buffers", ["replay_buffer_2.pt", "network.depth"]),
+        (["network.normalization=none"], "buffers", ["network.normalization"]),
+        (["data.image_size=16"], "buffers", ["data.image_size", "network.pooling"]),
         (["buffers=nowhere"], "buffers", ["there is no such folder"]),
     ],
 )
