@@ -33,22 +33,17 @@ class RunStates(TorchCheckpointIO):
         folder: where ``last.ckpt`` and ``previous.ckpt`` are.
         belongs_to: what the run is and is made from; a checkpoint of another one is rejected.
         anew: how to start again, for the user of a checkpoint that cannot be used.
+
+    Attributes:
+        last: where the last checkpoint is, or will be.
+        previous: where the checkpoint before it is.
     """
 
     def __init__(self, folder: Path, belongs_to: Mapping[str, Any], anew: str = "fresh=true") -> None:
         self.folder = folder
+        self.last, self.previous = folder / "last.ckpt", folder / "previous.ckpt"
         self.belongs_to = dict(belongs_to)
         self._anew = anew
-
-    @property
-    def last(self) -> Path:
-        """Where the last checkpoint is, or will be."""
-        return self.folder / "last.ckpt"
-
-    @property
-    def previous(self) -> Path:
-        """Where the checkpoint before it is."""
-        return self.folder / "previous.ckpt"
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint; ``path`` has the old content or the new at every instant, or its predecessor exists."""

@@ -120,8 +120,7 @@ def set_aside(path: Path) -> Path | None:
         return None
     earlier = path.parent / "earlier"
     earlier.mkdir(exist_ok=True)
-    names = (earlier / f"{path.name}_{number}" for number in itertools.count(1))
-    free = next(name for name in names if not name.exists())
+    free = next(name for n in itertools.count(1) if not (name := earlier / f"{path.name}_{n}").exists())
     os.replace(path, free)
     return free
 

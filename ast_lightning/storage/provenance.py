@@ -51,9 +51,10 @@ def provenance() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Version by package, of this one, of Python and of all ``PACKAGES`` that are installed."""
+    """Version by package, of this one, of Python and of ``PACKAGES``."""
     own = {"ast_lightning": ast_lightning.__version__, "python": platform.python_version()}
-    return {**own, **_installed(), "torch": torch.__version__}  # torch's own word tells the build as well
+    installed = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {**own, **installed, "torch": torch.__version__}  # torch itself names the build as well
 
 
 def git_revision() -> dict[str, Any] | None:
@@ -81,25 +82,10 @@ def command_words() -> list[str]:
 
 
 @functools.cache
-def _installed() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-@functools.cache
 def _revisions(package: Path, working: Path) -> dict[str, Any] | None:
     """Asked once: what matters is the code that this process began with."""
-    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None:
-        return _revision("package", package)
-    return _revision("working directory", working)
-
-
-def _revision(of: str, folder: Path) -> dict[str, Any] | None:
+    in_package = _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None
+    of, folder = ("package", package) if in_package else ("working directory", working)
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
@@ -119,8 +105,8 @@ def _git(folder: Path, *words: str) -> str | None:
             timeout=20,
             env=environment,
             stdin=subprocess.DEVNULL,
-            check=False,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return result.stdout.strip() if result.returncode == 0 else None
+    return result.stdout.strip()

@@ -148,9 +148,14 @@ def _images_file(path: Path) -> Path:
     return found[0]
 
 
-def _tensor(path: Path) -> Tensor:
+def _content(path: Path) -> Any:
     content = load_plain(path, "images")
     check_content(path, "images")
+    return content
+
+
+def _tensor(path: Path) -> Tensor:
+    content = _content(path)
     if not isinstance(content, Tensor) or content.layout != torch.strided:
         raise ConfigurationError(
             "images", path, f"it holds a {type(content).__name__} and not a tensor", "name a file of one dense tensor"
@@ -161,8 +166,7 @@ def _tensor(path: Path) -> Tensor:
 def _learning_rate(path: Path) -> float:
     if not path.exists():
         raise ConfigurationError("learning-rate", "null", f"there is no {path}", "give --learning-rate")
-    content = load_plain(path, "images")
-    check_content(path, "images")
+    content = _content(path)
     values = torch.as_tensor(content).flatten() if isinstance(content, Tensor | int | float) else torch.empty(0)
     if len(values) != 1:
         raise ConfigurationError("images", path, "it does not hold one number", "give --learning-rate")

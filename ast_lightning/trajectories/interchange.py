@@ -7,11 +7,9 @@ data are named by whoever imports them, and every tensor is held against that ne
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import groupby
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,10 @@ from ast_lightning.trajectories.store import TrajectoryStore
 
 OPTION = "buffers"
 PATTERN = "replay_buffer_*.pt"
+_SAME_NETWORK = (
+    "set data, data.image_size, network.width, network.depth, network.normalization and network.pooling as they were "
+    "trained with"
+)
 
 Judge = Callable[[Tensor], Mapping[str, float]]
 """The final parameters ``[P]`` → metrics for the expert's summary."""
@@ -57,12 +59,10 @@ class Buffers:
     Attributes:
         sources: by the number of the expert that each becomes.
         epochs: E, the same for all.
-        checked: the files that were read from end to end already, with their sizes and times.
     """
 
     sources: tuple[Source, ...]
     epochs: int
-    checked: set[tuple[Path, int, int]] = field(default_factory=set, compare=False)
 
 
 def buffer_files(folder: Path | str) -> list[Path]:
@@ -72,7 +72,7 @@ def buffer_files(folder: Path | str) -> list[Path]:
         ConfigurationError: there are none.
     """
     folder = Path(folder)
-    files = sorted(folder.glob(PATTERN), key=_natural)
+    files = sorted(folder.glob(PATTERN), key=lambda path: (len(path.name), path.name))
     if not files:
         deeper = next((path for depth in ("*/", "*/*/", "*/*/*/") for path in folder.glob(depth + PATTERN)), None)
         what = f"no {PATTERN} is there" if folder.is_dir() else "there is no such folder"
@@ -136,24 +136,17 @@ def import_buffers(
         ConfigurationError: a file is damaged, a value is not finite, or an expert that is complete came from another
             trajectory.
     """
-    wanted = range(len(buffers.sources)) if experts is None else experts
-    for expert in filter(store.is_complete, wanted):
-        _check_same(store, expert, buffers.sources[expert])
-    pending = [(buffers.sources[expert], expert) for expert in wanted if not store.is_complete(expert)]
-    for file, group in groupby(pending, key=lambda pair: pair[0].file):
-        state = (file, file.stat().st_size, file.stat().st_mtime_ns)
-        if state not in buffers.checked:
-            check_content(file, OPTION)
-            buffers.checked.add(state)
-        trajectories = list(_trajectories(file))
-        for source, expert in group:
-            if source.trajectory >= len(trajectories):
-                raise _refused(source, "the file has changed since it was looked at", "run the same command again")
-            trajectory = trajectories[source.trajectory]
-            _check(source, trajectory, store.layout)
-            metrics = _import_one(store, expert, source, trajectory, judge)
-            if report is not None:
-                report(expert, source, metrics)
+    for expert in range(len(buffers.sources)) if experts is None else experts:
+        source = buffers.sources[expert]
+        if store.is_complete(expert):
+            _check_same(store, expert, source)
+            continue
+        stat = source.file.stat()
+        _check_once(source.file, stat.st_size, stat.st_mtime_ns)
+        trajectory = _trajectories(source.file)[source.trajectory]
+        metrics = _import_one(store, expert, source, trajectory, judge)
+        if report is not None:
+            report(expert, source, metrics)
 
 
 def check_sources(store: TrajectoryStore, folder: Path | str, experts: Sequence[int]) -> None:
@@ -204,16 +197,18 @@ def export_buffers(store: TrajectoryStore, folder: Path | str, per_file: int = 1
     return save_together(folder, contents)
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
-
-
-def _trajectories(file: Path) -> Iterator[Any]:
+def _trajectories(file: Path) -> Sequence[Any]:
     content = load_plain(file, OPTION)
     if not isinstance(content, list | tuple) or not content:
         problem = f"it holds a {type(content).__name__} and not a list of trajectories"
         raise ConfigurationError(OPTION, file, problem, "name files that the published codes wrote")
-    yield from content
+    return content
+
+
+@lru_cache
+def _check_once(file: Path, size: int, time: int) -> None:
+    """Compare a file of several trajectories with its checksums once, not for each of them."""
+    check_content(file, OPTION)
 
 
 def _check(source: Source, trajectory: Any, layout: ParameterLayout) -> int:
@@ -241,16 +236,15 @@ def _check_snapshot(source: Source, epoch: int, snapshot: Any, layout: Parameter
         problem = f"{where} is no list of tensors (a {type(snapshot).__name__})"
         raise _refused(source, problem, "name files that the published codes wrote")
     shapes = [tuple(tensor.shape) for tensor in snapshot]
-    remedy = "set network.width, depth, normalization, … and data as they were trained with"
     for position, (tensor, (name, shape)) in enumerate(zip(snapshot, layout, strict=False)):
         if shapes[position] != shape:
             problem = f"tensor {position} is {shapes[position]}, and {name} of the network is {shape}"
-            raise _refused(source, f"{where}, {problem}", remedy)
+            raise _refused(source, f"{where}, {problem}", _SAME_NETWORK)
         if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
             what = "has no values" if tensor.is_meta else f"is of type {tensor.dtype}, no dense real numbers"
-            raise _refused(source, f"{where}, tensor {position} {what}", remedy)
+            raise _refused(source, f"{where}, tensor {position} {what}", _SAME_NETWORK)
     if len(shapes) != len(layout):
-        raise _refused(source, f"{where} has {len(shapes)} tensors, and the network has {len(layout)}", remedy)
+        raise _refused(source, f"{where} has {len(shapes)} tensors, and the network has {len(layout)}", _SAME_NETWORK)
 
 
 def _import_one(
@@ -297,17 +291,15 @@ def _check_same(store: TrajectoryStore, expert: int, source: Source) -> None:
 
 
 def _published(store: TrajectoryStore, experts: Sequence[int]) -> list[list[list[Tensor]]]:
-    return [_trajectory(store, expert) for expert in experts]
-
-
-def _trajectory(store: TrajectoryStore, expert: int) -> list[list[Tensor]]:
-    """E + 1 lists of tensors, none of which shares memory with another."""
+    """For each expert E + 1 lists of tensors, none of which shares memory with another."""
     sizes = [torch.Size(shape).numel() for _, shape in store.layout]
-    snapshots = (store.read_snapshot(expert, epoch).split(sizes) for epoch in range(store.epochs + 1))
-    return [
-        [piece.view(shape).clone() for piece, (_, shape) in zip(pieces, store.layout, strict=True)]
-        for pieces in snapshots
-    ]
+
+    def tensors(theta: Tensor) -> list[Tensor]:
+        pieces = theta.split(sizes)
+        return [piece.view(shape).clone() for piece, (_, shape) in zip(pieces, store.layout, strict=True)]
+
+    epochs = range(store.epochs + 1)
+    return [[tensors(store.read_snapshot(expert, epoch)) for epoch in epochs] for expert in experts]
 
 
 def _refused(source: Source, problem: str, remedy: str) -> ConfigurationError:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.storage.checksums import Damaged, bytes_checksum, read_checked_tensors, seal, unseal
+from ast_lightning.storage.checksums import Damaged, bytes_checksum, seal, unseal
 from ast_lightning.storage.files import read_json, write_json
 from ast_lightning.storage.reading import reading
 
@@ -63,27 +63,6 @@ def read_store_record(folder: Path) -> dict[str, Any]:
                 + ("" if newer else ", or move this folder away and train these experts again with train_experts.py"),
             )
         return unseal(content)
-
-
-def check_preprocessing(folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Make sure that the statistics of the preprocessing are those that ``store.json`` names.
-
-    A store whose ``store.json`` names none, made from Python without the command, may have none.
-
-    Raises:
-        ConfigurationError: they are missing, damaged, or others.
-    """
-    path, fingerprint = folder / PREPROCESSING_FILE, metadata.get("preprocessing_fingerprint")
-    if fingerprint is None and not path.exists():
-        return
-    remedy = (
-        f"restore a copy of it, or delete both it and {STORE_FILE} and run train_experts.py with the same settings: "
-        "that writes them anew and keeps the complete experts"
-    )
-    with reading(path, remedy, OPTION, folder):
-        found, _ = read_checked_tensors(path)
-        if fingerprint not in (None, found.get("fingerprint")):
-            raise Damaged(f"it is not the one that {STORE_FILE} names")
 
 
 @dataclass(frozen=True)

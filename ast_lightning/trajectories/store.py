@@ -25,18 +25,18 @@ from ast_lightning.config.identity import complete_record
 from ast_lightning.config.schedule import Schedule
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ParameterLayout
-from ast_lightning.storage.checksums import Damaged
+from ast_lightning.storage.checksums import Damaged, read_checked_tensors
 from ast_lightning.storage.disk_space import CHECKPOINT, check_room, writing
 from ast_lightning.storage.reading import reading
-from ast_lightning.trajectories.listing import expert_folders, snapshot_files
+from ast_lightning.trajectories.listing import expert_folders, numbered_folders, snapshot_files
 from ast_lightning.trajectories.records import (
     EXPERT_FILE,
     FORMAT_VERSION,
     IDENTITY,
     OPTION,
+    PREPROCESSING_FILE,
     STORE_FILE,
     ExpertRecord,
-    check_preprocessing,
     expert_remedy,
     first_difference,
     identity,
@@ -106,7 +106,7 @@ class TrajectoryStore:
             return cls(folder, read_store_record(folder))
 
     def require(self, key: str, expected: Any) -> None:
-        """Refuse to go on when the store was made from another ``key`` (``network``, ``data``, …).
+        """Reject a store that was made from another ``key`` (``network``, ``data``, …).
 
         Raises:
             ConfigurationError: naming the first field that differs and both its values.
@@ -150,8 +150,7 @@ class TrajectoryStore:
 
     def experts(self) -> list[int]:
         """The complete experts in ascending order."""
-        found = (path.parent.name.removeprefix("expert_") for path in self.folder.glob(f"expert_*/{EXPERT_FILE}"))
-        return sorted(int(name) for name in found if name.isdecimal())
+        return [expert for expert, path in numbered_folders(self.folder) if (path / EXPERT_FILE).exists()]
 
     def incomplete(self) -> list[int]:
         """The experts that have snapshots and are not complete, in ascending order."""
@@ -168,12 +167,22 @@ class TrajectoryStore:
         return self._records[expert]
 
     def check_preprocessing(self) -> None:
-        """Make sure that the statistics of the preprocessing are those of this store.
+        """Make sure that the statistics of the preprocessing are those that ``store.json`` names, if it names any.
 
         Raises:
             ConfigurationError: they are missing, damaged, or others.
         """
-        check_preprocessing(self.folder, self.metadata)
+        path, fingerprint = self.folder / PREPROCESSING_FILE, self.metadata.get("preprocessing_fingerprint")
+        if fingerprint is None and not path.exists():
+            return
+        remedy = (
+            f"restore a copy of it, or delete both it and {STORE_FILE} and run train_experts.py with the same "
+            "settings: that writes them anew and keeps the complete experts"
+        )
+        with reading(path, remedy, OPTION, self.folder):
+            found, _ = read_checked_tensors(path)
+            if fingerprint not in (None, found.get("fingerprint")):
+                raise Damaged(f"it is not the one that {STORE_FILE} names")
 
     def summary(self, expert: int) -> dict[str, Any]:
         """The summary that :meth:`finish` was given of a complete expert."""
@@ -188,7 +197,7 @@ class TrajectoryStore:
             tensors: parameters and, where they are to be kept, all buffers of the network, by name.
 
         Raises:
-            ConfigurationError: the disk refuses the file, or a parameter is too large for the type of the snapshots.
+            ConfigurationError: the disk rejects the file, or a parameter is too large for the type of the snapshots.
             ValueError: another epoch, another shape.
         """
         if not self.schedule.holds(epoch):
@@ -199,7 +208,7 @@ class TrajectoryStore:
             self._forget(expert)
 
     def drop_snapshots_after(self, expert: int, epoch: int) -> None:
-        """Delete the snapshots beyond ``epoch``, and pieces: what a killed run wrote after the state it resumes from.
+        """Delete the snapshots beyond ``epoch``, and pieces: what an interrupted run wrote after its checkpoint.
 
         An expert that loses a snapshot is complete no more.
         """
@@ -225,12 +234,8 @@ class TrajectoryStore:
         """Mark an expert complete, after reading all its snapshots once more.
 
         Raises:
-            RuntimeError: a snapshot is missing.
-            ConfigurationError: a snapshot is damaged, or the disk refuses the file.
+            ConfigurationError: a snapshot is missing or damaged, or the disk rejects the file.
         """
-        missing = [epoch for epoch in self.schedule.stored() if not self.snapshot_path(expert, epoch).exists()]
-        if missing:
-            raise RuntimeError(f"expert {expert} in {self.folder} cannot be complete: snapshots {missing} are missing")
         self._forget(expert)
         record = ExpertRecord(expert, self.id, self.check_snapshots(expert, self.epochs), dict(summary))
         folder = self.expert_folder(expert)
@@ -271,7 +276,7 @@ class TrajectoryStore:
         return self.format.num_bytes * sum(anew or not path.exists() for path in paths)
 
     def check_room(self, experts: Iterable[int], *, anew: bool = False) -> None:
-        """Refuse a run that the disk cannot hold, before it begins.
+        """Reject a run that the disk cannot hold, before it begins.
 
         Raises:
             ConfigurationError: the folder cannot be written, or has too little room for what is still to be written.

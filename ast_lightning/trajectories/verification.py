@@ -98,8 +98,7 @@ def _incomplete(store: TrajectoryStore, expert: int, folder: Path) -> Iterator[F
         if isinstance(found, OSError):
             yield Finding(str(path), f"cannot be read ({found.strerror})", UNREADABLE)
         elif found:
-            other = f"{_AGAIN}, which resumes from {usable[0].name}" if usable else remedy
-            yield Finding(str(path), f"the checkpoint cannot be used: {found}", other)
+            yield Finding(str(path), f"the checkpoint cannot be used: {found}", remedy)
 
 
 def _damage(checkpoint: Path) -> Damaged | OSError | None:

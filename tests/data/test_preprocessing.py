@@ -102,7 +102,7 @@ def test_saving_keeps_every_bit(kind: str, tmp_path: Path) -> None:
 
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"other\.safetensors has no checksum"):
+    with pytest.raises(ValueError, match=r"has no checksum"):
         load_preprocessing(tmp_path / "other.safetensors")
 
 

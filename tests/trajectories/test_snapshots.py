@@ -130,7 +130,7 @@ def test_thinned_trajectories(make: Any, network: FunctionalNetwork, snapshot: S
             store.write_snapshot(0, epoch, network.unflatten(snapshot(0, epoch)))
     store.write_snapshot(0, 0, network.unflatten(snapshot(0, 0)))
     store.write_snapshot(0, 4, network.unflatten(snapshot(0, 4)))
-    with pytest.raises(RuntimeError, match=r"snapshots \[2\] are missing"):
+    with pytest.raises(ConfigurationError, match=r"epoch_0002\.safetensors is missing"):
         store.finish(0, {})
     store.write_snapshot(0, 2, network.unflatten(snapshot(0, 2)))
     store.finish(0, {"a": 1})
