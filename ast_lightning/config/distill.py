@@ -154,6 +154,21 @@ class TrajectoryMatchingSettings(DistillSettings):
             )
 
 
+@dataclass(frozen=True)
+class DistributionMatchingSettings(DistillSettings):
+    """Distribution matching (DM, Zhao and Bilen, WACV 2023); the defaults are its published values."""
+
+    _target_: str = option("ast_lightning.distillation.distribution_matching.DistributionMatching", "the method")
+    init: Any = option("real", "what the images start from: real | noise | representative (needs experts)")
+    lr_img: float = option(1.0, "outer learning rate of the images")
+    max_steps: int = option(20000, "outer iterations", result=False)
+    real_batch: int = option(256, "real images of each class in an iteration, drawn at random")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_at_least_one("real_batch")
+
+
 def check_precision(precision: str, experts: object = "<their folder>") -> None:
     """Reject distillation in 16 bits: the update of X is far below their resolution.
 

@@ -10,7 +10,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from ast_lightning.config.data import DataSettings
-from ast_lightning.config.distill import DistillSettings, TrajectoryMatchingSettings
+from ast_lightning.config.distill import DistillSettings, DistributionMatchingSettings, TrajectoryMatchingSettings
 from ast_lightning.config.evaluation import EvaluationSettings
 from ast_lightning.config.expert import ExpertSettings
 from ast_lightning.config.network import ConvNetSettings
@@ -22,7 +22,7 @@ SECTIONS: dict[str, tuple[type[Settings], ...]] = {  # the dataclasses that a se
     "data": (DataSettings,),
     "network": (ConvNetSettings,),
     "expert": (ExpertSettings,),
-    "distill": (TrajectoryMatchingSettings,),
+    "distill": (TrajectoryMatchingSettings, DistributionMatchingSettings),
     "evaluation": (EvaluationSettings,),
     "trainer": (TrainerSettings,),
 }
@@ -39,6 +39,7 @@ _SCHEMAS: tuple[tuple[str | None, str, type[Settings], bool], ...] = (
     ("expert", "base", ExpertSettings, True),
     ("distill", "common", DistillSettings, False),
     ("distill", "trajectory_matching", TrajectoryMatchingSettings, True),
+    ("distill", "distribution_matching", DistributionMatchingSettings, True),
     ("evaluation", "base", EvaluationSettings, True),
     ("trainer", "base", TrainerSettings, True),
 )
