@@ -60,7 +60,7 @@ def settings_from(kind: type[Kind], values: Mapping[str, Any], context: Mapping[
     types = {each.name: str(each.type) for each in fields(kind)}  # type: ignore[arg-type]
     unknown = [name for name in values if name not in types]
     if unknown:
-        raise _unknown_of(section, unknown, values)
+        raise unknown_option(f"{section}.{unknown[0]}".lstrip("."), values[unknown[0]])
     for name, value in values.items():
         option = f"{section}.{name}" if section else name
         try:
@@ -85,18 +85,12 @@ def unknown_option(option: str, value: object) -> ConfigurationError:
             check_arguments({name: value})
         except ConfigurationError as error:
             return error
+    if is_option(option):
+        remedy = f"leave it out, or choose another {section}"
+        return ConfigurationError(option, value, f"the chosen {section} has no such option", remedy)
     near = nearest(option)
     remedy = f"did you mean {near}? {LIST_OPTIONS}" if near else LIST_OPTIONS
     return ConfigurationError(option, value, "there is no such option", remedy)
-
-
-def _unknown_of(section: str, names: Sequence[str], values: Mapping[str, Any]) -> ConfigurationError:
-    """The error for options that the dataclass of a section lacks; some may belong to another method."""
-    option = f"{section}.{names[0]}" if section else names[0]
-    if not is_option(option):
-        return unknown_option(option, values[names[0]])
-    remedy = "remove what is set for another: add " + " ".join(f"~{section}.{name}" for name in names)
-    return ConfigurationError(option, values[names[0]], f"the chosen {section} has no such option", remedy)
 
 
 def wrong_type(option: str, value: object, annotation: str | None = None) -> ConfigurationError:
