@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 
 from ast_lightning.config import identity as identities
 from ast_lightning.config.check import checked
-from ast_lightning.config.distill import TrajectoryMatchingSettings
+from ast_lightning.config.distill import DistributionMatchingSettings, TrajectoryMatchingSettings
 from ast_lightning.config.evaluation import EvaluationSettings
 from ast_lightning.config.expert import ExpertSettings
 from ast_lightning.config.identity import complete_record, distill_identity, experts_identity, find_folder, short_hash
@@ -72,22 +72,24 @@ def another(field: Field[Any], name: str, value: Any) -> Any:
     return f"{value}x"
 
 
-def changed() -> list[tuple[str, bool, dict[str, Any]]]:
-    """For every option its name, whether it changes results, and the default configuration with another value."""
-    default, result = composed(), []
+def changed() -> list[tuple[str, bool, dict[str, Any], dict[str, Any]]]:
+    """For every option its name, whether it changes results, the default configuration, and one with another value."""
+    result = []
     for kind in (RootSettings, *(kind for kinds in SECTIONS.values() for kind in kinds)):
+        default = composed("method=dm") if kind is DistributionMatchingSettings else composed()
         for field in fields(kind):
             config = deepcopy(default)
             values = config[kind.section] if kind.section else config
             name = f"{kind.section}.{field.name}".lstrip(".")
             values[field.name] = another(field, name, values[field.name])
-            result.append((name, field.metadata["result"], config))
+            result.append((name, field.metadata["result"], default, config))
     return result
 
 
 def test_configurations_that_differ_in_one_option_that_matters_never_coincide() -> None:
-    found: dict[str, str] = {both(composed())[1]: "default"}
-    for name, matters, config in changed():
+    found = {both(composed(*words))[1]: "default" for words in ((), ("method=dm",))}
+    assert len(found) == 2
+    for name, matters, default, config in changed():
         if name.startswith("evaluation."):  # measures, and changes no image
             continue
         key = both(config)[1]
@@ -95,14 +97,13 @@ def test_configurations_that_differ_in_one_option_that_matters_never_coincide() 
             assert key not in found, f"{name} and {found[key]}"
             found[key] = name
         else:
-            assert found[key] == "default", name
+            assert key == both(default)[1], name
 
 
 def test_experts_depend_on_data_network_expert_and_arithmetic_alone() -> None:
-    default = both(composed())[0]
-    for name, matters, config in changed():
+    for name, matters, default, config in changed():
         of_experts = name.startswith(("data.", "network.", "expert.", "seed", "tf32", "buffers", "trainer."))
-        assert (both(config)[0] != default) == (matters and of_experts), name
+        assert (both(config)[0] != both(default)[0]) == (matters and of_experts), name
 
 
 def test_an_option_that_is_added_changes_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
