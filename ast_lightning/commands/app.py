@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -109,8 +109,13 @@ def _written_by(config: DictConfig, path: str | None) -> str | None:
     return None if path else "output_dir"
 
 
-def build_run(config: DictConfig, in_sweep: bool = False) -> Run:
+def build_run(config: DictConfig, in_sweep: bool = False, choices: Mapping[str, Any] | None = None) -> Run:
     """The objects that a configuration describes.
+
+    Args:
+        config: as Hydra composed it.
+        in_sweep: whether it is that of a job of a multirun.
+        choices: the chosen file of each group; None for those of the Hydra job of this process.
 
     Raises:
         ConfigurationError: a missing or impossible value.
@@ -122,7 +127,8 @@ def build_run(config: DictConfig, in_sweep: bool = False) -> Run:
         _check_tasks(plain["trainer"])
     distill = _method_settings(plain["distill"])
     plain["distill"] = {**plain["distill"], **asdict(distill)}
-    choices = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
+    if choices is None:
+        choices = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
     return Run(
         config=plain,
         data=_instantiate("data", plain["data"]),

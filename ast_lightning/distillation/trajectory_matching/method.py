@@ -60,6 +60,7 @@ class TrajectoryMatching(Method):
     """
 
     Settings = TrajectoryMatchingSettings
+    needs_experts = True
     settings: TrajectoryMatchingSettings
 
     def __init__(
