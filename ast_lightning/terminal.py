@@ -5,9 +5,14 @@ from __future__ import annotations
 from lightning.pytorch.utilities import rank_zero_only
 
 
+def rank() -> int:
+    """The rank of this process, also before there is a Trainer."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
+
+
 def is_rank_zero() -> bool:
-    """Whether this process writes and speaks for all ranks; right also before there is a Trainer."""
-    return int(getattr(rank_zero_only, "rank", 0) or 0) == 0
+    """Whether this process writes and prints for all ranks."""
+    return rank() == 0
 
 
 def say(text: str) -> None:

@@ -58,7 +58,7 @@ def evaluate(run: Run) -> dict[str, float]:
         return _report(run, dataset, _judge(run, dataset))
     folder = evaluation_folder(run)
     logger = build_logger(run.config["trainer"].get("logger"), folder)
-    with sole_writer(folder, run, wait=True):
+    with sole_writer(folder, wait=True):
         if run.fresh:
             begin_anew(folder)
         if is_rank_zero():

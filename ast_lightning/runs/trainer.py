@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from ast_lightning.callbacks import RunProgress
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.parallel.devices import devices_of
-from ast_lightning.parallel.failures import EndOfRank
+from ast_lightning.parallel.failures import EndOfRank, strategy_of
 from ast_lightning.runs.checkpoints import RunStates
 
 LOGGERS = ("tensorboard", "csv", "none", "false")
@@ -96,7 +96,7 @@ def build_trainer(
         remedy = _OPTIONS_OF.get(name, "leave it out")
         raise ConfigurationError(f"trainer.{name}", arguments[name], "the command sets this itself", remedy)
     plugins = [*(arguments.get("plugins") or []), *_cluster(options), *([] if states is None else [states])]
-    shown = {"logger": logger, "enable_progress_bar": bool(bar), "plugins": plugins}
+    shown = {"strategy": strategy_of(options), "logger": logger, "enable_progress_bar": bool(bar), "plugins": plugins}
     try:
         trainer = Trainer(**{**arguments, **shown, **own})
     except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
