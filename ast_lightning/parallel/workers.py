@@ -71,8 +71,7 @@ def run_workers(work: Callable[..., None], arguments: tuple[Any, ...], count: in
     Raises:
         WorkerFailed: one failed; the others are stopped.
     """
-    for name in ("distributed.elastic.multiprocessing.api", "multiprocessing.spawn"):  # they print tracebacks
-        logging.getLogger(f"torch.{name}").setLevel(logging.CRITICAL)
+    silence_torch()
     threads = None if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // count)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # the workers' lines pass through it
     with TemporaryDirectory(prefix="ast_lightning_") as folder, _signal_handlers_restored() as handlers:
@@ -91,8 +90,14 @@ def run_workers(work: Callable[..., None], arguments: tuple[Any, ...], count: in
         except SignalException as received:
             raise SystemExit(128 + received.sigval) from received
         for failure in result.failures.values():
-            last = _last_line(result, failure.local_rank)
+            last = _last_line(result, failure.local_rank) if failure.exitcode > 0 else ""
             raise WorkerFailed(failure.local_rank, count, failure.exitcode, last)
+
+
+def silence_torch() -> None:
+    """Keep torch's own reports of failed processes, with tracebacks, from the terminal."""
+    for name in ("distributed.elastic.multiprocessing.api", "multiprocessing.spawn"):
+        logging.getLogger(f"torch.{name}").setLevel(logging.CRITICAL)
 
 
 def worker_environment(trainer: Mapping[str, Any], number: int) -> dict[str, str]:
