@@ -8,7 +8,6 @@ import hashlib
 import io
 import shutil
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +21,10 @@ from ast_lightning.errors import ConfigurationError, DistillationDiverged, fores
 from ast_lightning.parallel.locks import FolderLock
 from ast_lightning.storage.files import read_json, write_bytes, write_json
 from ast_lightning.sweeps.searches import WORST, check_multirun, is_search, objective
-from ast_lightning.sweeps.tasks import join_tasks, number_of_task, tasks_of_job
+from ast_lightning.sweeps.tasks import join_tasks, number_of_task
 
 Row = dict[str, Any]
 
-_OTHER_TASKS = 3.0  # seconds in which another task of the same job can say why it failed
 _ENDED = "it was ended before it finished: interrupted, killed, or out of memory"
 
 
@@ -73,15 +71,12 @@ class SweepTable(Callback):
     def on_job_start(self, config: Any, **_: Any) -> None:
         if not _is_multirun(config):
             return
-        join_tasks()
-        from ast_lightning.storage.provenance import (
-            remember_command,  # late: loads torch, for which tasks must be joined
-        )
+        join_tasks()  # before torch is imported
+        from ast_lightning.parallel.workers import take_gpu
+        from ast_lightning.storage.provenance import remember_command
 
         remember_command([self.script, *config.hydra.overrides.task])
-        if _is_joblib(config):
-            from ast_lightning.parallel.workers import take_gpu
-
+        if "joblib" in str(config.hydra.launcher.get("_target_")):
             trainer: Any = OmegaConf.to_container(config.trainer, resolve=True)
             take_gpu(trainer, config.hydra.job.num)
         if number_of_task() == 0:
@@ -93,7 +88,7 @@ class SweepTable(Callback):
         if not _is_multirun(config):
             return
         results, error = _outcome(config, job_return)
-        message = "" if error is None else self._of_all_tasks(config.hydra.job.num, error, _describe(error))
+        message = "" if error is None else _describe(error)
         if message:
             print(f"job {config.hydra.job.num} failed: {message}", file=sys.stderr, flush=True)
         _tell_sweeper(config, job_return, results, error)
@@ -102,24 +97,6 @@ class SweepTable(Callback):
             self._write_table()
             if self._lock is not None:
                 self._lock.release()
-
-    def _of_all_tasks(self, number: int, error: BaseException, own: str) -> str:
-        """Why a job has failed: where the first task knows only that another has gone, the reason of the other."""
-        if tasks_of_job() == 1:
-            return own
-        from ast_lightning.parallel.failures import of_network  # late: loads torch
-
-        own_file = self._jobs / f"{number:04d}.task{number_of_task()}.txt"
-        if not of_network(error):
-            write_bytes(own_file, f"on task {number_of_task()}: {own}".encode())
-            return own
-        until = time.monotonic() + _OTHER_TASKS
-        while time.monotonic() < until:
-            told = min(self._jobs.glob(f"{number:04d}.task*.txt"), default=None)
-            if told is not None:
-                return told.read_text(encoding="utf-8")
-            time.sleep(0.1)
-        return own
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
         atexit.unregister(self._finish)
@@ -186,10 +163,6 @@ def _is_multirun(config: Any) -> bool:
     return str(config.hydra.mode).endswith("MULTIRUN")
 
 
-def _is_joblib(config: Any) -> bool:
-    return "joblib" in str(config.hydra.launcher.get("_target_"))
-
-
 def _row(config: Any, status: str, results: Row | None = None, error: str = "") -> Row:
     settings = {}
     for override in config.hydra.overrides.task:
@@ -235,14 +208,11 @@ def _describe(error: BaseException) -> str:
 
 
 def _as_csv(rows: list[Row]) -> str:
-    parts = ("settings", "results")
-    columns = {part: list(dict.fromkeys(name for row in rows for name in row[part])) for part in parts}
+    names = dict.fromkeys(name for part in ("settings", "results") for row in rows for name in row[part])
     text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["job", "status", *columns["settings"], *columns["results"], "error"])
-    for row in rows:
-        cells = [row[part].get(name, "") for part in columns for name in columns[part]]
-        writer.writerow([row["job"], row["status"], *cells, row["error"]])
+    writer = csv.DictWriter(text, ["job", "status", *names, "error"], restval="", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows({**row["settings"], **row["results"], **row} for row in rows)
     return text.getvalue()
 
 
