@@ -141,11 +141,11 @@ def _expert(device: torch.device, compilation: Compilation | None = None) -> str
 
 
 def _distillation(device: torch.device, compilation: Compilation | None = None) -> str:
-    return _measured(Iteration(device, compilation=compilation), _iteration_reference(), device)
+    return _measured(Iteration(device, compilation=compilation).gradient, _iteration_reference(), device)
 
 
 def _distillation_float64(device: torch.device) -> str:
-    adjoint, autograd = (Iteration(device, torch.float64, engine)() for engine in ("adjoint", "autograd"))
+    adjoint, autograd = (Iteration(device, torch.float64, engine).gradient() for engine in ("adjoint", "autograd"))
     found = _require(relative_error(adjoint, autograd), EXACT, "the adjoint, against autograd")
     if device.type == "cpu":
         return found
@@ -192,4 +192,4 @@ def _expert_reference() -> Tensor:
 
 @functools.cache
 def _iteration_reference() -> Tensor:
-    return Iteration(torch.device("cpu"), torch.float64, "autograd")()
+    return Iteration(torch.device("cpu"), torch.float64, "autograd").gradient()

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std, start_processes
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,22 +16,6 @@ from ast_lightning.parallel.workers import silence_torch
 
 PATIENCE = 90.0
 """Seconds after which processes that do not answer count as failed."""
-
-
-class _Images(nn.Module):
-    """X and α as a module that DistributedDataParallel can wrap."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self._iteration = Iteration(device, torch.float64)
-        self.images = nn.Parameter(self._iteration.images.clone())
-        self.learning_rate = nn.Parameter(torch.tensor(0.01, device=device, dtype=torch.float64))
-
-    def forward(self, window: int) -> Tensor:
-        return self._iteration.loss(self.images, self.learning_rate, window)
-
-    def gradients(self) -> Tensor:
-        return torch.cat([each.grad.reshape(-1) for each in (self.images, self.learning_rate) if each.grad is not None])
 
 
 def gradient_error(backend: str, devices: list[str], patience: float = PATIENCE) -> float:
@@ -77,16 +61,11 @@ def _error_of_rank(backend: str, devices: list[str], rank: int, rendezvous: str,
         backend, init_method=rendezvous, rank=rank, world_size=len(devices), timeout=timedelta(seconds=patience)
     )
     try:
-        alone = torch.stack([_alone(device, window) for window in range(len(devices))]).mean(0)
-        module = _Images(device)
+        module = Iteration(device, torch.float64)
+        alone = torch.stack([module.gradient(window) for window in range(len(devices))]).mean(0)
         wrapped = DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
-        wrapped(rank).backward()
-        return relative_error(module.gradients(), alone)
+        wrapped(rank).backward()  # averages while ``wrapped`` exists
+        averaged = [each.grad.reshape(-1) for each in module.parameters() if each.grad is not None]
+        return relative_error(torch.cat(averaged), alone)
     finally:
         distributed.destroy_process_group()
-
-
-def _alone(device: torch.device, window: int) -> Tensor:
-    module = _Images(device)
-    module(window).backward()
-    return module.gradients()
