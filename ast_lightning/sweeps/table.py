@@ -44,12 +44,11 @@ class SweepTable(Callback):
     """Collects what the jobs of a multirun return into ``<hydra.sweep.dir>/results.csv``.
 
     A row has the job's number, its status, its overrides, the numbers that the command returned, and the error of a job
-    that failed. Each job writes its row and then the table, in its own process: the table is there whatever becomes of
-    the process that began the multirun.
+    that failed. Each job writes its row and then the table, in its own process: the table exists even if the process
+    that began the multirun is killed.
 
-    A failed job does not end the others: Hydra's own sweeper is told that it returned nothing, a search that the trial
-    failed, or, where it diverged, that it is the worst there can be: such settings are proposed less. At the end the
-    failures are named, and the exit status is 1.
+    A failed job does not end the others. To a search, its trial has failed or, if it diverged, has the worst objective,
+    so that such settings are proposed less. At the end the failures are printed, and the exit status is 1.
     """
 
     def __init__(self) -> None:
@@ -129,7 +128,7 @@ class SweepTable(Callback):
         return rows
 
     def _finish(self) -> bool:
-        """Write the table for the last time, and say where it is and what failed.
+        """Write the table for the last time; print where it is and what failed.
 
         Returns:
             Whether every job completed.
@@ -150,13 +149,13 @@ class SweepTable(Callback):
         return not failures
 
     def _settle(self, path: Path) -> None:
-        """Say what became of a job that wrote its first row and not yet its last."""
+        """Complete the row of a job that wrote its first row and not its last."""
         with FolderLock(path.with_suffix("")) as lock:
             gone = lock.take()
             row = read_json(path)
             if row["status"] == "running":
-                told = {"status": "failed", "error": _ENDED} if gone else {"error": "it still runs by itself"}
-                self._write_row(row | told)
+                outcome = {"status": "failed", "error": _ENDED} if gone else {"error": "it is still running"}
+                self._write_row(row | outcome)
 
 
 def _is_multirun(config: Any) -> bool:
@@ -200,7 +199,7 @@ def _tell_sweeper(config: Any, job_return: Any, results: Row, error: BaseExcepti
 
 
 def _describe(error: BaseException) -> str:
-    """The message of an error; where it is a surprise, its traceback is printed."""
+    """The message of an error; if it was not foreseen, its traceback is printed."""
     if foreseen(error):
         return str(error)
     traceback.print_exception(error)
