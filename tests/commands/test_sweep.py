@@ -190,7 +190,10 @@ def test_a_table_that_cannot_be_written_is_no_success(
 @pytest.mark.parametrize(
     ("word", "words"),
     [
-        ("distill.max_steps=1,2", ["distill.max_steps=1,2: jobs that differ in it alone", "give the largest alone"]),
+        (
+            "distill.max_steps=1,2",
+            ["distill.max_steps=1,2: ", "does not change the distilled images", "give the largest"],
+        ),
         ("distill.max_steps=range(1,9)", ["distill.max_steps=range(1,9): "]),
         ("evaluation.epochs=1,2", ["evaluation.epochs=1,2: ", "for evaluate.py"]),
         ("distill.eval_networks=1,2", ["distill.eval_networks=1,2: ", "for evaluate.py"]),
