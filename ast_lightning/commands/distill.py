@@ -80,7 +80,7 @@ def distill(run: Run) -> dict[str, float]:
         trainer.fit(module)
         say("fast_dev_run: nothing was written")
         return {}
-    with sole_writer(folder, run):
+    with sole_writer(folder):
         metrics = _distil(run, trainer, module, states, writer)
         if trainer.is_global_zero:
             write_result(folder, trainer.global_step, metrics, run, inputs)

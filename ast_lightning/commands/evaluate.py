@@ -60,7 +60,7 @@ def evaluate(run: Run) -> dict[str, float]:
     if run.fast_dev_run:
         scores = _train_all(run, dataset, store)
     else:
-        with sole_writer(folder, run, wait=True):
+        with sole_writer(folder, wait=True):
             scores = _record(run, folder, dataset, store)
     if is_rank_zero():
         _print_table(scores, dataset)

@@ -58,7 +58,7 @@ def import_experts(run: Run) -> dict[str, float]:
     disk = format_bytes(store.bytes_to_write(pending, anew=run.fresh))
     say(f"importing from {run.config['buffers']}; {disk} of trajectories into {folder}")
     import_buffers(store, buffers, [each for each in wanted if each not in pending])  # are they what they were?
-    with closing(claim_experts(run, store, pending)) as claimed:
+    with closing(claim_experts(store, pending, together=not run.is_alone, fresh=run.fresh)) as claimed:
         for each in claimed:
             clear_leftovers(store.expert_folder(each))
             import_buffers(store, buffers, [each], judge=_accuracy(run, network), report=partial(_report, run))

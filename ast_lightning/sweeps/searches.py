@@ -18,7 +18,7 @@ from ast_lightning.errors import ConfigurationError
 OBJECTIVE = "validation_accuracy"
 """The result that a search maximises, in per cent."""
 WORST = 0.0
-"""What a search is told of a trial that diverged."""
+"""The objective of a trial that diverged."""
 
 
 def is_search(config: Any) -> bool:
@@ -27,7 +27,7 @@ def is_search(config: Any) -> bool:
 
 
 def check_multirun(config: Any) -> None:
-    """Refuse, before any job begins, a multirun that cannot work or that the test set would steer.
+    """Reject, before any job begins, a multirun that cannot work or that the test set would steer.
 
     Args:
         config: Hydra's, of the whole multirun.
@@ -86,7 +86,7 @@ def _values(override: Override) -> list[str]:
 
 
 def objective(results: Mapping[str, float]) -> float:
-    """What a sweeper is told of a job: the accuracy on the validation split, in per cent.
+    """The objective of a search: the accuracy on the validation split, in per cent.
 
     Raises:
         ConfigurationError: the job has none.
@@ -112,19 +112,17 @@ def _check_hidden_gpus(config: Any) -> None:
 
 
 def _check_listed(overrides: Sequence[str]) -> None:
-    """Refuse a list of values that do not tell one distillation from another."""
+    """Reject a list of values of an option that does not change the distilled images."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         name = override.get_key_element().lstrip("+")
         remedy = None
         if name.startswith("evaluation.") or name == "distill.eval_networks":
-            remedy = "distil once, and list the values of evaluation.* for evaluate.py"
+            remedy = "distil once, and list the values for evaluate.py"
         elif name == "distill.max_steps":
-            remedy = "give the largest alone: TensorBoard has the accuracy after every distill.eval_every iterations"
+            remedy = "give the largest: the accuracy is logged every distill.eval_every iterations"
         if remedy and override.is_sweep_override():
             value = str(override.input_line).partition("=")[2]
-            raise ConfigurationError(
-                name, value, "jobs that differ in it alone are one and the same distillation", remedy
-            )
+            raise ConfigurationError(name, value, "this option does not change the distilled images", remedy)
 
 
 def _check_search(config: Any) -> None:
