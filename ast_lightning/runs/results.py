@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ast_lightning.commands.run import Run
+from ast_lightning.config.evaluation import EvaluationSettings
 from ast_lightning.config.identity import complete_record
 from ast_lightning.distillation import Context
 from ast_lightning.errors import ConfigurationError
@@ -102,7 +104,7 @@ def _check_protocol(run: Run, earlier: dict[str, Any]) -> None:
 
 def _protocol(config: dict[str, Any]) -> dict[str, Any]:
     """What decides how accurate images are found to be, by the names of the options."""
-    options = complete_record("evaluation", config["evaluation"])
+    options = complete_record("evaluation", config["evaluation"], asdict(EvaluationSettings()))
     protocol = {name: value for name, value in options.items() if name != "at_once"}
     return {"evaluation": {**protocol, "networks": config["distill"]["eval_networks"] or protocol["networks"]}}
 

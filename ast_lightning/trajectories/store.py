@@ -111,7 +111,7 @@ class TrajectoryStore:
         Raises:
             ConfigurationError: naming the first field that differs and both its values.
         """
-        difference = first_difference(complete_record(key, self.metadata.get(key)), complete_record(key, expected), key)
+        difference = first_difference(complete_record(key, self.metadata.get(key), expected), expected, key)
         if difference:
             field, stored, wanted = difference
             raise ConfigurationError(
