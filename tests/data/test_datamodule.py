@@ -400,7 +400,7 @@ def broken(**changes: Any) -> RawDataset:
         ({"test": tiny(shape=(1, 5, 5)).test}, r"differ in shape \(\[1, 4, 4\] and \[1, 5, 5\]\)"),
         (
             {"test": LabelledImages(torch.zeros(0, 1, 4, 4, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))},
-            "its test images: there are none",
+            r"test images: expected uint8 \[N, C, H, W\], not torch\.uint8 \[0,",
         ),
     ],
 )
