@@ -62,8 +62,8 @@ def arrays(
     test = _images("test_images", test_images)
     given.append(_labels("test_labels", test_labels, len(test)))
     labels, names = _classes(given, class_names)
-    halves = zip((train, test), labels.split([len(train), len(test)]), strict=True)
-    return RawDataset(name, *(LabelledImages(*half) for half in halves), names)
+    by_split = labels.split([len(train), len(test)])
+    return RawDataset(name, LabelledImages(train, by_split[0]), LabelledImages(test, by_split[1]), names)
 
 
 def load_arrays(root: str | Path | None) -> RawDataset:
