@@ -39,26 +39,16 @@ def build_network(factory: NetworkFactory, *key: Key) -> nn.Module:
         with keyed_global_state(*key), _float32_by_default():
             network = factory()
     except TypeError as error:
-        raise ConfigurationError(
-            "network",
-            _qualified(getattr(factory, "func", factory)),
-            f"it cannot be built ({error})",
-            "correct the options of the network",
-        ) from error
-    if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise ConfigurationError(
-            "network",
-            type(network).__name__,
-            "it has no trainable parameters",
-            "give a network that can be trained",
-        )
-    if frozen := [name for name, parameter in network.named_parameters() if not parameter.requires_grad]:
-        raise ConfigurationError(
-            "network",
-            type(network).__name__,
-            f"its parameter {frozen[0]} is frozen, and a student trains all that a trajectory holds",
-            "make it trainable, or a buffer",
-        )
+        name, problem = _qualified(getattr(factory, "func", factory)), f"it cannot be built ({error})"
+        raise ConfigurationError("network", name, problem, "correct the options of the network") from error
+    trainable = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+    if not any(trainable.values()):
+        problem, remedy = "it has no trainable parameters", "give a network that can be trained"
+        raise ConfigurationError("network", type(network).__name__, problem, remedy)
+    if not all(trainable.values()):
+        frozen = next(name for name, trains in trainable.items() if not trains)
+        problem = f"its parameter {frozen} is frozen, and a student trains all that a trajectory holds"
+        raise ConfigurationError("network", type(network).__name__, problem, "make it trainable, or a buffer")
     return network
 
 
@@ -116,9 +106,8 @@ def _plain(value: Any, option: str) -> Any:
         return [_plain(item, option) for item in value]
     if callable(value) and hasattr(value, "__qualname__"):
         return _qualified(value)
-    raise ConfigurationError(
-        option, value, "trajectories cannot record this argument", "give numbers, texts, lists, classes or functions"
-    )
+    remedy = "give numbers, texts, lists, classes or functions"
+    raise ConfigurationError(option, value, "trajectories cannot record this argument", remedy)
 
 
 class FunctionalNetwork:
@@ -171,12 +160,10 @@ class FunctionalNetwork:
             ConfigurationError: its logits depend on more than its parameters and the images.
         """
         if problem := self.impurity(image):
-            raise ConfigurationError(
-                "network",
-                _qualified(getattr(self.factory, "func", self.factory)),
-                f"{problem}, and a student must be a function of its parameters and images alone",
-                "leave that layer out; dropout of torch.nn.Dropout layers is turned off in students",
-            )
+            name = _qualified(getattr(self.factory, "func", self.factory))
+            problem += ", and a student must be a function of its parameters and images alone"
+            remedy = "leave that layer out; dropout of torch.nn.Dropout layers is turned off in students"
+            raise ConfigurationError("network", name, problem, remedy)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> FunctionalNetwork:
         """Move the skeleton's constant buffers, and convert the floating ones; parameters come with every call."""
