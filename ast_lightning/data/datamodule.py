@@ -252,16 +252,10 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[TrainingBatch]:
         """This rank's :class:`TrainingBatch` es, in the order that ``shuffle_key`` and the epoch name."""
-        rank, world_size = self._rank_and_world_size()
+        labels, batch_size, ranks = self.train.labels, self._settings.batch_size, self._rank_and_world_size()
         epoch = 0 if self.trainer is None else self.trainer.current_epoch
         sampler = ShuffledBatches(
-            self.train.labels,
-            self._settings.batch_size,
-            lambda: self.shuffle_key,
-            rank,
-            world_size,
-            samples=self.samples,
-            epoch=epoch,
+            labels, batch_size, lambda: self.shuffle_key, *ranks, samples=self.samples, epoch=epoch
         )
         return loader(self.train, sampler)
 

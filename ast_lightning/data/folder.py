@@ -85,18 +85,14 @@ def image_folder(
     if channels not in _MODES:
         raise ConfigurationError("data.source.channels", channels, "no such choice", "use 1 or 3")
     folder = Path(folder).expanduser()
-    splits = {split: _open_split(folder, split) for split in ("train", "test")}
-    train, test = (set(split.classes) for split in splits.values())
+    splits = [_open_split(folder, split) for split in ("train", "test")]
+    train, test = (set(split.classes) for split in splits)
     if train != test:
         only = f"only in train/: {', '.join(sorted(train - test))}; only in test/: {', '.join(sorted(test - train))}"
         raise _wrong(folder, f"train/ and test/ hold different classes ({only})", "make them the same")
     decode = partial(_decode, size=image_size, fit=RESIZES[resize], mode=_MODES[channels])
-    return RawDataset(
-        folder.resolve().name,
-        _decode_split(splits["train"], decode, image_size, channels),
-        _decode_split(splits["test"], decode, image_size, channels),
-        tuple(splits["train"].classes),
-    )
+    decoded = [_decode_split(split, decode, image_size, channels) for split in splits]
+    return RawDataset(folder.resolve().name, decoded[0], decoded[1], tuple(splits[0].classes))
 
 
 def _wrong(root: str | Path | None, problem: str, remedy: str) -> ConfigurationError:

@@ -191,17 +191,12 @@ def fit_preprocessing(
     raise ConfigurationError("data.preprocessing", kind, "no such choice", f"use one of {', '.join(PREPROCESSINGS)}")
 
 
-def to_unit(images_uint8: Tensor) -> Tensor:
-    """uint8 images to float32 in [0, 1]."""
-    return images_uint8.to(torch.float32).div_(255)
-
-
 def preprocess(preprocessing: Preprocessing, images_uint8: Tensor) -> Tensor:
     """uint8 [N, C, H, W] to preprocessed float32 of that shape, with no second float copy of all images."""
     result = torch.empty(images_uint8.shape, dtype=torch.float32)
     size = _chunk_length(images_uint8)
     for part, out in zip(images_uint8.split(size), result.split(size), strict=True):
-        out.copy_(preprocessing.apply(to_unit(part)))
+        out.copy_(preprocessing.apply(part.float().div_(255)))
     return result
 
 
@@ -273,7 +268,7 @@ def _zca(images: Tensor, eps: float, max_features: int) -> ZcaWhitening:
         raise ConfigurationError("data.preprocessing", "zca", problem, remedy)
     if not eps > 0:
         raise ConfigurationError("data.zca_eps", eps, "it has to be positive", "use 0.1, as published")
-    transform, mean, inverse = zca_mean(to_unit(images), eps=float(eps), return_inverse=True)
+    transform, mean, inverse = zca_mean(images.float().div_(255), eps=float(eps), return_inverse=True)
     assert inverse is not None
     return ZcaWhitening(mean.reshape(-1), transform, inverse, eps)
 

@@ -19,8 +19,8 @@ from ast_lightning.networks import (
     build_network,
     describe_network,
     is_dropout,
-    parameter_layout,
 )
+from ast_lightning.networks.functional import parameter_layout
 
 
 def perturbed(network: FunctionalNetwork) -> Tensor:
