@@ -57,8 +57,8 @@ class TrajectoryRecorder(Callback):
         assert self._previous is not None
         movement = float((current - self._previous).norm())
         if not math.isfinite(movement):
-            problem = f"expert {expert.expert_index} diverged in epoch {trainer.current_epoch + 1}: its parameters are "
-            problem += "no longer finite"
+            where = f"expert {expert.expert_index} diverged in epoch {trainer.current_epoch + 1}"
+            problem = f"{where}, its parameters are no longer finite"
             remedy = "lower expert.lr or expert.gradient_penalty"
             raise ConfigurationError("expert.lr", expert.settings.lr, problem, remedy)
         self._previous = current
