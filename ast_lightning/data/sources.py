@@ -43,7 +43,7 @@ class LabelledImages:
         return len(self.labels)
 
     def take(self, index: Tensor) -> LabelledImages:
-        """The samples at the positions ``index`` (int64 [K])."""
+        """The samples at the positions ``index`` (int64 [K]), or those it marks (bool [N])."""
         return LabelledImages(self.images[index], self.labels[index])
 
 

@@ -60,15 +60,14 @@ def hold_out(
     """
     if fraction == 0:
         return train, None
-    chosen = torch.zeros(len(train), dtype=torch.bool)
-    for label, name in enumerate(class_names):
-        members = (train.labels == label).nonzero().squeeze(1)
-        held = max(1, round(fraction * len(members)))
-        if held >= len(members):
-            problem = f"it leaves no training images of class {name!r}, which has {len(members)}"
+    sizes = torch.bincount(train.labels, minlength=len(class_names)).tolist()
+    held = [max(1, round(fraction * size)) for size in sizes]
+    for name, size, count in zip(class_names, sizes, held, strict=True):
+        if count >= size:
+            problem = f"it leaves no training images of class {name!r}, which has {size}"
             raise ConfigurationError("data.validation_fraction", fraction, problem, "lower it, or set it to 0")
-        chosen[members[torch.randperm(len(members), generator=generator)[:held]]] = True
-    return train.take((~chosen).nonzero().squeeze(1)), train.take(chosen.nonzero().squeeze(1))
+    chosen = _draw(train.labels, held, generator)
+    return train.take(~chosen), train.take(chosen)
 
 
 def subset_per_class(
@@ -81,11 +80,16 @@ def subset_per_class(
     if per_class > count:
         problem = f"class {name!r} has {count} training images"
         raise ConfigurationError("data.per_class", per_class, problem, f"use at most {count} or null")
-    chosen = []
-    for label in range(len(class_names)):
-        members = (train.labels == label).nonzero().squeeze(1)
-        chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class]])
-    return train.take(torch.cat(chosen).sort().values)
+    return train.take(_draw(train.labels, [per_class] * len(class_names), generator))
+
+
+def _draw(labels: Tensor, counts: Sequence[int], generator: torch.Generator) -> Tensor:
+    """bool [N]: ``counts[label]`` random samples of every class."""
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label, count in enumerate(counts):
+        members = (labels == label).nonzero().squeeze(1)
+        chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return chosen
 
 
 def resize(split: LabelledImages, image_size: int | None) -> LabelledImages:

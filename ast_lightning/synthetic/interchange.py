@@ -145,8 +145,8 @@ def read_likeness(folder: Path | str, option: str = "like") -> Likeness:
 def _images_file(path: Path) -> Path:
     found = sorted(path.glob(f"{IMAGES}_*.pt")) if path.is_dir() else [path]
     if len(found) != 1 or not found[0].name.startswith(IMAGES):
-        problem = f"it is not one set but {len(found)} ({', '.join(each.name for each in found) or 'none'})"
-        raise ConfigurationError("images", path, problem, "name images_<name>.pt")
+        problem = f"expected one {IMAGES}_<name>.pt, not {', '.join(each.name for each in found) or 'none'}"
+        raise ConfigurationError("images", path, problem, "name that file")
     return found[0]
 
 
