@@ -246,10 +246,6 @@ class ImageDataModule(LightningDataModule):
             "augmentation": list(self.augmentation.families),
         }
 
-    def pictures(self, images: Tensor) -> Tensor:
-        """Preprocessed images [N, C, H, W] as pictures to look at, clamped to [0, 1]."""
-        return self.preprocessing.invert(images).clamp(0, 1)
-
     def train_dataloader(self) -> DataLoader[TrainingBatch]:
         """This rank's :class:`TrainingBatch` es, in the order that ``shuffle_key`` and the epoch name."""
         labels, batch_size, ranks = self.train.labels, self._settings.batch_size, self._rank_and_world_size()

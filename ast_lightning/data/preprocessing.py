@@ -35,9 +35,6 @@ class Preprocessing(ABC):
 
     kind: str
 
-    def __init__(self) -> None:
-        self._moved: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
-
     @abstractmethod
     def apply(self, images: Tensor) -> Tensor:
         """Pictures in [0, 1] to what networks see. Differentiable."""
@@ -77,12 +74,8 @@ class Preprocessing(ABC):
         return digest.hexdigest()[:16]
 
     def _tensors_for(self, images: Tensor) -> dict[str, Tensor]:
-        """The statistics on the device and in the dtype of ``images``, moved there once."""
-        place = (images.device, images.dtype)
-        if place not in self._moved:
-            with torch.inference_mode(False):  # the copies outlive a validation loop and must serve autograd after it
-                self._moved[place] = {name: tensor.to(*place) for name, tensor in self.tensors().items()}
-        return self._moved[place]
+        """The statistics on the device and in the dtype of ``images``."""
+        return {name: tensor.to(images) for name, tensor in self.tensors().items()}
 
 
 class NoPreprocessing(Preprocessing):
@@ -111,7 +104,6 @@ class Standardization(Preprocessing):
     kind = "standardize"
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
         self.mean, self.std = _stored(mean), _stored(std)
 
     def apply(self, images: Tensor) -> Tensor:
@@ -142,7 +134,6 @@ class ZcaWhitening(Preprocessing):
     kind = "zca"
 
     def __init__(self, mean: Tensor, transform: Tensor, inverse: Tensor, eps: float) -> None:
-        super().__init__()
         self.mean, self.transform, self.inverse = _stored(mean), _stored(transform), _stored(inverse)
         self.eps = float(eps)
 

@@ -20,7 +20,6 @@ from ast_lightning.data import (
     RawDataset,
     Standardization,
     TrainingBatch,
-    digits,
 )
 from ast_lightning.data.loading import OrderedBatches, ShuffledBatches
 from ast_lightning.errors import ConfigurationError
@@ -77,14 +76,6 @@ def test_setup_happens_once() -> None:
         data.setup(stage)
     assert data.train.images is data.train.images
     assert len(calls) == 1
-
-
-def test_pictures_undo_preprocessing_and_clamp() -> None:
-    data = ImageDataModule("digits", preprocessing="zca")
-    raw = digits().test.images.float() / 255
-    torch.testing.assert_close(data.pictures(data.test.images), raw, atol=1e-5, rtol=0)
-    assert data.pictures(data.test.images * 50).min() == 0
-    assert data.pictures(data.test.images * 50).max() == 1
 
 
 def test_statistics_come_from_the_training_split_alone() -> None:
