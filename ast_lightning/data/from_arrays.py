@@ -121,13 +121,10 @@ def _images(key: str, value: Any) -> Tensor:
         images = images.movedim(3, 1)
     elif images.shape[3] in (1, 3):
         raise rejected("channels may be the second or the last axis", "resize the images")
-    if images.is_floating_point():
-        low, high = (float(bound) for bound in torch.aminmax(images))
-        if not (low >= 0 and high <= 1):  # also NaN
-            raise rejected(f"values from {low:.4g} to {high:.4g}", "scale them to [0, 1], or give uint8 in 0 … 255")
+    if images.is_floating_point() and bool(((images >= 0) & (images <= 1)).all()):  # not where there is NaN
         images = (images * 255).round().to(torch.uint8)
     if images.dtype != torch.uint8:
-        raise rejected("their type is neither uint8 nor a float", "give uint8 in 0 … 255, or floats in [0, 1]")
+        raise rejected("they are neither uint8 nor floats in [0, 1]", "give uint8 in 0 … 255, or floats in [0, 1]")
     return images.contiguous()
 
 
