@@ -25,9 +25,9 @@ from ast_lightning.evaluation.baselines import (
 )
 from ast_lightning.runs.checkpoints import begin_anew
 from ast_lightning.runs.expert_locks import sole_writer
-from ast_lightning.runs.lineage import describe_set
 from ast_lightning.runs.loggers import log_outcome, start_loggers, uses_tensorboard
 from ast_lightning.runs.machine import prepare
+from ast_lightning.runs.results import describe_set
 from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.storage.checksums import seal, unseal
 from ast_lightning.storage.files import clear_leftovers, read_json, write_json
