@@ -40,10 +40,12 @@ from ast_lightning.trajectories.records import (
     expert_remedy,
     first_difference,
     identity,
+    read_expert_record,
     read_store_record,
+    write_expert_record,
     write_store_record,
 )
-from ast_lightning.trajectories.snapshots import Snapshot, SnapshotFormat
+from ast_lightning.trajectories.snapshots import SnapshotFormat
 
 
 class TrajectoryStore:
@@ -163,7 +165,7 @@ class TrajectoryStore:
             ConfigurationError: it is damaged, or that of another expert or store.
         """
         if expert not in self._records:
-            self._records[expert] = ExpertRecord.read(self.expert_folder(expert), expert, self.id)
+            self._records[expert] = read_expert_record(self.expert_folder(expert), expert, self.id)
         return self._records[expert]
 
     def check_preprocessing(self) -> None:
@@ -228,7 +230,7 @@ class TrajectoryStore:
         Raises:
             ConfigurationError: one is missing or damaged.
         """
-        return {each: self._read(expert, each).checksum for each in self.schedule.stored() if each <= epoch}
+        return {each: self._read(expert, each)[1] for each in self.schedule.stored() if each <= epoch}
 
     def finish(self, expert: int, summary: Mapping[str, Any]) -> None:
         """Mark an expert complete, after reading all its snapshots once more.
@@ -237,10 +239,10 @@ class TrajectoryStore:
             ConfigurationError: a snapshot is missing or damaged, or the disk rejects the file.
         """
         self._forget(expert)
-        record = ExpertRecord(expert, self.id, self.check_snapshots(expert, self.epochs), dict(summary))
+        record = ExpertRecord(self.check_snapshots(expert, self.epochs), dict(summary))
         folder = self.expert_folder(expert)
         with writing(folder / EXPERT_FILE):
-            record.write(folder)
+            write_expert_record(folder, expert, self.id, record)
 
     def read_snapshot(self, expert: int, epoch: int) -> Tensor:
         """The flat parameters ``[P]``, float32 on the CPU.
@@ -248,7 +250,7 @@ class TrajectoryStore:
         Raises:
             ConfigurationError: the file is missing or damaged, or not that of this expert and epoch.
         """
-        return self._read(expert, epoch).theta
+        return self._read(expert, epoch)[0]
 
     def read_window(self, expert: int, start: int, length: int) -> Tensor:
         """The snapshots after epochs ``start``, ``start + n``, … ``start + length``, where every n-th epoch is stored.
@@ -260,15 +262,7 @@ class TrajectoryStore:
             ConfigurationError: a file is missing or damaged, or not that of this expert and epoch.
         """
         epochs = range(start, start + length + 1, self.schedule.every_n_epochs)
-        return torch.stack([self._read(expert, epoch).theta for epoch in epochs])
-
-    def read_statistics(self, expert: int, epoch: int) -> dict[str, Tensor]:
-        """The buffers of the network by name, in the types that they had; none where the snapshot holds none.
-
-        Raises:
-            ConfigurationError: the file is missing or damaged, or not that of this expert and epoch.
-        """
-        return self._read(expert, epoch).statistics
+        return torch.stack([self._read(expert, epoch)[0] for epoch in epochs])
 
     def bytes_to_write(self, experts: Iterable[int], *, anew: bool = False) -> int:
         """Bytes of the snapshots that these experts do not have yet; of all of them where they begin ``anew``."""
@@ -284,14 +278,14 @@ class TrajectoryStore:
         checkpoint = CHECKPOINT * self.format.num_parameters
         check_room(self.folder, self.bytes_to_write(experts, anew=anew) + checkpoint)
 
-    def _read(self, expert: int, epoch: int) -> Snapshot:
+    def _read(self, expert: int, epoch: int) -> tuple[Tensor, str]:
         path = self.snapshot_path(expert, epoch)
         recorded = self.record(expert).snapshots if self.is_complete(expert) else None
         with reading(path, expert_remedy(path.parent), OPTION, self.folder):
-            snapshot = self.format.read(path, expert, epoch)
-            if recorded is not None and snapshot.checksum != recorded.get(epoch):
+            theta, checksum = self.format.read(path, expert, epoch)
+            if recorded is not None and checksum != recorded.get(epoch):
                 raise Damaged(f"its checksum differs from {EXPERT_FILE}")
-        return snapshot
+        return theta, checksum
 
     def _forget(self, expert: int) -> None:
         """Make an expert incomplete."""
