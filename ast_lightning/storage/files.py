@@ -103,11 +103,14 @@ def clear_leftovers(folder: Path) -> None:
     for path in folder.glob(".*.old"):
         place = path.with_name(path.name.removeprefix(".").removesuffix(".old").rpartition(".")[0])
         if place.exists():
-            _delete(path)
+            shutil.rmtree(path, ignore_errors=True)
         else:
             os.replace(path, place)
     for path in folder.glob(".*.partial"):
-        _delete(path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def set_aside(path: Path) -> Path | None:
@@ -152,13 +155,6 @@ def _rename(path: Path, place: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def format_bytes(count: float) -> str:

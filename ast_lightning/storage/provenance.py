@@ -20,8 +20,16 @@ import torch
 import ast_lightning
 
 PACKAGES = (
-    *("torch", "torchvision", "lightning", "torchmetrics", "hydra-core", "omegaconf"),
-    *("kornia", "scikit-learn", "numpy", "safetensors"),
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "hydra-core",
+    "omegaconf",
+    "kornia",
+    "scikit-learn",
+    "numpy",
+    "safetensors",
 )
 """What takes part in the numbers, by the names of their distributions."""
 

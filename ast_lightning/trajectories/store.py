@@ -107,21 +107,26 @@ class TrajectoryStore:
         with reading(folder / STORE_FILE, "restore a copy of it", OPTION, folder):
             return cls(folder, read_store_record(folder))
 
-    def require(self, key: str, expected: Any) -> None:
+    def require(self, key: str, expected: Any, *, partly: bool = False) -> None:
         """Reject a store that was made from another ``key`` (``network``, ``data``, …).
+
+        Args:
+            key: of ``metadata``.
+            expected: its content.
+            partly: whether to compare only what ``expected`` holds.
 
         Raises:
             ConfigurationError: naming the first field that differs and both its values.
         """
-        difference = first_difference(complete_record(key, self.metadata.get(key)), complete_record(key, expected), key)
+        recorded = self.metadata.get(key)
+        if partly and recorded is not None:
+            recorded = {name: recorded[name] for name in expected if name in recorded}
+        difference = first_difference(complete_record(key, recorded), complete_record(key, expected), key)
         if difference:
             field, stored, wanted = difference
-            raise ConfigurationError(
-                OPTION,
-                self.folder,
-                f"its trajectories were made with {field} = {stored}, and this run has {field} = {wanted}",
-                f"give this run the {key} of the trajectories, or train experts with the {key} of this run",
-            )
+            problem = f"its trajectories were made with {field} = {stored}, and this run has {field} = {wanted}"
+            remedy = f"give this run the {key} of the trajectories, or train experts with the {key} of this run"
+            raise ConfigurationError(OPTION, self.folder, problem, remedy)
 
     @property
     def id(self) -> str:
