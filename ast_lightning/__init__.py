@@ -1,3 +1,18 @@
 """Dataset distillation by matching smooth expert trajectories, on PyTorch Lightning and Hydra."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ast_lightning.commands.api import distill
+
 __version__ = "0.1.0"
+__all__ = ["distill"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import :func:`distill` when it is first asked for: the command line must answer without torch."""
+    if name == "distill":
+        from ast_lightning.commands.api import distill
+
+        return distill
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

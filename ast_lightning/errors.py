@@ -67,8 +67,8 @@ class WorkerFailed(RuntimeError):
         self._made_from = (number, count, code, last)
         self.status = code if code > 0 else 128 - code
         super().__init__(
-            f"process {number} of {count} {how}{said}, and the others were stopped. Remedy: mend what its lines above "
-            "say; the same command goes on where all of them were."
+            f"process {number} of {count} {how}{said}, and the others were stopped. Remedy: fix what its lines above "
+            "report, and rerun the command to resume."
         )
 
     def __reduce__(self) -> tuple[type[WorkerFailed], tuple[int, int, int, str]]:

@@ -10,9 +10,14 @@ from tqdm import tqdm
 tqdm.set_lock(threading.RLock())  # tqdm's own is shared by processes, and starts one to watch it
 
 
+def rank() -> int:
+    """The rank of this process, also before there is a Trainer."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
+
+
 def is_rank_zero() -> bool:
-    """Whether this process writes and prints for all ranks; right also before there is a Trainer."""
-    return int(getattr(rank_zero_only, "rank", 0) or 0) == 0
+    """Whether this process writes and prints for all ranks."""
+    return rank() == 0
 
 
 def say(text: str) -> None:

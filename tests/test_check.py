@@ -66,14 +66,15 @@ def test_a_failed_check_is_in_the_table_and_sets_the_status(
     assert "nothing failed" in capsys.readouterr().out
 
 
-def test_a_quick_check_says_why_it_skips(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quick_check_neither_compiles_nor_starts_processes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--quick", "--json"]) == 0
     found = {(each["check"], each["device"]): each for each in json.loads(capsys.readouterr().out)["checks"]}
-    for name in ("float32", "bf16", "expert step", "distillation, float64", "distillation, float32", "memory"):
+    for name in ("bf16", "expert step", "distillation, float64", "distillation, float32"):
         assert found[name, "cpu"]["outcome"] == "ok", found[name, "cpu"]
     assert "TensorFloat-32" in found["tf32", "cpu"]["detail"]
-    for name in ("expert step, compiled", "distillation, compiled", "DDP, gloo"):
-        assert (found[name, "cpu"]["outcome"], found[name, "cpu"]["detail"]) == ("skipped", "--quick leaves it out")
+    left_out = ("expert step, compiled", "distillation, compiled", "DDP, gloo")
+    assert not {name for name, _ in found} & set(left_out)
+    assert {check.name for check in all_checks()} >= set(left_out)
 
 
 def test_a_derivative_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +112,7 @@ def test_every_gpu_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         assert {each.name for each in rows(2) if each.device == device} == names
     why = {count: run_check(rows(count)[-1]) for count in (0, 1)}
     assert (why[0].check, why[0].outcome, why[0].detail) == ("DDP, nccl", "skipped", "no CUDA device")
-    assert (why[1].outcome, why[1].detail) == ("skipped", "one GPU has nobody to average with")
+    assert (why[1].outcome, why[1].detail) == ("skipped", "there is one GPU only")
 
 
 @pytest.mark.slow
@@ -119,7 +120,7 @@ def test_two_processes_average(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranks.gradient_error("gloo", ["cpu", "cpu"]) < 1e-12
     with pytest.raises(RuntimeError, match=r"^process \d: .*no_such_backend"):
         ranks.gradient_error("no_such_backend", ["cpu", "cpu"])
-    with pytest.raises(RuntimeError, match="2 of 2 processes gave no answer in 0 s"):
+    with pytest.raises(RuntimeError, match="2 processes gave no answer in 0 s"):
         ranks.gradient_error("gloo", ["cpu", "cpu"], patience=0.01)
 
 

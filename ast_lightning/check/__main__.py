@@ -7,10 +7,11 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 COLOURS = {"ok": "green", "failed": "bold red", "skipped": "yellow"}
 
@@ -26,45 +27,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         "python -m ast_lightning.check",
-        description="Devices, precisions, compilation, one step of each kind on each device, processes that average "
-        "gradients. Status 1 if anything failed.",
+        description="Check devices, precisions, compilation and DDP. Status 1 if a check failed.",
     )
     parser.add_argument("--quick", action="store_true", help="nothing that compiles or starts processes")
     parser.add_argument("--json", action="store_true", help="for programs instead of people")
     options = parser.parse_args(arguments)
 
-    from ast_lightning.check.checks import Result, all_checks, run_check  # late: --help answers without torch
+    from ast_lightning.check.checks import all_checks, run_check  # late: --help answers without torch
     from ast_lightning.compilation import keep_compiled_code
 
     keep_compiled_code()
-    results: list[Result] = []
-    for check in all_checks(quick=options.quick):
-        if not options.json and sys.stderr.isatty():
-            print(f"{check.name} {check.device} …", file=sys.stderr, flush=True)
-        results.append(run_check(check))
-    failed = sum(each.outcome == "failed" for each in results)
+    results = [asdict(run_check(check)) for check in all_checks(quick=options.quick)]
+    failed = sum(each["outcome"] == "failed" for each in results)
     if options.json:
-        print(
-            json.dumps({"failed": failed, "checks": [asdict(each) for each in results]}, indent=2, ensure_ascii=False)
-        )
+        print(json.dumps({"failed": failed, "checks": results}, indent=2, ensure_ascii=False))
     else:
-        Console().print(_table(asdict(each) for each in results))
+        Console().print(_table(results))
         print(f"{failed} of {len(results)} checks failed" if failed else "nothing failed")
     return 1 if failed else 0
 
 
-def _table(rows: Iterable[dict[str, str | float]]) -> Table:
-    table = Table(title="this machine")
-    table.add_column("check", no_wrap=True)
-    table.add_column("device", no_wrap=True)
-    table.add_column("outcome", no_wrap=True)
-    table.add_column("s", justify="right", no_wrap=True)
-    table.add_column("found, or why", overflow="fold")
+def _table(rows: Iterable[dict[str, Any]]) -> Table:
+    table = Table("check", "device", "outcome", Column("s", justify="right"), Column("detail", overflow="fold"))
     for row in rows:
-        outcome = str(row["outcome"])
-        cells = [escape(str(row[key])) for key in ("check", "device")]
-        styled = f"[{COLOURS[outcome]}]{outcome}[/]"
-        table.add_row(*cells, styled, f"{float(row['seconds']):.1f}", escape(str(row["detail"])))
+        outcome = f"[{COLOURS[row['outcome']]}]{row['outcome']}[/]"
+        table.add_row(row["check"], row["device"], outcome, f"{row['seconds']:.1f}", escape(row["detail"]))
     return table
 
 

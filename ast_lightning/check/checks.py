@@ -1,4 +1,4 @@
-"""The checks: what each computes, what it is held against, and the list of those that a machine gets."""
+"""The checks: what each computes, what it is compared with, and the list of those of a machine."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from ast_lightning.check.ranks import gradient_error
 from ast_lightning.check.steps import ExpertStep, Iteration, relative_error
 from ast_lightning.compilation import Compilation, choose_compilation
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.parallel.devices import peak_memory
 from ast_lightning.storage.files import format_bytes
 from ast_lightning.storage.provenance import versions
 
 EXACT, ROUNDED, HALF = 1e-9, 5e-2, 0.3
 """Relative errors that float64, float32 (ReLUs switch where a value is near zero) and 16 bits may have."""
-OUTCOMES = ("ok", "failed", "skipped")
 
 
 class Skipped(Exception):
@@ -34,7 +32,7 @@ class Check:
     Attributes:
         name: what.
         device: where, e.g. ``cpu`` or ``cuda:1``.
-        run: returns what is worth saying; raises :class:`Skipped` with a reason, or anything else where it fails.
+        run: returns what was found; raises :class:`Skipped` with a reason, or anything else if it fails.
     """
 
     name: str
@@ -44,12 +42,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a check.
+    """The result of a check.
 
     Attributes:
         check: its name.
         device: where.
-        outcome: one of ``OUTCOMES``.
+        outcome: ``ok``, ``failed`` or ``skipped``.
         seconds: that it took.
         detail: what was found, what is wrong, or why it was skipped.
     """
@@ -62,7 +60,7 @@ class Result:
 
 
 def run_check(check: Check) -> Result:
-    """Run a check; nothing that it raises but KeyboardInterrupt comes through."""
+    """Run a check; its errors are results."""
     start = time.monotonic()
     try:
         outcome, detail = "ok", check.run()
@@ -78,36 +76,26 @@ def all_checks(*, quick: bool = False) -> list[Check]:
     """The checks of this machine.
 
     Args:
-        quick: leave out what compiles and what starts processes; they are listed as skipped.
+        quick: without those that compile or start processes.
     """
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     checks = [Check("versions", "", _versions), Check("GPUs", "", functools.partial(_gpus, gpus))]
-    for name in ("cpu", *gpus):
-        checks += _checks_of_device(torch.device(name), quick)
-    ranks: list[tuple[str, list[str]]] = [("gloo", ["cpu", "cpu"]), ("nccl", gpus)]
-    for backend, devices in ranks:
-        run = _left_out if quick else functools.partial(_ddp, backend, devices)
-        checks.append(Check(f"DDP, {backend}", "cpu" if backend == "gloo" else "all GPUs", run))
-    return checks
-
-
-def _checks_of_device(device: torch.device, quick: bool) -> list[Check]:
-    compiled = {"expert step, compiled": _expert_compiled, "distillation, compiled": _distillation_compiled}
     runs: dict[str, Callable[[torch.device], str]] = {
-        "float32": _float32,
         "tf32": _tf32,
         "bf16": _bf16,
         "expert step": _expert,
         "distillation, float64": _distillation_float64,
-        "distillation, float32": _distillation_float32,
-        **(dict.fromkeys(compiled, lambda device: _left_out()) if quick else compiled),
-        "memory": _memory,
+        "distillation, float32": _distillation,
     }
-    return [Check(name, str(device), functools.partial(run, device)) for name, run in runs.items()]
-
-
-def _left_out() -> str:
-    raise Skipped("--quick leaves it out")
+    if not quick:
+        runs["expert step, compiled"] = lambda device: _expert(device, _compilation(device))
+        runs["distillation, compiled"] = lambda device: _distillation(device, _compilation(device))
+    for device in ("cpu", *gpus):
+        checks += [Check(name, device, functools.partial(run, torch.device(device))) for name, run in runs.items()]
+    if not quick:
+        checks.append(Check("DDP, gloo", "cpu", functools.partial(_ddp, "gloo", ["cpu", "cpu"])))
+        checks.append(Check("DDP, nccl", "all GPUs", functools.partial(_ddp, "nccl", gpus)))
+    return checks
 
 
 def _versions() -> str:
@@ -126,78 +114,50 @@ def _gpus(gpus: Sequence[str]) -> str:
     )
 
 
-def _float32(device: torch.device) -> str:
-    return _require(relative_error(_product(device), _exact_product()), 1e-5, "a matrix product in float32")
-
-
 def _tf32(device: torch.device) -> str:
     if device.type != "cuda":
         raise Skipped("TensorFloat-32 is a mode of GPUs")
     if torch.cuda.get_device_capability(device) < (8, 0):
-        raise Skipped("this GPU has none")
+        raise Skipped("this GPU does not support it")
+    left, right = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     torch.set_float32_matmul_precision("high")
     try:
-        return _require(relative_error(_product(device), _exact_product()), 5e-3, "a matrix product in tf32")
+        product = left.to(device, torch.float32) @ right.to(device, torch.float32)
     finally:
         torch.set_float32_matmul_precision("highest")
+    return _require(relative_error(product, left @ right), 5e-3, "a matrix product in tf32")
 
 
 def _bf16(device: torch.device) -> str:
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise Skipped("this GPU has none")
+        raise Skipped("this GPU does not support it")
     with torch.autocast(device.type, torch.bfloat16):
         gradient = ExpertStep(device)()
     return _require(relative_error(gradient, _expert_reference()), HALF, "an expert step under autocast")
 
 
-def _expert(device: torch.device) -> str:
-    step = ExpertStep(device)
-    said = _require(relative_error(step(), _expert_reference()), ROUNDED, "the gradient")
-    return f"{said}; {_milliseconds(step, device)} a step"
+def _expert(device: torch.device, compilation: Compilation | None = None) -> str:
+    return _measured(ExpertStep(device, compilation=compilation), _expert_reference(), device)
 
 
-def _expert_compiled(device: torch.device) -> str:
-    step = ExpertStep(device, compilation=_compilation(device))
-    return _compiled(step, _expert_reference(), device)
+def _distillation(device: torch.device, compilation: Compilation | None = None) -> str:
+    return _measured(Iteration(device, compilation=compilation).gradient, _iteration_reference(), device)
 
 
 def _distillation_float64(device: torch.device) -> str:
-    adjoint, autograd = (Iteration(device, torch.float64, engine)() for engine in ("adjoint", "autograd"))
-    said = _require(relative_error(adjoint, autograd), EXACT, "the adjoint, against autograd")
+    adjoint, autograd = (Iteration(device, torch.float64, engine).gradient() for engine in ("adjoint", "autograd"))
+    found = _require(relative_error(adjoint, autograd), EXACT, "the adjoint, against autograd")
     if device.type == "cpu":
-        return said
-    return f"{said}; {_require(relative_error(adjoint, _iteration_reference()), EXACT, 'against the CPU')}"
-
-
-def _distillation_float32(device: torch.device) -> str:
-    iteration = Iteration(device)
-    said = _require(relative_error(iteration(), _iteration_reference()), ROUNDED, "the gradient")
-    return f"{said}; {_milliseconds(iteration, device)} an iteration"
-
-
-def _distillation_compiled(device: torch.device) -> str:
-    iteration = Iteration(device, compilation=_compilation(device))
-    return _compiled(iteration, _iteration_reference(), device)
-
-
-def _memory(device: torch.device) -> str:
-    return f"peak {format_bytes(peak_memory(device))} so far"
+        return found
+    return f"{found}; {_require(relative_error(adjoint, _iteration_reference()), EXACT, 'against the CPU')}"
 
 
 def _ddp(backend: str, devices: list[str]) -> str:
     if not devices:
         raise Skipped("no CUDA device")
     if len(devices) == 1:
-        raise Skipped("one GPU has nobody to average with")
+        raise Skipped("there is one GPU only")
     return _require(gradient_error(backend, devices), EXACT, f"averaged gradients of {len(devices)} processes")
-
-
-def _compiled(step: Callable[[], Tensor], reference: Tensor, device: torch.device) -> str:
-    start = time.monotonic()
-    found = step()
-    first = time.monotonic() - start
-    said = _require(relative_error(found, reference), ROUNDED, "the gradient")
-    return f"{said}; first {first:.0f} s, then {_milliseconds(step, device)}"
 
 
 def _compilation(device: torch.device) -> Compilation:
@@ -207,34 +167,22 @@ def _compilation(device: torch.device) -> Compilation:
         raise Skipped(error.problem) from error
 
 
-def _require(error: float, tolerance: float, what: str) -> str:
-    if not error <= tolerance:  # NaN is no less
-        raise RuntimeError(f"{what} is off by {error:.1e}, and {tolerance:.0e} is allowed")
-    return f"{what}: error {error:.1e}"
-
-
-def _milliseconds(step: Callable[[], Tensor], device: torch.device, runs: int = 3) -> str:
-    step()
-    _synchronize(device)
+def _measured(step: Callable[[], Tensor], reference: Tensor, device: torch.device, runs: int = 3) -> str:
+    """Compare a gradient with that of the CPU in float64, and time it."""
     start = time.monotonic()
+    found = _require(relative_error(step(), reference), ROUNDED, "the gradient")  # copies it: nothing is pending
+    first, start = time.monotonic() - start, time.monotonic()
     for _ in range(runs):
         step()
-    _synchronize(device)
-    return f"{1000 * (time.monotonic() - start) / runs:.3g} ms"
-
-
-def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return f"{found}; first {first:.1f} s, then {1000 * (time.monotonic() - start) / runs:.3g} ms"
 
 
-def _product(device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    left, right = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    return left @ right
-
-
-def _exact_product() -> Tensor:
-    return _product(torch.device("cpu"), torch.float64)
+def _require(error: float, tolerance: float, what: str) -> str:
+    if not error <= tolerance:  # also if it is NaN
+        raise RuntimeError(f"{what} is off by {error:.1e}, and {tolerance:.0e} is allowed")
+    return f"{what}: error {error:.1e}"
 
 
 @functools.cache
@@ -244,4 +192,4 @@ def _expert_reference() -> Tensor:
 
 @functools.cache
 def _iteration_reference() -> Tensor:
-    return Iteration(torch.device("cpu"), torch.float64, "autograd")()
+    return Iteration(torch.device("cpu"), torch.float64, "autograd").gradient()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ast_lightning.compilation import Compilation
 from ast_lightning.data import SiameseAugmentation
@@ -46,8 +46,8 @@ class ExpertStep:
         return torch.cat([each.grad.reshape(-1) for each in self._network.parameters() if each.grad is not None])
 
 
-class Iteration:
-    """The gradients of the matching loss in the images and α; calling it computes them.
+class Iteration(nn.Module):
+    """The matching loss of a window of random parameters, as a module whose parameters are X and α.
 
     Args:
         device: where.
@@ -63,24 +63,19 @@ class Iteration:
         engine: str = "adjoint",
         compilation: Compilation | None = None,
     ) -> None:
-        self._network = FunctionalNetwork(_FACTORY).to(device)
-        self._problem = InnerProblem(self._network, compilation)
+        super().__init__()
+        self.images = nn.Parameter(_images("synthetic").to(device, dtype))
+        self.learning_rate = nn.Parameter(torch.tensor(0.01, device=device, dtype=dtype))
+        network = FunctionalNetwork(_FACTORY).to(device)
+        self._student = network, InnerProblem(network, compilation)  # in a tuple, it is no part of the module
         self._augmentation = SiameseAugmentation("color_crop_cutout_flip_scale_rotate")
-        self._device, self._dtype, self._engine = device, dtype, engine
-        self.images = _images("synthetic").to(device, dtype)
-        self._labels = (torch.arange(_IMAGES) % 10).to(device)
+        self._engine = engine
 
-    def loss(self, images: Tensor, learning_rate: Tensor, window: int = 0) -> Tensor:
-        """The matching loss of a window that no expert has made.
-
-        Args:
-            images: X.
-            learning_rate: α.
-            window: keys the window and the augmentation.
-        """
+    def forward(self, window: int = 0) -> Tensor:
+        """The loss; ``window`` keys the parameters and the augmentation."""
+        network, problem = self._student
         start, middle, end = (
-            self._network.initial_parameters(0, "window", window, place).to(self._device, self._dtype)
-            for place in range(3)
+            network.initial_parameters(0, "window", window, place).to(self.images) for place in range(3)
         )
 
         def batch(step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,11 +83,11 @@ class Iteration:
             return self._augmentation.apply(images, draw), labels
 
         matched = unroll(
-            self._problem,
+            problem,
             start,
-            (images, self._labels),
+            (self.images, (torch.arange(_IMAGES) % 10).to(self.images.device)),
             batch,
-            learning_rate,
+            self.learning_rate,
             steps=STEPS,
             momentum=0.9,
             match_at=list(_MATCHES),
@@ -100,16 +95,10 @@ class Iteration:
         )
         return matching_loss(matched, _MATCHES, start, torch.stack([middle, end]), "aggregate").total
 
-    def __call__(self, window: int = 0) -> Tensor:
-        """The gradients, as one vector."""
-        images = self.images.detach().requires_grad_()
-        learning_rate = torch.tensor(0.01, device=self._device, dtype=self._dtype, requires_grad=True)
-        return torch.cat(
-            [
-                each.reshape(-1)
-                for each in torch.autograd.grad(self.loss(images, learning_rate, window), [images, learning_rate])
-            ]
-        )
+    def gradient(self, window: int = 0) -> Tensor:
+        """The gradient of the loss with respect to X and α, as one vector."""
+        gradients = torch.autograd.grad(self(window), list(self.parameters()))
+        return torch.cat([each.reshape(-1) for each in gradients])
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from omegaconf import DictConfig
@@ -35,7 +35,7 @@ from ast_lightning.errors import ConfigurationError, DistillationDiverged, Worke
 from ast_lightning.evaluation import EvaluationSettings
 from ast_lightning.experts import ExpertSettings
 from ast_lightning.parallel.devices import by_torchrun, devices_of, local_rank
-from ast_lightning.parallel.failures import ENDED_BY_SIGTERM, watched
+from ast_lightning.parallel.failures import ENDED_BY_SIGTERM, shared_failures
 from ast_lightning.runs.loggers import check_packages
 from ast_lightning.sweeps.tasks import tasks_of_job
 from ast_lightning.terminal import is_rank_zero
@@ -64,8 +64,8 @@ def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
     try:
         run = build_run(config, in_sweep)
         if run.is_alone:
-            vars(rank_zero_only)["rank"] = 0  # the numbers of a launcher's tasks are none of this run's
-        with watched(run), _disk_trouble_named(config):
+            LightningEnvironment().set_global_rank(0)  # the numbers of a launcher's tasks are none of this run's
+        with shared_failures(1 if in_sweep else devices_of(run.config["trainer"])), _disk_trouble_named(config):
             return task(run)
     except (ConfigurationError, DistillationDiverged, WorkerFailed) as error:
         if in_sweep:
@@ -109,8 +109,13 @@ def _written_by(config: DictConfig, path: str | None) -> str | None:
     return None if path else "output_dir"
 
 
-def build_run(config: DictConfig, in_sweep: bool = False) -> Run:
+def build_run(config: DictConfig, in_sweep: bool = False, choices: Mapping[str, Any] | None = None) -> Run:
     """The objects that a configuration describes.
+
+    Args:
+        config: as Hydra composed it.
+        in_sweep: whether it is that of a job of a multirun.
+        choices: the chosen file of each group; None for those of the Hydra job of this process.
 
     Raises:
         ConfigurationError: a missing or impossible value.
@@ -122,7 +127,8 @@ def build_run(config: DictConfig, in_sweep: bool = False) -> Run:
         _check_tasks(plain["trainer"])
     distill = _method_settings(plain["distill"])
     plain["distill"] = {**plain["distill"], **asdict(distill)}
-    choices = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
+    if choices is None:
+        choices = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
     return Run(
         config=plain,
         data=_instantiate("data", plain["data"]),

@@ -19,6 +19,7 @@ from ast_lightning.commands.run import Run
 from ast_lightning.commands.stores import context_of
 from ast_lightning.compilation import Compilation
 from ast_lightning.config.distill import check_precision
+from ast_lightning.config.evaluation import EvaluationSettings
 from ast_lightning.config.identity import complete_record
 from ast_lightning.data import LabelledImages
 from ast_lightning.distillation import Context, DistillModule, Method, starting_point
@@ -85,7 +86,7 @@ def distill(run: Run) -> dict[str, float]:
         trainer.fit(module)
         say("fast_dev_run: nothing was written")
         return {}
-    with sole_writer(folder, run):
+    with sole_writer(folder):
         metrics = _distil(run, trainer, module, states, writer)
         if trainer.is_global_zero:
             write_result(folder, trainer.global_step, metrics, inputs, run.config)
@@ -174,7 +175,7 @@ def _check_length(run: Run, iteration: int) -> None:
 
 def _protocol(config: dict[str, Any]) -> dict[str, Any]:
     """What decides how accurate images are found to be, by the names of the options."""
-    options = complete_record("evaluation", config["evaluation"])
+    options = complete_record("evaluation", config["evaluation"], asdict(EvaluationSettings()))
     protocol = {name: value for name, value in options.items() if name != "at_once"}
     return {"evaluation": {**protocol, "networks": config["distill"]["eval_networks"] or protocol["networks"]}}
 

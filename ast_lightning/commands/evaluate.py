@@ -60,7 +60,7 @@ def evaluate(run: Run) -> dict[str, float]:
     if run.fast_dev_run:
         scores = _train_all(run, dataset, store)
     else:
-        with sole_writer(folder, run, wait=True):
+        with sole_writer(folder, wait=True):
             if run.fresh:
                 begin_anew(folder)
             scores = _train_all(run, dataset, store)

@@ -54,7 +54,7 @@ def import_experts(run: Run) -> dict[str, float]:
     say(f"importing from {run.config['buffers']}; {disk} of trajectories into {folder}")
     import_buffers(store, sources, [each for each in wanted if each not in pending])  # are they what they were?
     network.to(device_type(run.config["trainer"]))
-    with closing(claim_experts(run, store, pending)) as claimed:
+    with closing(claim_experts(store, pending, together=not run.is_alone, fresh=run.fresh)) as claimed:
         import_buffers(store, sources, claimed, partial(_evaluate, run, network))
     return summarise(run, store, wanted)
 

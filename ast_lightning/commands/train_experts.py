@@ -6,10 +6,13 @@ import shutil
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback, Trainer
+from omegaconf import OmegaConf
 
 from ast_lightning.callbacks import RunProgress, StateOfEpochs
+from ast_lightning.commands.app import execute
 from ast_lightning.commands.import_experts import import_experts
 from ast_lightning.commands.run import Run, short_hash
 from ast_lightning.commands.stores import (
@@ -20,6 +23,7 @@ from ast_lightning.commands.stores import (
     summarise,
     wanted_experts,
 )
+from ast_lightning.data import load_preprocessing
 from ast_lightning.experts import ExpertModule, ExpertObjective, TrajectoryRecorder
 from ast_lightning.parallel.workers import count_processes, run_workers
 from ast_lightning.runs.checkpoints import RunStates
@@ -31,7 +35,7 @@ from ast_lightning.storage.files import clear_leftovers, format_bytes
 from ast_lightning.terminal import is_rank_zero, say
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.listing import snapshot_files
-from ast_lightning.trajectories.records import IDENTITY
+from ast_lightning.trajectories.records import IDENTITY, PREPROCESSING_FILE
 
 PASSES_OF_A_PLAIN_STEP = 3
 """Forward passes' worth of operations in an expert's step, for each image."""
@@ -51,7 +55,7 @@ def train_experts(run: Run) -> dict[str, float]:
     prepare(run.config["trainer"], tf32=run.config["tf32"])
     if run.config["buffers"]:
         return import_experts(run)
-    processes = count_processes(run)
+    processes = count_processes(run.config["expert_processes"], run.config["trainer"], in_sweep=run.in_sweep)
     run.data.setup("fit")
     indices = wanted_experts(run)
     if run.fast_dev_run:
@@ -71,33 +75,38 @@ def train_experts(run: Run) -> dict[str, float]:
             store.check_room(pending, anew=run.fresh)
     if processes > 1:
         if run.fresh:
-            with all_locked(run, store, pending):
+            with all_locked(store, pending, fresh=True):
                 run = replace(run, config={**run.config, "fresh": False})  # they are moved aside, and begin anew
-        run_workers(run, train_share, processes)
+        config = {**run.config, "expert_processes": 1}
+        run_workers(_work, (config, dict(run.choices)), processes, run.config["trainer"])
         pending = held_by_others(store, incomplete(store, pending))  # by other commands: wait for those, or take over
     if pending:
         _train(run, store, pending)
     return summarise(run, store, indices)
 
 
-def train_share(run: Run, number: int, count: int) -> None:
-    """Train experts as one of several processes, until none is left that no other process trains.
+def _work(config: dict[str, Any], choices: dict[str, str], number: int, count: int) -> None:
+    """Train experts as one of several processes, until there is none left that no other process trains."""
 
-    Args:
-        run: of this process alone.
-        number: of the process; the first prints what holds for all.
-        count: of the processes.
-    """
-    prepare(run.config["trainer"], tf32=run.config["tf32"])
-    run.data.setup("fit")
-    store = make_store(run)
-    _train(run, store, incomplete(store, wanted_experts(run)), count, estimate=number == 0)
+    def train(run: Run) -> dict[str, float]:
+        run = replace(run, choices=choices)
+        prepare(run.config["trainer"], tf32=run.config["tf32"])
+        run.data.use_preprocessing(
+            load_preprocessing(run.experts_folder() / PREPROCESSING_FILE)
+        )  # fitted by the parent
+        run.data.setup("fit")
+        store = make_store(run)
+        _train(run, store, incomplete(store, wanted_experts(run)), count, estimate=number == 0)
+        return {}
+
+    execute(train, OmegaConf.create(config))
 
 
 def _train(run: Run, store: TrajectoryStore, pending: list[int], processes: int = 1, *, estimate: bool = True) -> None:
     objective = _objective(run)
     runs = -(-len(pending) // processes) if estimate else 0
-    with closing(claim_experts(run, store, pending, wait=processes == 1)) as claimed:  # gives locks back
+    claims = claim_experts(store, pending, together=not run.is_alone, fresh=run.fresh, wait=processes == 1)
+    with closing(claims) as claimed:  # gives locks back
         for index in claimed:
             _train_one(run, store, index, objective, runs)
             runs = 0

@@ -105,9 +105,12 @@ def wrong_type(option: str, value: object, annotation: str | None = None) -> Con
 
 
 def nearest(option: str) -> str | None:
-    """The existing option whose name is most like ``option``, if one is."""
+    """The existing option whose name is most like ``option``, if one is; without a section, all of the same name."""
     known = known_options()
     section, _, name = option.rpartition(".")
+    same = [each for each in known if each.endswith(f".{name}")]
+    if not section and same:
+        return " or ".join(same)
     groups = {} if section else {group: group for group in (*SECTIONS, *GLOBAL_GROUPS)}
     own = {each.rpartition(".")[2]: each for each in known if each.rpartition(".")[0] == section}
     everywhere = {each.rpartition(".")[2]: each for each in known}

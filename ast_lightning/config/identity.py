@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -98,26 +98,25 @@ def find_folder(folder: Path, record: str, identity: Config, identity_of: Callab
     return folder
 
 
-def complete_record(key: str, record: Any) -> Any:
-    """A recorded section with the options that were added since, at their neutral values, for a comparison.
+def complete_record(key: str, record: Any, other: Any) -> Any:
+    """A recorded section, with those options at their neutral values that it lacks and ``other`` has.
 
     Args:
         key: ``expert`` or ``evaluation``, which hold options, ``network``, or any other.
         record: its content; returned as it is where it holds no options.
+        other: what it is about to be compared with.
     """
-    if not isinstance(record, Mapping):
+    if not isinstance(record, Mapping) or not isinstance(other, Mapping):
         return record
-    kind = {"expert": ExpertSettings, "evaluation": EvaluationSettings}.get(key)
-    if kind is not None:
-        return {**_neutral(kind), **record}
     if key == "network" and str(record.get("target")).endswith(".ConvNet"):
-        return {**record, "arguments": {**_neutral(ConvNetSettings), **record.get("arguments", {})}}
-    return record
+        arguments = {**_neutral(ConvNetSettings, other.get("arguments", {})), **record.get("arguments", {})}
+        return {**record, "arguments": arguments}
+    kind = {"expert": ExpertSettings, "evaluation": EvaluationSettings}.get(key)
+    return record if kind is None else {**_neutral(kind, other), **record}
 
 
-def _neutral(kind: type[Any]) -> Config:
-    known = {each.name: each.metadata.get("neutral", MISSING) for each in fields(kind) if each.name != "_target_"}
-    return {name: value for name, value in known.items() if value is not MISSING}
+def _neutral(kind: type[Any], names: Mapping[str, Any]) -> Config:
+    return {each.name: each.metadata["neutral"] for each in fields(kind) if each.name in names}
 
 
 def _section(section: str, config: Config) -> Config:

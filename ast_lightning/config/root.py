@@ -39,6 +39,8 @@ class RootSettings(Settings):
         self.require_at_least_one("num_experts")
         self.require_whole("seed", 0, "give a number such as 0")
         self.require_whole("expert_index", 0, "experts are counted from 0: give one number, or null for all")
+        if self.expert_processes is None:
+            raise self.refused("expert_processes", "it must be a whole number or auto", "give a number, or auto")
         if self.expert_processes != "auto":
             self.require_whole("expert_processes", 1, "give a number, or auto")
         if not isinstance(self.compile, bool) and self.compile != "auto":

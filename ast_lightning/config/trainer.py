@@ -81,7 +81,7 @@ class TrainerSettings(Settings):
     accelerator: str = option("auto", "cpu | gpu | auto …", result=False)
     devices: Any = option(1, "how many devices, a list of their numbers, or auto", result=False)
     num_nodes: int = option(1, "machines that take part", result=False)
-    timeout_seconds: float = option(60, "after so long without a heartbeat a process counts as lost", result=False)
+    timeout_seconds: float = option(1800, "how long processes of strategy=ddp wait for each other", result=False)
     strategy: Any = option("auto", "how several devices work together: auto | ddp …", result=False)
     precision: Any = option("32-true", "32-true | 64-true; experts also 16-mixed | bf16-mixed | 16-true | bf16-true")
     log_every_n_steps: int = option(10, "steps between two logged values", result=False)

@@ -18,13 +18,20 @@ Padding = tuple[int, ...]
 
 
 def ease_second_derivatives(network: nn.Module) -> nn.Module:
-    """Change every plain Conv2d of ``network``, in place, so that its gradient is cheap to differentiate.
+    """Replace every plain Conv2d of ``network`` by one whose gradient is cheap to differentiate; parameters stay.
 
     Values are the same up to rounding. Convolutions with strides, dilation, groups or another padding than zeros stay.
+
+    Returns:
+        ``network``, changed in place, or its replacement if it is such a convolution itself.
     """
-    for module in network.modules():
-        if type(module) is nn.Conv2d and _is_plain(module):
-            module.__class__ = _Conv2d
+    if type(network) is nn.Conv2d and _is_plain(network):
+        channels = network.in_channels, network.out_channels
+        eased = _Conv2d(*channels, network.kernel_size, padding=network.padding, device="meta")  # type: ignore[arg-type]
+        eased.weight, eased.bias = network.weight, network.bias
+        return eased.train(network.training)
+    for name, child in network.named_children():
+        setattr(network, name, ease_second_derivatives(child))
     return network
 
 

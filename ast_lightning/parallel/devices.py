@@ -1,4 +1,4 @@
-"""Which devices and processes a Trainer of given options will have."""
+"""The devices and processes that a Trainer of given options will have."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def devices_of(trainer: Mapping[str, Any]) -> int:
         count = len(devices)
     elif isinstance(devices, int) and devices > 0:
         count = devices
-    else:  # "auto" or -1: all there are
+    else:  # "auto" or -1: all
         count = torch.cuda.device_count() if trainer.get("accelerator") in ("auto", "gpu", "cuda") else 1
     return max(count, 1) * int(trainer.get("num_nodes") or 1)
 

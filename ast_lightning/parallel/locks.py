@@ -1,7 +1,7 @@
 """Locks on folders, so that two processes never write the same thing.
 
-They are locks of the kernel: they vanish with the process that holds them, however it ends. The lock of ``parent/name``
-is the file ``parent/.locks/name.lock``, beside which a note says who holds it; both are small and stay.
+They are locks of the kernel, which disappear with the process that holds them, however it ends. The lock of
+``parent/name`` is the file ``parent/.locks/name.lock``, beside which a note names the holder; both are small and stay.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import fcntl
 import os
 import socket
 from pathlib import Path
-from types import TracebackType
 
 from filelock import FileLock, Timeout
 
@@ -20,7 +19,7 @@ _LOOK = 0.01  # seconds: far longer than the look of another process takes
 
 
 class FolderLock:
-    """The right to write into ``folder``, which need not exist. Leaving a ``with`` block gives it back.
+    """The right to write into ``folder``, which need not exist. Leaving a ``with`` block releases it.
 
     Args:
         folder: what is locked.
@@ -41,7 +40,7 @@ class FolderLock:
         """
         self._note.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # one who only looks must not pass for a holder: without time to wait, it is tried once more all the same
+            # held_by of another process holds it for an instant: even without waiting, try twice
             self._file.acquire(timeout=seconds or _LOOK, poll_interval=0.2 if seconds else _LOOK)
         except Timeout:
             return False
@@ -53,7 +52,7 @@ class FolderLock:
         return True
 
     def holder(self) -> str:
-        """Who holds it, as far as the note says: ``process 4711 on host``."""
+        """The holder that the note names, e.g. ``process 4711 on host``."""
         try:
             note = read_json(self._note)
             return f"process {note['process']} on {note['host']}"
@@ -81,13 +80,11 @@ class FolderLock:
         return None
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         self._file.release()
 
     def __enter__(self) -> FolderLock:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()

@@ -1,133 +1,114 @@
-"""Processes that share the experts of one command: one for each device.
-
-The parent prepares data and store, starts its workers and passes on what they print. A worker is one process with one
-device, and takes the next expert that no other process trains (claims.py). One that fails ends them all: what is on
-disk is whole at every instant, and the same command goes on. No worker outlives its parent, however that ends.
-"""
+"""Processes that share the work of one command, one on each device, started with torch's elastic multiprocessing."""
 
 from __future__ import annotations
 
-import multiprocessing
+import logging
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from types import FrameType
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from torch.distributed.elastic.multiprocessing import (
+    DefaultLogsSpecs,
+    PContext,
+    RunProcsResult,
+    SignalException,
+    Std,
+    start_processes,
+)
 
-from ast_lightning.commands.app import execute
-from ast_lightning.commands.run import Config, Run
-from ast_lightning.data import load_preprocessing
 from ast_lightning.errors import ConfigurationError, WorkerFailed
 from ast_lightning.parallel.devices import devices_of, gpus_of
-from ast_lightning.trajectories.records import PREPROCESSING_FILE
 
-Share = Callable[[Run, int, int], None]
-"""(run, number of this process, number of processes): what a worker does; a function of a module."""
-
-_PATIENCE = 10.0  # seconds that a worker has to end in once it is asked to
+_PATIENCE = 10  # seconds in which a worker must end after SIGTERM
+_POLL = 0.2  # seconds between looks at the workers
 
 
-def count_processes(run: Run) -> int:
-    """How many processes ``expert_processes`` means here.
+def count_processes(choice: int | str, trainer: Mapping[str, Any], *, in_sweep: bool) -> int:
+    """Resolve ``expert_processes``.
 
-    ``auto`` is the number of GPUs where there are several and nothing else says how they are used: the Trainer has
-    one device that it may choose, the run is no job of a multirun, and no launcher has started it as one of several.
+    ``auto`` is the number of GPUs if there are several and nothing else determines how they are used: the Trainer has
+    one device that it may choose, the run is not a job of a multirun, and no launcher started it as one of several.
+
+    Args:
+        choice: ``expert_processes``.
+        trainer: the ``trainer`` section.
+        in_sweep: whether the run is a job of a multirun.
 
     Raises:
         ConfigurationError: several processes, and several devices for each expert.
     """
-    choice, trainer = run.config["expert_processes"], run.config["trainer"]
     if choice == "auto":
         free = trainer.get("devices") in (1, "1") and trainer.get("strategy") == "auto" and devices_of(trainer) == 1
-        alone = not run.in_sweep and "LOCAL_RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) == 1
+        alone = not in_sweep and "LOCAL_RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) == 1
         return max(len(gpus_of(trainer)), 1) if free and alone else 1
-    if choice > 1 and devices_of(trainer) > 1:
+    if int(choice) > 1 and devices_of(trainer) > 1:
         raise ConfigurationError(
             "expert_processes",
             choice,
-            f"trainer.devices={trainer.get('devices')} has every expert on {devices_of(trainer)} devices at once",
-            "set trainer.devices=1 for a device an expert, or expert_processes=1 for all devices on each expert",
+            f"trainer.devices={trainer.get('devices')} trains each expert on {devices_of(trainer)} devices",
+            "set trainer.devices=1 for one device per expert, or expert_processes=1 for all devices on each expert",
         )
     return int(choice)
 
 
-def run_workers(run: Run, share: Share, count: int) -> None:
-    """Run ``share`` in ``count`` processes, to the end of all of them.
+def run_workers(work: Callable[..., None], arguments: tuple[Any, ...], count: int, trainer: Mapping[str, Any]) -> None:
+    """Run ``work(*arguments, number, count)`` in ``count`` processes and wait for all of them.
+
+    Their output is printed with the prefix ``[number]``. SIGTERM, Ctrl-C and the end of this process end them.
+
+    Args:
+        work: a function of a module.
+        arguments: can be pickled.
+        count: of the processes.
+        trainer: the ``trainer`` section.
 
     Raises:
-        WorkerFailed: one has failed; the others are stopped by then.
+        WorkerFailed: one failed; the others are stopped.
     """
-    with _ended_by_sigterm():
-        workers: list[_Worker] = []
+    silence_torch()
+    threads = None if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // count)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # the workers' lines pass through it
+    with TemporaryDirectory(prefix="ast_lightning_") as folder, _signal_handlers_restored() as handlers:
         try:
-            for number in range(count):
-                workers.append(_Worker.start(run, share, number, count))
-            _watch(workers)
-        finally:
-            _stop(workers)
+            processes = start_processes(
+                "worker",
+                _begin,
+                {number: (work, arguments, number, count, threads) for number in range(count)},
+                {number: worker_environment(trainer, number) for number in range(count)},
+                DefaultLogsSpecs(folder, tee=Std.ALL),
+                {number: f"[{number}] " for number in range(count)},
+            )
+            for ignored in (signal.SIGHUP, signal.SIGQUIT):  # torch handles them too, which would undo nohup
+                signal.signal(ignored, handlers[ignored])
+            result = _wait(processes)
+        except SignalException as received:
+            raise SystemExit(128 + received.sigval) from received
+        for failure in result.failures.values():
+            last = _last_line(result, failure.local_rank) if failure.exitcode > 0 else ""
+            raise WorkerFailed(failure.local_rank, count, failure.exitcode, last)
 
 
-@dataclass(frozen=True)
-class _Worker:
-    number: int
-    process: SpawnProcess
-    relay: _Relay
-
-    @classmethod
-    def start(cls, run: Run, share: Share, number: int, count: int) -> _Worker:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe(duplex=False)
-        config = {**run.config, "expert_processes": 1, "fresh": False}
-        arguments = (share, config, dict(run.choices), number, count, theirs)
-        process = context.Process(target=_work, args=arguments, name=f"expert worker {number}")
-        with _environment(worker_environment(run.config["trainer"], number, count)):
-            process.start()
-        theirs.close()
-        return cls(number, process, _Relay(ours, f"[{number}] "))
+def silence_torch() -> None:
+    """Keep torch's own reports of failed processes, with tracebacks, from the terminal."""
+    for name in ("distributed.elastic.multiprocessing.api", "multiprocessing.spawn"):
+        logging.getLogger(f"torch.{name}").setLevel(logging.CRITICAL)
 
 
-class _Relay(threading.Thread):
-    """Passes on whole lines of a worker, each with a prefix, and remembers the last."""
-
-    def __init__(self, source: Connection, prefix: str) -> None:
-        super().__init__(daemon=True)
-        self.last = ""
-        self._source, self._prefix = source, prefix
-        self.start()
-
-    def run(self) -> None:
-        with open(os.dup(self._source.fileno()), encoding="utf-8", errors="replace") as lines:
-            self._source.close()
-            for line in lines:
-                self.last = line.strip() or self.last
-                sys.stdout.write(f"{self._prefix}{line.rstrip()}\n")
-                sys.stdout.flush()
-
-
-def worker_environment(trainer: Mapping[str, Any], number: int, count: int) -> dict[str, str]:
-    """What the environment of a worker has beside that of its parent: its device, and its share of the threads.
+def worker_environment(trainer: Mapping[str, Any], number: int) -> dict[str, str]:
+    """The GPU of a worker; if there are fewer GPUs than workers, several share one.
 
     Args:
         trainer: the ``trainer`` section.
         number: of the worker.
-        count: of all workers; where there are fewer GPUs, several workers share one.
     """
     gpus = gpus_of(trainer)
-    changes = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
-    if "OMP_NUM_THREADS" not in os.environ:
-        changes["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // count))
-    return changes
+    return {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
 
 
 def take_gpu(trainer: Mapping[str, Any], number: int) -> None:
@@ -139,90 +120,46 @@ def take_gpu(trainer: Mapping[str, Any], number: int) -> None:
     """
     if "AST_LIGHTNING_GPU" in os.environ or devices_of(trainer) != 1:
         return
-    # torch's other way of counting starts CUDA, for which the choice would come too late
+    # without it torch initializes CUDA to count the GPUs, and a later choice has no effect
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    if gpus := gpus_of(trainer):
-        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["AST_LIGHTNING_GPU"] = gpus[number % len(gpus)]
+    if choice := worker_environment(trainer, number):
+        os.environ.update(choice, AST_LIGHTNING_GPU=choice["CUDA_VISIBLE_DEVICES"])
 
 
-def _watch(workers: Sequence[_Worker]) -> None:
-    running: dict[Any, _Worker] = {worker.process.sentinel: worker for worker in workers}
-    while running:
-        for sentinel in wait(list(running)):
-            worker = running.pop(sentinel)
-            worker.process.join()
-            worker.relay.join(_PATIENCE)
-            if worker.process.exitcode:
-                raise WorkerFailed(worker.number, len(workers), worker.process.exitcode, worker.relay.last)
-
-
-def _stop(workers: Sequence[_Worker]) -> None:
-    """End what still runs, within seconds."""
-    for worker in workers:
-        worker.process.terminate()
-    for worker in workers:
-        worker.process.join(_PATIENCE)
-        worker.process.kill()
-        worker.process.join()
-        worker.relay.join(_PATIENCE)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end this process by an exception, so that it ends its workers first."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # where no handler can be set, the workers notice that their parent is gone
-        return
-    earlier = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
-
-
-@contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """What processes started inside the block inherit: libraries read some of it before any line of ours."""
-    earlier = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in earlier.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _work(share: Share, config: Config, choices: dict[str, str], number: int, count: int, output: Connection) -> None:
-    """The whole life of a worker."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent is the one to act on it
-    for stream in (1, 2):
-        os.dup2(output.fileno(), stream)
-    output.close()
+def _begin(work: Callable[..., None], arguments: tuple[Any, ...], number: int, count: int, threads: int | None) -> None:
+    """Run a worker from its start to its end."""
+    # torch has the kernel send SIGINT when the parent ends; Ctrl-C sends it too. Every file on disk is whole.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(1))
+    if threads is not None:  # too late for the environment: torch has been imported
+        torch.set_num_threads(threads)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    execute(partial(_with_own_run, share, choices, number, count), OmegaConf.create(config))
+    work(*arguments, number, count)
 
 
-def _with_own_run(share: Share, choices: dict[str, str], number: int, count: int, run: Run) -> dict[str, float]:
-    run = replace(run, choices=choices)
-    run.data.use_preprocessing(load_preprocessing(_preprocessing(run)))  # fitted once, by the parent
-    share(run, number, count)
-    return {}
+def _wait(processes: PContext) -> RunProcsResult:
+    try:
+        result = processes.wait(period=_POLL)
+    finally:
+        processes.close(timeout=_PATIENCE)
+    assert result is not None  # without a timeout
+    return result
 
 
-def _preprocessing(run: Run) -> Path:
-    return run.experts_folder() / PREPROCESSING_FILE
+def _last_line(result: RunProcsResult, number: int) -> str:
+    """What a worker printed last, an error if there is one."""
+    for path in (result.stderrs[number], result.stdouts[number]):
+        if path and (text := Path(path).read_text(encoding="utf-8", errors="replace").strip()):
+            return text.splitlines()[-1].strip()
+    return ""
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)  # as a kill would: every file on disk is whole
+@contextmanager
+def _signal_handlers_restored() -> Iterator[dict[int, Any]]:
+    """Yield the handlers of the signals that torch handles while its processes run; restore them at the end."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield handlers
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from ast_lightning.callbacks import RunProgress
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.parallel.devices import devices_of
-from ast_lightning.parallel.failures import EndOfRank
+from ast_lightning.parallel.failures import EndOfRank, strategy_of
 from ast_lightning.runs.checkpoints import RunStates
 
 _OURS = ("timeout_seconds", "enable_progress_bar")
@@ -59,6 +59,7 @@ def build_trainer(
     arguments = {
         "enable_model_summary": False,
         **{key: value for key, value in options.items() if key not in _OURS},
+        "strategy": strategy_of(options),
         "callbacks": [*callbacks, *bar, *rank],
         "plugins": [*(options.get("plugins") or []), *_cluster(options), *([states] if states else [])],
         "logger": False,

@@ -8,7 +8,6 @@ import hashlib
 import io
 import shutil
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +21,10 @@ from ast_lightning.errors import ConfigurationError, DistillationDiverged, fores
 from ast_lightning.parallel.locks import FolderLock
 from ast_lightning.storage.files import read_json, write_bytes, write_json
 from ast_lightning.sweeps.searches import WORST, check_multirun, is_search, objective
-from ast_lightning.sweeps.tasks import join_tasks, number_of_task, tasks_of_job
+from ast_lightning.sweeps.tasks import join_tasks, number_of_task
 
 Row = dict[str, Any]
 
-_OTHER_TASKS = 3.0  # seconds in which another task of the same job can say why it failed
 _ENDED = "it was ended before it finished: interrupted, killed, or out of memory"
 
 
@@ -46,12 +44,11 @@ class SweepTable(Callback):
     """Collects what the jobs of a multirun return into ``<hydra.sweep.dir>/results.csv``.
 
     A row has the job's number, its status, its overrides, the numbers that the command returned, and the error of a job
-    that failed. Each job writes its row and then the table, in its own process: the table is there whatever becomes of
-    the process that began the multirun.
+    that failed. Each job writes its row and then the table, in its own process: the table exists even if the process
+    that began the multirun is killed.
 
-    A failed job does not end the others: Hydra's own sweeper is told that it returned nothing, a search that the trial
-    failed, or, where it diverged, that it is the worst there can be: such settings are proposed less. At the end the
-    failures are named, and the exit status is 1.
+    A failed job does not end the others. To a search, its trial has failed or, if it diverged, has the worst objective,
+    so that such settings are proposed less. At the end the failures are printed, and the exit status is 1.
     """
 
     def __init__(self) -> None:
@@ -73,15 +70,12 @@ class SweepTable(Callback):
     def on_job_start(self, config: Any, **_: Any) -> None:
         if not _is_multirun(config):
             return
-        join_tasks()
-        from ast_lightning.storage.provenance import (
-            remember_command,  # late: loads torch, for which tasks must be joined
-        )
+        join_tasks()  # before torch is imported
+        from ast_lightning.parallel.workers import take_gpu
+        from ast_lightning.storage.provenance import remember_command
 
         remember_command([self.script, *config.hydra.overrides.task])
-        if _is_joblib(config):
-            from ast_lightning.parallel.workers import take_gpu
-
+        if "joblib" in str(config.hydra.launcher.get("_target_")):
             trainer: Any = OmegaConf.to_container(config.trainer, resolve=True)
             take_gpu(trainer, config.hydra.job.num)
         if number_of_task() == 0:
@@ -93,7 +87,7 @@ class SweepTable(Callback):
         if not _is_multirun(config):
             return
         results, error = _outcome(config, job_return)
-        message = "" if error is None else self._of_all_tasks(config.hydra.job.num, error, _describe(error))
+        message = "" if error is None else _describe(error)
         if message:
             print(f"job {config.hydra.job.num} failed: {message}", file=sys.stderr, flush=True)
         _tell_sweeper(config, job_return, results, error)
@@ -102,24 +96,6 @@ class SweepTable(Callback):
             self._write_table()
             if self._lock is not None:
                 self._lock.release()
-
-    def _of_all_tasks(self, number: int, error: BaseException, own: str) -> str:
-        """Why a job has failed: where the first task knows only that another has gone, the reason of the other."""
-        if tasks_of_job() == 1:
-            return own
-        from ast_lightning.parallel.failures import of_network  # late: loads torch
-
-        own_file = self._jobs / f"{number:04d}.task{number_of_task()}.txt"
-        if not of_network(error):
-            write_bytes(own_file, f"on task {number_of_task()}: {own}".encode())
-            return own
-        until = time.monotonic() + _OTHER_TASKS
-        while time.monotonic() < until:
-            told = min(self._jobs.glob(f"{number:04d}.task*.txt"), default=None)
-            if told is not None:
-                return told.read_text(encoding="utf-8")
-            time.sleep(0.1)
-        return own
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
         atexit.unregister(self._finish)
@@ -152,7 +128,7 @@ class SweepTable(Callback):
         return rows
 
     def _finish(self) -> bool:
-        """Write the table for the last time, and say where it is and what failed.
+        """Write the table for the last time; print where it is and what failed.
 
         Returns:
             Whether every job completed.
@@ -173,21 +149,17 @@ class SweepTable(Callback):
         return not failures
 
     def _settle(self, path: Path) -> None:
-        """Say what became of a job that wrote its first row and not yet its last."""
+        """Complete the row of a job that wrote its first row and not its last."""
         with FolderLock(path.with_suffix("")) as lock:
             gone = lock.take()
             row = read_json(path)
             if row["status"] == "running":
-                told = {"status": "failed", "error": _ENDED} if gone else {"error": "it still runs by itself"}
-                self._write_row(row | told)
+                outcome = {"status": "failed", "error": _ENDED} if gone else {"error": "it is still running"}
+                self._write_row(row | outcome)
 
 
 def _is_multirun(config: Any) -> bool:
     return str(config.hydra.mode).endswith("MULTIRUN")
-
-
-def _is_joblib(config: Any) -> bool:
-    return "joblib" in str(config.hydra.launcher.get("_target_"))
 
 
 def _row(config: Any, status: str, results: Row | None = None, error: str = "") -> Row:
@@ -227,7 +199,7 @@ def _tell_sweeper(config: Any, job_return: Any, results: Row, error: BaseExcepti
 
 
 def _describe(error: BaseException) -> str:
-    """The message of an error; where it is a surprise, its traceback is printed."""
+    """The message of an error; if it was not foreseen, its traceback is printed."""
     if foreseen(error):
         return str(error)
     traceback.print_exception(error)
@@ -235,14 +207,11 @@ def _describe(error: BaseException) -> str:
 
 
 def _as_csv(rows: list[Row]) -> str:
-    parts = ("settings", "results")
-    columns = {part: list(dict.fromkeys(name for row in rows for name in row[part])) for part in parts}
+    names = dict.fromkeys(name for part in ("settings", "results") for row in rows for name in row[part])
     text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["job", "status", *columns["settings"], *columns["results"], "error"])
-    for row in rows:
-        cells = [row[part].get(name, "") for part in columns for name in columns[part]]
-        writer.writerow([row["job"], row["status"], *cells, row["error"]])
+    writer = csv.DictWriter(text, ["job", "status", *names, "error"], restval="", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows({**row["settings"], **row["results"], **row} for row in rows)
     return text.getvalue()
 
 

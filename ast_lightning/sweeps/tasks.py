@@ -1,6 +1,6 @@
-"""The tasks of a job that submitit started: processes that are there already when the job begins, one a device.
+"""The tasks of a job that submitit started: processes that exist when the job begins, one on each device.
 
-Nothing here loads torch: ranks are to be known before Lightning asks for them.
+Nothing here imports torch: the ranks must be known before Lightning is imported.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ def tasks_of_job() -> int:
 
 
 def number_of_task() -> int:
-    """Which of them this process is; 0 speaks for the job."""
+    """Which of them this process is; 0 reports for the job."""
     return int(_job().global_rank) if _in_submitit() else 0
 
 
 def join_tasks() -> None:
-    """Tell Lightning of the other tasks of this job on this machine; under SLURM it knows of them by itself."""
+    """Set the environment by which Lightning finds the other tasks of this job; SLURM sets its own."""
     if _in_submitit() and _job().name() == "local" and tasks_of_job() > 1 and "LOCAL_RANK" not in os.environ:
         from submitit.helpers import TorchDistributedEnvironment
 

@@ -121,7 +121,7 @@ class TrajectoryStore:
         recorded = self.metadata.get(key)
         if partly and recorded is not None:
             recorded = {name: recorded[name] for name in expected if name in recorded}
-        difference = first_difference(complete_record(key, recorded), complete_record(key, expected), key)
+        difference = first_difference(complete_record(key, recorded, expected), expected, key)
         if difference:
             field, stored, wanted = difference
             problem = f"its trajectories were made with {field} = {stored}, and this run has {field} = {wanted}"

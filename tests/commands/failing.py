@@ -1,4 +1,4 @@
-"""distill.py with an error that nobody foresaw on rank 1: ``PYTHONPATH=. python tests/runs/failing.py …``."""
+"""distill.py with an error that nobody foresaw on rank 1: ``PYTHONPATH=. python tests/commands/failing.py …``."""
 
 from __future__ import annotations
 

@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 import yaml
 from lightning import Trainer
+from torch import nn
 
+from ast_lightning.config.distill import DistillSettings
 from ast_lightning.config.network import ACTIVATIONS, NORMALIZATIONS, POOLINGS
+from ast_lightning.config.settings import option
 from ast_lightning.config.trainer import OTHER_ARGUMENTS, TrainerSettings
 from ast_lightning.data import ImageDataModule
 from ast_lightning.distillation import TrajectoryMatchingSettings
+from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import EvaluationSettings
 from ast_lightning.experts import ExpertSettings
 from ast_lightning.networks import ConvNet
@@ -170,3 +174,55 @@ def test_help_fits_a_screen(name: str) -> None:
     assert result.stdout.startswith(name)
     assert "digits_quickstart" in result.stdout
     assert len(result.stdout.strip().splitlines()) <= 40
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnSettings(DistillSettings):
+    strength: float = option(1.0, "of the method")
+
+
+class OwnMethod:
+    Settings = OwnSettings
+
+
+class OwnNetwork(nn.Module):
+    def __init__(self, channels: int, num_classes: int, image_size: tuple[int, int], heads: int = 1) -> None:
+        super().__init__()
+
+
+def own_method(folder: Path, target: str) -> str:
+    (folder / "distill").mkdir()
+    text = f"defaults:\n  - common\n  - _self_\n_target_: {target}\nlr_img: 7\n"
+    (folder / "distill" / "mine.yaml").write_text(text)
+    return f"hydra.searchpath=[file://{folder}]"
+
+
+def test_a_method_of_ones_own_names_the_dataclass_of_its_options(tmp_path: Path) -> None:
+    words = (own_method(tmp_path, f"{__name__}.OwnMethod"), "distill=mine")
+    run = run_of(*words, "+distill.strength=2")
+    assert isinstance(run.distill, OwnSettings)
+    assert (run.distill.lr_img, run.distill.strength, run.distill.ipc) == (7.0, 2.0, 1)
+    assert run.distill_folder().name.startswith("digits_mine_ipc1_seed0_")
+    assert run_of(*words).distill_folder() == run_of(*words, "+distill.strength=1").distill_folder()
+    assert run.distill_folder() != run_of(*words).distill_folder()
+    for wrong, name in (("+distill.strenght=2", "strenght"), ("+distill.strength=much", "strength")):
+        with pytest.raises(ConfigurationError) as caught:
+            run_of(*words, wrong)
+        assert caught.value.option == f"distill.{name}"
+    with pytest.raises(ConfigurationError, match=r"~distill\.syn_steps"):
+        run_of(*words, "experiment=digits_quickstart")
+
+
+def test_a_method_without_options_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"^distill\._target_=.*Settings"):
+        run_of(own_method(tmp_path, f"{__name__}.OwnNetwork"), "distill=mine")
+
+
+def test_a_network_of_ones_own(tmp_path: Path) -> None:
+    custom = ("network=custom", f"network._target_={__name__}.OwnNetwork")
+    network = run_of(*custom, "+network.heads=3").make_network(1, 10, (8, 8))
+    assert isinstance(network, OwnNetwork)
+    with pytest.raises(ConfigurationError, match=r"^network\.width=128: .*network=custom"):
+        run_of(custom[1])
+    with pytest.raises(ConfigurationError, match=r"^network\.width=32: .*~network\.width ~network\.depth"):
+        run_of(*custom, "experiment=digits_quickstart")

@@ -22,19 +22,19 @@ from .test_sweep import rows_of
 @pytest.mark.parametrize("launcher", ["hydra/launcher=joblib", "launch=submitit_local"])
 def test_experts_from_jobs_that_share_a_store(tmp_path: Path, script: Script, launcher: str) -> None:
     folder = f"'{tmp_path}/a b, c=d'"  # Hydra's quotes
-    words = ("--multirun", launcher, f"output_dir={folder}", "expert_index=-1,0,1")
+    words = ("--multirun", launcher, f"output_dir={folder}", "expert_index=0,1", "trainer.devices=2,1")
     result = script("train_experts", tmp_path, *words)
     assert result.returncode == 1
-    assert "1 of 3 jobs did not complete\n  job 0 (expert_index=-1): expert_index=-1: " in result.stderr
+    assert "2 of 4 jobs did not complete\n  job 0 (expert_index=0 trainer.devices=2): trainer.dev" in result.stderr
 
     (table,) = tmp_path.rglob("results.csv")
     assert table.parent.parent == tmp_path / "a b, c=d" / "sweeps"
     rows = rows_of(table)
-    assert [(row["expert_index"], row["status"]) for row in rows] == [
-        *(("-1", "failed"), ("0", "completed"), ("1", "completed")),
+    assert [(row["expert_index"], row["trainer.devices"], row["status"]) for row in rows] == [
+        *(("0", "2", "failed"), ("0", "1", "completed"), ("1", "2", "failed"), ("1", "1", "completed")),
     ]
-    assert "experts are counted from 0" in rows[0]["error"]
-    assert all(0 < float(row["test_accuracy"]) <= 100 for row in rows[1:])
+    assert "cannot each start processes" in rows[0]["error"]
+    assert all(0 < float(row["test_accuracy"]) <= 100 for row in rows[1::2])
 
     store = TrajectoryStore.open(run_of(*SMALL, f"output_dir={folder}").experts_folder())
     assert store.experts() == [0, 1]

@@ -30,6 +30,7 @@ DOUBLE = (
     "distill.eval_every=20",
     "distill.save_every=5",
     "evaluation.networks=1",
+    "distill.windows_per_step=2",
 )
 TWO_DEVICES = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 TORCHRUN = ("trainer=torchrun", "trainer.accelerator=cpu")
@@ -136,7 +137,7 @@ def test_a_killed_node_ends_the_other_and_both_go_on(trained: Path, tmp_path: Pa
     told = [line for line in errors.splitlines() if line.startswith("error")]
     assert len(told) == 1, errors
     assert "has ended" in told[0]
-    assert "the same command goes on from the last state" in told[0]
+    assert "rerun the command" in told[0]
     reached = torch.load(run.distill_folder() / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert 0 < reached < 2000
 
@@ -185,7 +186,7 @@ def test_sigterm_ends_all_processes_at_once(trained: Path, tmp_path: Path) -> No
     process.terminate()
     ((status, _, errors),) = ended([process], SOON)  # the pipes are closed by the last of them
     assert status == 128 + signal.SIGTERM, errors
-    assert errors.count("error: ended by SIGTERM; the same command, without fresh=true, goes on where it was") == 1
+    assert errors.count("error: ended by SIGTERM; rerun the command without fresh=true") == 1
 
 
 def test_what_all_ranks_find_is_told_once(trained: Path, tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_what_all_ranks_find_is_told_once(trained: Path, tmp_path: Path) -> None
 
 def test_an_unforeseen_error_shows_its_traceback_and_rank(trained: Path, tmp_path: Path) -> None:
     folder = fresh_copy(trained, tmp_path / "unforeseen")
-    ((status, _, errors),) = ended([start("tests/runs/failing.py", *words_of(folder, *TWO_DEVICES)[1:])], SOON)
+    ((status, _, errors),) = ended([start("tests/commands/failing.py", *words_of(folder, *TWO_DEVICES)[1:])], SOON)
     assert status == 1, errors
     assert "error on rank 1 of 2: Traceback" in errors
     assert errors.count("ZeroDivisionError: nobody foresaw this") == 1
@@ -207,6 +208,8 @@ def test_an_unforeseen_error_shows_its_traceback_and_rank(trained: Path, tmp_pat
 
 def test_a_device_count_that_does_not_divide_the_windows(trained: Path, tmp_path: Path) -> None:
     folder = fresh_copy(trained, tmp_path / "odd")
-    ((status, _, errors),) = ended([start(*words_of(folder, *TWO_DEVICES, "distill.windows_per_step=3"))], SOON)
+    ((status, _, errors),) = ended(
+        [start(*words_of(folder, *TWO_DEVICES, "distill.windows_per_step=3", "distill.split=windows"))], SOON
+    )
     assert status == 2
     assert errors.startswith("error: distill.windows_per_step=3: 2 devices cannot divide")

@@ -40,7 +40,7 @@ def test_the_example_is_a_search_of_ten_trials_over_two_parameters() -> None:
     ("script", "overrides", "message"),
     [
         ("distill", ("search=optuna",), r"data\.validation_fraction=0\.0: .*test set.*Remedy: set data\.validation_"),
-        ("distill", ("experiment=digits_search", "data.validation_fraction=0"), r"data\.validation_fraction=0: "),
+        ("distill", ("experiment=digits_search", "data.validation_fraction=0"), r"data\.validation_fraction=0\.0: "),
         ("distill", ("hydra/sweeper=optuna", HELD_OUT), r"hydra\.sweeper\.direction=minimize: "),
         (
             "train_experts",

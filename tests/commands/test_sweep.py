@@ -144,7 +144,7 @@ def test_a_job_whose_process_is_gone_has_failed_and_one_that_runs_has_not(tmp_pa
     with pytest.raises(SystemExit):
         table.on_multirun_end(job(tmp_path))
     running, killed = rows_of(tmp_path / "results.csv")
-    assert (running["status"], running["error"]) == ("running", "it still runs by itself")
+    assert (running["status"], running["error"]) == ("running", "it is still running")
     assert killed["status"] == "failed"
     assert "killed, or out of memory" in killed["error"]
     other.on_job_end(job(tmp_path, 0, "seed=0"), returned({"test_accuracy": 1.0}))
@@ -190,7 +190,10 @@ def test_a_table_that_cannot_be_written_is_no_success(
 @pytest.mark.parametrize(
     ("word", "words"),
     [
-        ("distill.max_steps=1,2", ["distill.max_steps=1,2: jobs that differ in it alone", "give the largest alone"]),
+        (
+            "distill.max_steps=1,2",
+            ["distill.max_steps=1,2: ", "does not change the distilled images", "give the largest"],
+        ),
         ("distill.max_steps=range(1,9)", ["distill.max_steps=range(1,9): "]),
         ("evaluation.epochs=1,2", ["evaluation.epochs=1,2: ", "for evaluate.py"]),
         ("distill.eval_networks=1,2", ["distill.eval_networks=1,2: ", "for evaluate.py"]),

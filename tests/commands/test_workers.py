@@ -165,7 +165,7 @@ def test_a_command_that_sigterm_ends_has_not_succeeded(tmp_path: Path, multirun:
         finally:
             process.kill()
     assert process.returncode == 128 + signal.SIGTERM, errors
-    assert "error: ended by SIGTERM; the same command, without fresh=true, goes on where it was" in errors
+    assert "error: ended by SIGTERM; rerun the command without fresh=true" in errors
     assert (folder / "expert_0000/resume/last.ckpt").exists()
 
 
@@ -176,21 +176,23 @@ def test_the_error_of_a_worker_is_shown_and_its_status_is_that_of_the_command(tm
     (folder / "epoch_0002.safetensors").write_bytes(b"work without a state")
     result = trained(tmp_path, *LONG, "expert_processes=2")
     assert result.returncode == 2
-    assert re.search(r"^\[\d\] error: fresh=false: there is work, but no state .*expert_0001", result.stdout, re.M)
-    assert re.match(r"error: process \d of 2 ended with status 2 after printing 'error: fresh=", result.stderr)
-    assert "the same command goes on" in result.stderr
+    assert re.search(r"^\[\d\] error: fresh=false: there is work, but no state .*expert_0001", result.stderr, re.M)
+    assert re.search(r"^error: process \d of 2 ended with status 2 after printing 'error: fresh=", result.stderr, re.M)
+    assert "Traceback" not in result.stderr
+    assert "rerun the command" in result.stderr
     assert not TrajectoryStore.open(folder.parent).is_complete(0)  # the others do not go on for minutes
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.setattr(workers, "device_type", lambda trainer: "cuda")
+    monkeypatch.setattr("ast_lightning.parallel.devices.device_type", lambda trainer: "cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LOCAL_RANK", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)
 
 
 def processes(*words: str) -> int:
-    return workers.count_processes(run_of(*SMALL, "trainer.accelerator=auto", *words))
+    run = run_of(*SMALL, "trainer.accelerator=auto", *words)
+    return workers.count_processes(run.config["expert_processes"], run.config["trainer"], in_sweep=False)
 
 
 def test_auto_is_a_process_a_gpu_where_nothing_else_says_how_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,17 +224,32 @@ def test_numbers_of_processes_that_are_none(value: str) -> None:
         run_of(*SMALL, f"expert_processes={value}")
 
 
-def test_a_worker_sees_one_gpu_and_its_share_of_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_sees_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 2)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     auto = {"accelerator": "auto", "devices": 1}
-    seen = [workers.worker_environment(auto, number, 4) for number in range(4)]
-    assert [each["CUDA_VISIBLE_DEVICES"] for each in seen] == ["0", "1", "0", "1"]
-    assert {each["OMP_NUM_THREADS"] for each in seen} == {"2"}
+    seen = [workers.worker_environment(auto, number)["CUDA_VISIBLE_DEVICES"] for number in range(4)]
+    assert seen == ["0", "1", "0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert workers.worker_environment(auto, 1, 4) == {"CUDA_VISIBLE_DEVICES": "7"}
-    assert workers.worker_environment({"accelerator": "auto", "devices": [0]}, 1, 4) == {}
+    assert workers.worker_environment(auto, 1) == {"CUDA_VISIBLE_DEVICES": "7"}
+    assert workers.worker_environment({"accelerator": "auto", "devices": [0]}, 1) == {}
+
+
+def report(folder: Path, number: int, count: int) -> None:
+    """Write what a worker finds."""
+    (folder / f"{number}.txt").write_text(f"{torch.get_num_threads()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {count}")
+    print(f"line of {number}")
+
+
+def test_workers_share_the_threads_and_print_with_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+    workers.run_workers(report, (tmp_path,), 2, {"accelerator": "cpu", "devices": 1})
+    assert [(tmp_path / f"{number}.txt").read_text() for number in (0, 1)] == ["3 None 2"] * 2
+    assert sorted(capfd.readouterr().out.splitlines()) == ["[0] line of 0", "[1] line of 1"]
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
 
 
 def test_jobs_at_the_same_time_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:

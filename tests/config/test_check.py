@@ -141,6 +141,8 @@ def test_nearest_prefers_the_section_that_was_named() -> None:
     assert nearest("evaluation.epoch") == "evaluation.epochs"
     assert nearest("expert.momentums") == "expert.momentum"
     assert nearest("evaluation.momentums") == "evaluation.momentum"
+    assert nearest("penalty_norm") == "expert.penalty_norm"
+    assert nearest("weight_decay") == "expert.weight_decay or evaluation.weight_decay"
     assert nearest("qqqq") is None
 
 

@@ -200,11 +200,14 @@ def test_records_are_compared_with_options_that_were_added_since(monkeypatch: py
 
     monkeypatch.setattr(identities, "ExpertSettings", Later)
     stored = {"lr": 0.003}
-    same, other = ({**stored, "sharpness": value} for value in (0, 0.5))
-    assert first_difference(complete_record("expert", stored), complete_record("expert", same), "expert") is None
-    difference = first_difference(complete_record("expert", stored), complete_record("expert", other), "expert")
-    assert difference == ("expert.sharpness", 0.0, 0.5)
+
+    def difference(wanted: dict[str, Any]) -> Any:
+        return first_difference(complete_record("expert", stored, wanted), wanted, "expert")
+
+    assert difference({**stored, "sharpness": 0}) is None
+    assert difference({**stored, "sharpness": 0.5}) == ("expert.sharpness", 0.0, 0.5)
     network = {"target": "ast_lightning.networks.convnet.ConvNet", "arguments": {"width": 8}}
-    assert complete_record("network", network)["arguments"]["depth"] == ConvNetSettings().depth
-    assert complete_record("network", {"target": "my.Net", "arguments": {}})["arguments"] == {}
-    assert complete_record("data", {"name": "digits"}) == {"name": "digits"}
+    later = {"target": "ast_lightning.networks.convnet.ConvNet", "arguments": {"width": 8, "depth": 4}}
+    assert complete_record("network", network, later)["arguments"] == {"width": 8, "depth": ConvNetSettings().depth}
+    assert complete_record("network", {"target": "my.Net", "arguments": {}}, later)["arguments"] == {}
+    assert complete_record("data", {"name": "digits"}, {"name": "mnist"}) == {"name": "digits"}

@@ -1,0 +1,92 @@
+"""Distillation of arrays that a script holds, with the options, folders and checkpoints of the commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+
+import ast_lightning.sweeps.table  # noqa: F401  it registers the resolver ${sweep_name:}
+from ast_lightning.commands import distill as distillation
+from ast_lightning.commands.app import build_run
+from ast_lightning.commands.run import Run
+from ast_lightning.commands.train_experts import train_experts
+from ast_lightning.config.composition import is_rejection, rejection
+from ast_lightning.data import arrays
+from ast_lightning.storage.checksums import bytes_checksum
+from ast_lightning.storage.files import write_file
+from ast_lightning.synthetic import DistilledDataset, load_distilled
+
+CONFIGURATION = Path(__file__).parents[2] / "conf"
+
+
+def distill(
+    images: Any,
+    labels: Any,
+    ipc: int = 1,
+    *,
+    test_images: Any = None,
+    test_labels: Any = None,
+    class_names: Sequence[str] | None = None,
+    options: Sequence[str] = (),
+    output_dir: str | Path = "runs",
+) -> DistilledDataset:
+    """Distil images to ``ipc`` synthetic images per class: train the experts that the method needs, then distil.
+
+    An interrupted call resumes when it is repeated; a finished one returns its result at once.
+
+    Args:
+        images: arrays or tensors, uint8 or floats in [0, 1], of shape ``[N, C, H, W]``, ``[N, H, W, C]`` with one or
+            three channels, or ``[N, H, W]``.
+        labels: ``[N]`` integers or strings.
+        ipc: synthetic images per class.
+        test_images, test_labels: the same for testing; without them, 20 % of each class are held out.
+        class_names: by label.
+        options: overrides as on the command line, such as ``"expert.epochs=10"`` or ``"method=dm"``.
+        output_dir: everything is written below this folder, the given images as well.
+
+    Returns:
+        The set after the last iteration, as ``distill.py`` writes it.
+
+    Raises:
+        ConfigurationError: an option or an array does not fit.
+        DistillationDiverged: the loss or the set is no longer finite.
+
+    Example::
+
+        distilled = ast_lightning.distill(images, labels, ipc=1, options=["expert.epochs=10", "distill.max_steps=300"])
+    """
+    arrays(images, labels, test_images, test_labels, class_names)  # rejects what does not fit by its argument
+    given = {"train_images": images, "train_labels": labels, "test_images": test_images, "test_labels": test_labels}
+    given = {**given, "class_names": None if class_names is None else list(class_names)}
+    path = _save({name: np.asarray(value) for name, value in given.items() if value is not None}, Path(output_dir))
+    run = _run(["data=arrays", f"distill.ipc={ipc}", *options], path, output_dir)
+    if run.method.needs_experts or run.distill.init == "representative":
+        train_experts(run)
+    distillation.distill(run)
+    return load_distilled(run.synthetic_folder())
+
+
+def _save(contents: dict[str, np.ndarray], folder: Path) -> Path:
+    """The file of these arrays, which their content names."""
+    parts = [part for name, each in sorted(contents.items()) for part in (f"{name}{each.dtype}{each.shape}", each)]
+    content = b"".join(each.encode() if isinstance(each, str) else each.tobytes() for each in parts)
+    path = folder / "arrays" / f"{bytes_checksum(content)[:16]}.npz"
+    if not path.exists():
+        write_file(path, lambda stream: np.savez(stream, **contents))  # type: ignore[arg-type]
+    return path
+
+
+def _run(overrides: list[str], path: Path, output_dir: str | Path) -> Run:
+    try:
+        with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+            config = compose("config", overrides=overrides, return_hydra_config=True)
+    except Exception as error:
+        if is_rejection(error):
+            raise rejection(error, overrides) from error
+        raise
+    config.data.root, config.output_dir = str(path), str(output_dir)  # after parsing: any character may be in a path
+    return build_run(config, choices=config.hydra.runtime.choices)
