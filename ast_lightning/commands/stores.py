@@ -19,7 +19,6 @@ from ast_lightning.networks import FunctionalNetwork, describe_network
 from ast_lightning.parallel.devices import device_type, devices_of
 from ast_lightning.parallel.locks import FolderLock
 from ast_lightning.runs.loggers import uses_tensorboard
-from ast_lightning.storage.disk_space import writing
 from ast_lightning.storage.files import clear_leftovers
 from ast_lightning.storage.provenance import provenance
 from ast_lightning.storage.reading import reading
@@ -167,7 +166,7 @@ def make_store(run: Run, **differs: Any) -> TrajectoryStore:
         differs: keys of the store's description that differ from those of experts that are trained here.
 
     Raises:
-        ConfigurationError: the folder holds trajectories of something else, or cannot be written.
+        ConfigurationError: the folder holds trajectories of something else.
     """
     folder = run.experts_folder()
     data = run.data.describe()
@@ -195,6 +194,5 @@ def make_store(run: Run, **differs: Any) -> TrajectoryStore:
         clear_leftovers(folder)
         store = TrajectoryStore.create(folder, metadata)
         if not preprocessing.exists():
-            with writing(preprocessing):
-                save_preprocessing(preprocessing, run.data.preprocessing)
+            save_preprocessing(preprocessing, run.data.preprocessing)
     return store

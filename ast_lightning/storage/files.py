@@ -39,8 +39,10 @@ def write_file(path: Path, fill: Callable[[BinaryIO], object], keep: Path | None
         if keep is not None and path.exists():
             os.replace(path, keep)
         _rename(hidden, path)
-    except BaseException:
+    except BaseException as error:
         hidden.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk names no file
+            error.filename = str(path)
         raise
 
 

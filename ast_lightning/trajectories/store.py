@@ -14,6 +14,8 @@ being by a rename and carries a checksum that every read compares; a folder with
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from ast_lightning.config.schedule import Schedule
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ParameterLayout
 from ast_lightning.storage.checksums import Damaged, read_checked_tensors
-from ast_lightning.storage.disk_space import CHECKPOINT, check_room, writing
+from ast_lightning.storage.files import format_bytes
 from ast_lightning.storage.reading import reading
 from ast_lightning.trajectories.listing import expert_folders, numbered_folders, snapshot_files
 from ast_lightning.trajectories.records import (
@@ -46,6 +48,9 @@ from ast_lightning.trajectories.records import (
     write_store_record,
 )
 from ast_lightning.trajectories.snapshots import SnapshotFormat
+
+CHECKPOINT = 4 * 4
+"""Bytes a parameter that the checkpoints take beside the snapshots: parameters and momentum, old and new."""
 
 
 class TrajectoryStore:
@@ -81,7 +86,8 @@ class TrajectoryStore:
                 Of ``expert``, the store itself obeys ``snapshot_dtype``, ``every_n_epochs`` and ``max_epoch``.
 
         Raises:
-            ConfigurationError: the folder holds trajectories of something else, or cannot be written.
+            ConfigurationError: the folder holds trajectories of something else.
+            OSError: it cannot be written.
         """
         folder = Path(folder)
         if (folder / STORE_FILE).exists():
@@ -92,8 +98,7 @@ class TrajectoryStore:
         store = cls(folder, {"format": FORMAT_VERSION, "id": identity(metadata), **metadata})
         for expert in store.experts():  # of a store that lost its store.json
             store.record(expert)
-        with writing(folder / STORE_FILE):
-            write_store_record(folder, metadata)
+        write_store_record(folder, metadata)
         return cls.open(folder)
 
     @classmethod
@@ -204,15 +209,14 @@ class TrajectoryStore:
             tensors: parameters and, where they are to be kept, all buffers of the network, by name.
 
         Raises:
-            ConfigurationError: the disk rejects the file, or a parameter is too large for the type of the snapshots.
+            ConfigurationError: a parameter is too large for the type of the snapshots.
+            OSError: the file cannot be written.
             ValueError: another epoch, another shape.
         """
         if not self.schedule.holds(epoch):
             raise ValueError(f"epoch {epoch} is none of those that {self.folder} stores: {self.schedule}")
-        path = self.snapshot_path(expert, epoch)
-        with writing(path):
-            self.format.write(path, expert, epoch, tensors)
-            self._forget(expert)
+        self.format.write(self.snapshot_path(expert, epoch), expert, epoch, tensors)
+        self._forget(expert)
 
     def drop_snapshots_after(self, expert: int, epoch: int) -> None:
         """Delete the snapshots beyond ``epoch``, and pieces: what an interrupted run wrote after its checkpoint.
@@ -241,13 +245,12 @@ class TrajectoryStore:
         """Mark an expert complete, after reading all its snapshots once more.
 
         Raises:
-            ConfigurationError: a snapshot is missing or damaged, or the disk rejects the file.
+            ConfigurationError: a snapshot is missing or damaged.
+            OSError: the file cannot be written.
         """
         self._forget(expert)
         record = ExpertRecord(self.check_snapshots(expert, self.epochs), dict(summary))
-        folder = self.expert_folder(expert)
-        with writing(folder / EXPERT_FILE):
-            write_expert_record(folder, expert, self.id, record)
+        write_expert_record(self.expert_folder(expert), expert, self.id, record)
 
     def read_snapshot(self, expert: int, epoch: int) -> Tensor:
         """The flat parameters ``[P]``, float32 on the CPU.
@@ -278,10 +281,19 @@ class TrajectoryStore:
         """Reject a run that the disk cannot hold, before it begins.
 
         Raises:
-            ConfigurationError: the folder cannot be written, or has too little room for what is still to be written.
+            ConfigurationError: it has too little room for what is still to be written.
+            OSError: the folder cannot be written.
         """
-        checkpoint = CHECKPOINT * self.format.num_parameters
-        check_room(self.folder, self.bytes_to_write(experts, anew=anew) + checkpoint)
+        needed = self.bytes_to_write(experts, anew=anew) + CHECKPOINT * self.format.num_parameters
+        with tempfile.TemporaryFile(dir=self.folder):
+            free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            problem = f"{format_bytes(needed)} are still to be written, and its disk has {format_bytes(free)} free"
+            remedy = (
+                "make room, set output_dir to another disk, or store less: expert.snapshot_dtype=bfloat16, "
+                "expert.every_n_epochs, expert.max_epoch, num_experts"
+            )
+            raise ConfigurationError("output_dir", self.folder, problem, remedy)
 
     def _read(self, expert: int, epoch: int) -> tuple[Tensor, str]:
         path = self.snapshot_path(expert, epoch)
