@@ -21,7 +21,6 @@ from ast_lightning.compilation import Compilation
 from ast_lightning.config.distill import check_precision
 from ast_lightning.config.evaluation import EvaluationSettings
 from ast_lightning.config.identity import complete_record
-from ast_lightning.data import LabelledImages
 from ast_lightning.distillation import Context, DistillModule, Method, starting_point
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import NetworkEvaluator
@@ -165,12 +164,9 @@ def _check_result(run: Run, context: Context, result: dict[str, Any]) -> None:
 def _check_length(run: Run, iteration: int) -> None:
     """Reject, in a sweep, a run that has had more iterations than this job asks for."""
     if run.in_sweep and iteration > run.distill.max_steps:
-        raise ConfigurationError(
-            "distill.max_steps",
-            run.distill.max_steps,
-            f"this run has had {iteration} iterations, and jobs that differ in their number alone are one run",
-            "leave it out of the sweep: TensorBoard has the accuracy after every distill.eval_every iterations",
-        )
+        problem = f"this run has had {iteration} iterations, and jobs that differ in their number alone are one run"
+        remedy = "leave it out of the sweep: TensorBoard has the accuracy after every distill.eval_every iterations"
+        raise ConfigurationError("distill.max_steps", run.distill.max_steps, problem, remedy)
 
 
 def _protocol(config: dict[str, Any]) -> dict[str, Any]:
@@ -186,13 +182,11 @@ def _record(folder: Path, compilation: Compilation, trainer: Trainer, *, resumed
 
 def _evaluator(run: Run) -> NetworkEvaluator:
     """Networks that are tested on the test split and, where there is one, the validation split."""
-    splits: dict[str, LabelledImages] = {"test": run.data.test}
-    if run.data.validation is not None:
-        splits["validation"] = run.data.validation
+    splits = {"test": run.data.test, "validation": run.data.validation}
     return NetworkEvaluator(
         run.network(),
         run.evaluation,
-        splits,
+        {name: split for name, split in splits.items() if split is not None},
         augmentation=run.data.augmentation,
         seed=run.seed,
         purpose="evaluation while distilling",

@@ -91,9 +91,8 @@ def _work(config: dict[str, Any], choices: dict[str, str], number: int, count: i
     def train(run: Run) -> dict[str, float]:
         run = replace(run, choices=choices)
         prepare(run.config["trainer"], tf32=run.config["tf32"])
-        run.data.use_preprocessing(
-            load_preprocessing(run.experts_folder() / PREPROCESSING_FILE)
-        )  # fitted by the parent
+        # the parent has fitted it
+        run.data.use_preprocessing(load_preprocessing(run.experts_folder() / PREPROCESSING_FILE))
         run.data.setup("fit")
         store = make_store(run)
         _train(run, store, incomplete(store, wanted_experts(run)), count, estimate=number == 0)

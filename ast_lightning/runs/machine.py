@@ -55,12 +55,7 @@ def keep_freed_memory() -> bool:
 
 def record_machine(path: Path, compilation: Compilation, processes: int, *, resumed: bool) -> None:
     """Write what bit-identical results depend on beside the settings; a resumed run first prints what has changed."""
-    machine = {
-        "compile": str(compilation),
-        "threads": torch.get_num_threads(),
-        "processes": processes,
-        **versions(),
-    }
+    machine = {"compile": str(compilation), "threads": torch.get_num_threads(), "processes": processes, **versions()}
     earlier = {}
     if resumed:
         with suppress(OSError, ValueError):

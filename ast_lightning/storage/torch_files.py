@@ -20,13 +20,12 @@ from typing import Any
 
 import torch
 
-from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import Damaged, bytes_checksum
 from ast_lightning.storage.files import write_file
 from ast_lightning.storage.reading import reading
 
 _ZIP = b"PK\x03\x04"
-_COPY = "copy it once more from where it came"
+_COPY = "copy it once more from where it came, or save it again as plain tensors"
 
 
 def load_plain(path: Path, option: str) -> Any:
@@ -42,18 +41,8 @@ def load_plain(path: Path, option: str) -> Any:
     Raises:
         ConfigurationError: the file cannot be read, is damaged, or holds anything else. Nothing of it was run.
     """
-    try:
-        with reading(path, _COPY, option, path):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
-    except ConfigurationError:
-        raise
-    except Exception as error:  # what a damaged file makes torch raise is not documented
-        found = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if found:
-            problem = f"it holds a pickled {found[1]}, which was not run"
-            raise ConfigurationError(option, path, problem, "save it again as plain tensors") from error
-        problem = "it cannot be used: it was changed, cut short, or not written by torch.save"
-        raise ConfigurationError(option, path, problem, _COPY) from error
+    with reading(path, _COPY, option, path):
+        return _load(path, "cpu", mmap=is_zip(path))
 
 
 def is_zip(path: Path) -> bool:
@@ -92,10 +81,19 @@ def load_checked(path: Path, map_location: Any = "cpu") -> Any:
         OSError: it cannot be read.
     """
     check_records(path)
+    return _load(path, map_location, mmap=False)
+
+
+def _load(path: Path, map_location: Any, *, mmap: bool) -> Any:
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
-        raise Damaged("it was changed, or holds more than plain data, which was not run") from error
+        return torch.load(path, map_location, weights_only=True, mmap=mmap)
+    except OSError:
+        raise
+    except Exception as error:  # what a damaged file makes torch raise is not documented
+        pickled = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if pickled:
+            raise Damaged(f"it holds a pickled {pickled[1]}, which was not run") from error
+        raise Damaged("it was changed, cut short, or not written by torch.save") from error
 
 
 def check_content(path: Path, option: str) -> None:

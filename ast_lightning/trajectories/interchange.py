@@ -240,17 +240,12 @@ def _import_one(store: TrajectoryStore, expert: int, source: Source, evaluate: E
 
 
 def _check_same(store: TrajectoryStore, expert: int, source: Source) -> None:
-    earlier = store.summary(expert).get("source") or {}
-    now = source.record()
+    earlier, now = store.summary(expert).get("source") or {}, source.record()
     if {key: earlier.get(key) for key in now} != now:
         came_from = f"{earlier.get('file')}, trajectory {earlier.get('trajectory')}"
-        raise ConfigurationError(
-            OPTION,
-            source.file.parent,
-            f"expert {expert} was imported from {came_from} (checksum {earlier.get('checksum')}), and now {source} "
-            f"(checksum {now['checksum']}) is in its place",
-            f"restore the files as they were, or delete {store.folder} to import them anew",
-        )
+        problem = f"expert {expert} was imported from {came_from}, and now {source} has another place or checksum"
+        remedy = f"restore the files as they were, or delete {store.folder} to import them anew"
+        raise ConfigurationError(OPTION, source.file.parent, problem, remedy)
 
 
 def _published(store: TrajectoryStore, experts: Sequence[int]) -> list[list[list[Tensor]]]:

@@ -89,7 +89,8 @@ class SnapshotFormat:
         found, tensors = read_checked_tensors(path)
         checksum, about = found.pop(FIELD), self._about(expert, epoch)
         if found != about:
-            raise Damaged(f"it is that of {_place(found)}, not of {_place(about)}")
+            place = "expert {expert} after epoch {epoch} of store {store}"
+            raise Damaged(f"it is that of {place.format_map(found)}, not of {place.format_map(about)}")
         return torch.cat([tensors[name].reshape(-1) for name, _ in self.parameters]).float(), checksum
 
     def _about(self, expert: int, epoch: int) -> dict[str, str]:
@@ -99,15 +100,8 @@ class SnapshotFormat:
         rounded = tensor.to(self.dtype)
         if bool((rounded.isinf() & ~tensor.isinf()).any()):
             kind = str(self.dtype).removeprefix("torch.")
-            raise ConfigurationError(
-                "expert.snapshot_dtype",
-                kind,
-                f"{name} of expert {expert} reaches {float(tensor.abs().max()):g} after epoch {epoch}, and "
-                f"{kind} ends at {torch.finfo(self.dtype).max:g}",
-                "store bfloat16 or float32" if kind == "float16" else "lower expert.lr: this expert diverges",
-            )
+            largest = f"{float(tensor.abs().max()):g} after epoch {epoch}"
+            problem = f"{name} of expert {expert} reaches {largest}, and {kind} ends at {torch.finfo(self.dtype).max:g}"
+            remedy = "store bfloat16 or float32" if kind == "float16" else "lower expert.lr: this expert diverges"
+            raise ConfigurationError("expert.snapshot_dtype", kind, problem, remedy)
         return rounded
-
-
-def _place(about: Mapping[str, str]) -> str:
-    return f"expert {about.get('expert')} after epoch {about.get('epoch')} of store {about.get('store')}"
