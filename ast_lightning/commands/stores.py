@@ -20,6 +20,7 @@ from ast_lightning.parallel.devices import device_type, devices_of
 from ast_lightning.parallel.locks import FolderLock
 from ast_lightning.runs.loggers import uses_tensorboard
 from ast_lightning.storage.files import clear_leftovers
+from ast_lightning.storage.inspection import count
 from ast_lightning.storage.provenance import provenance
 from ast_lightning.storage.reading import reading
 from ast_lightning.terminal import is_rank_zero, say
@@ -81,13 +82,14 @@ def _open_experts(run: Run) -> tuple[TrajectoryStore, list[int]]:
     complete = store.experts()
     if run.config["experts_dir"]:
         if incomplete := store.incomplete():
-            say(f"leaving out {len(incomplete)} incomplete of {store.folder}, the first is expert {incomplete[0]}")
+            left_out = count(len(incomplete), "incomplete expert")
+            say(f"leaving out {left_out} of {store.folder}, the first is expert {incomplete[0]}")
         return store, complete
     wanted = list(range(run.config["num_experts"]))
     missing = [index for index in wanted if index not in complete]
     if missing:
         problem = f"{len(missing)} of them are not complete in {store.folder}, the first is expert {missing[0]}"
-        remedy = f"run train_experts.py to its end, or set num_experts={missing[0]}"
+        remedy = f"let train_experts.py finish, or set num_experts={missing[0]}"
         raise ConfigurationError("num_experts", len(wanted), problem, remedy if missing[0] else "run train_experts.py")
     return store, wanted
 
