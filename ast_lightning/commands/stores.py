@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from math import fsum
 from typing import Any
 
@@ -36,7 +37,7 @@ def context_of(run: Run) -> Context:
         make_network=run.make_network,
         seed=run.seed,
         ranks=devices_of(trainer),
-        open_experts=lambda: _open_experts(run),
+        open_experts=cache(lambda: _open_experts(run)),
         check_experts=lambda store: check_store(store, run),
         choose_compilation=lambda passes, never: choose_compilation(run, passes, never),
         schedule=None if run.config["experts_dir"] else run.expert.schedule,
