@@ -42,7 +42,7 @@ from ast_lightning.terminal import is_rank_zero
 
 Metrics = dict[str, float]
 
-_FULL = "make room and run the same command again: it goes on where it stopped"
+_FULL = "make room and rerun the command: it resumes"
 _CLOSED = "make the folder writable, or give another output_dir"
 _DISK_REMEDIES = {
     errno.ENOSPC: _FULL,
@@ -50,6 +50,8 @@ _DISK_REMEDIES = {
     errno.EROFS: _CLOSED,
     errno.EACCES: _CLOSED,
     errno.EPERM: _CLOSED,
+    errno.EEXIST: _CLOSED,  # a file in the place of a folder
+    errno.ENOTDIR: _CLOSED,
 }
 
 
