@@ -41,6 +41,7 @@ def test_distillation_matches_a_window_a_rank(output: Path, script: Script) -> N
         "distill.max_steps=20",
         "distill.eval_every=10",
         "distill.augment=false",
+        "distill.windows_per_step=2",
         "logger=csv",
         "trainer.log_every_n_steps=1",
     )
