@@ -61,8 +61,11 @@ def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
     """
     values = dict(config["distill"])
     target = values.pop("_target_", _TRAJECTORY_MATCHING)
-    if target == _TRAJECTORY_MATCHING:
-        values["windows_per_step"] = _windows(values, config["trainer"])
+    if target == _TRAJECTORY_MATCHING and values.get("windows_per_step") is None:  # 571d69b: one for each device
+        trainer = config["trainer"]
+        values["windows_per_step"] = (
+            trainer["devices"] * trainer["num_nodes"] if values.get("split") == "windows" else 1
+        )
     method = {} if target == _TRAJECTORY_MATCHING else {"method": target}
     own = {"seed": config["seed"], "data": _data(config), **_arithmetic(config)}
     folder = config.get("experts_dir")
@@ -154,17 +157,6 @@ def _imported_identity(config: Config) -> Config:
         **without_neutral(ExpertSettings, stored),
         "buffers": _absolute(config["buffers"]),
     }
-
-
-def _windows(values: Config, trainer: Config) -> Any:
-    """The windows of an iteration; earlier versions wrote null for one window per device, or one of a split batch."""
-    windows = values.get("windows_per_step")
-    if windows is not None or values.get("split") != "windows":
-        return windows or 1
-    devices = trainer.get("devices", 1)
-    count = len(devices) if isinstance(devices, list) else devices
-    nodes = trainer.get("num_nodes") or 1
-    return int(count) * nodes if str(count).isdigit() else f"one for each of {count} devices"
 
 
 def _absolute(folder: str) -> str:

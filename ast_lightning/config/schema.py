@@ -64,6 +64,11 @@ def default_of(field: Field[Any]) -> Any:
     return field.default if field.default_factory is MISSING else field.default_factory()
 
 
+def all_kinds() -> list[type[Settings]]:
+    """The dataclasses of all sections, and that of the top level."""
+    return [RootSettings, *(kind for kinds in SECTIONS.values() for kind in kinds)]
+
+
 def kind_of(section: str, values: Mapping[str, Any]) -> type[Settings] | None:
     """The dataclass of a composed section; None where ``_target_`` names a class that is not of this package."""
     for kind in SECTIONS[section]:
@@ -74,12 +79,7 @@ def kind_of(section: str, values: Mapping[str, Any]) -> type[Settings] | None:
 
 def known_options() -> dict[str, Field[Any]]:
     """Every option by its full name, such as ``distill.ipc``."""
-    kinds: list[type[Settings]] = [RootSettings, *(kind for section in SECTIONS.values() for kind in section)]
-    return {
-        f"{kind.section}.{each.name}".lstrip("."): each
-        for kind in kinds
-        for each in fields(kind)  # type: ignore[arg-type]
-    }
+    return {f"{kind.section}.{each.name}".lstrip("."): each for kind in all_kinds() for each in fields(kind)}  # type: ignore[arg-type]
 
 
 register()  # with the import, as the options are needed wherever a configuration is composed

@@ -172,4 +172,4 @@ def test_every_option_has_a_help_text_and_the_document_is_current() -> None:
     for name, field in known_options().items():
         assert len(field.metadata["help"]) > 5, name
     written = (ROOT / "docs" / "options.md").read_text()
-    assert written == markdown(), "run: python -m ast_lightning.config --markdown > docs/options.md"
+    assert written == markdown(), "run: python -m ast_lightning.config > docs/options.md"
