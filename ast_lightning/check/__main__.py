@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -25,10 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 1 if a check failed, else 0.
     """
-    parser = argparse.ArgumentParser(
-        "python -m ast_lightning.check",
-        description="Check devices, precisions, compilation and DDP. Status 1 if a check failed.",
-    )
+    about = "Check devices, precisions, compilation and DDP. Status 1 if a check failed."
+    parser = argparse.ArgumentParser("python -m ast_lightning.check", description=about)
     parser.add_argument("--quick", action="store_true", help="nothing that compiles or starts processes")
     parser.add_argument("--json", action="store_true", help="for programs instead of people")
     options = parser.parse_args(arguments)
@@ -37,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from ast_lightning.compilation import keep_compiled_code
 
     keep_compiled_code()
-    results = [asdict(run_check(check)) for check in all_checks(quick=options.quick)]
+    results = [run_check(check) for check in all_checks(quick=options.quick)]
     failed = sum(each["outcome"] == "failed" for each in results)
     if options.json:
         print(json.dumps({"failed": failed, "checks": results}, indent=2, ensure_ascii=False))
