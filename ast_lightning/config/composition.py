@@ -35,7 +35,8 @@ def rejection(error: Exception, overrides: Sequence[str]) -> ConfigurationError:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         choices = ", ".join(sorted(each for each in error.options if not each.startswith(("base", "common"))))
-        return ConfigurationError(group, choice, "there is no such choice", f"choose one of {choices}")
+        install = "pip install '.[sweep]', or " if group.startswith("hydra/") else ""  # launchers and sweepers
+        return ConfigurationError(group, choice, "there is no such choice", f"{install}choose one of {choices}")
     if message.startswith(_NO_CHOICE):
         group = next(name for name in given if name in SECTIONS or name in GLOBAL_GROUPS)
         remedy = f"choose one of the files in conf/{group}/"

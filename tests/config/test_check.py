@@ -70,6 +70,7 @@ def rejected(*overrides: str) -> ConfigurationError:
         ("expert.gradient_penalty=inf", "expert.gradient_penalty", "finite"),
         ("distill.lr_img=nan", "distill.lr_img", "finite"),
         ("distill.ipc=1,2", "distill.ipc", "-m"),
+        ("hydra/launcher=nothing", "hydra/launcher", "pip install '.[sweep]'"),
         ("distill.lr_img=[1", "distill.lr_img", "cannot be parsed"),
         ("output_dir=${nothing}", "output_dir", "nothing"),
     ],
