@@ -6,9 +6,9 @@ or another default renames no folder of a run that computes what it did before.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -88,10 +88,9 @@ def find_folder(folder: Path, record: str, identity: Config, identity_of: Callab
         identity: of this run.
         identity_of: makes the identity of a recorded configuration.
     """
-    if folder.exists() or not folder.parent.is_dir():
+    if folder.exists():
         return folder
-    name = re.compile(re.escape(folder.name[:-8]) + "[0-9a-f]{8}")
-    for path in sorted(each for each in folder.parent.iterdir() if name.fullmatch(each.name)):
+    for path in sorted(folder.parent.glob(glob.escape(folder.name[:-8]) + "?" * 8)):
         try:
             content = json.loads((path / record).read_text(encoding="utf-8"))
             if identity_of(content.get("config", content)) == identity:

@@ -75,7 +75,7 @@ class Settings:
     def require_at_least(self, least: int, *names: str) -> None:
         """Reject what is no whole number, or below ``least``."""
         for name, value in self._given(names):
-            if not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise self.refused(name, f"it must be a whole number of at least {least}", f"give {least} or more")
 
     def require_positive(self, *names: str) -> None:

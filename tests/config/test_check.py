@@ -55,6 +55,8 @@ def rejected(*overrides: str) -> ConfigurationError:
         ("experts_dir=[a]", "experts_dir", "text or null"),
         ("fresh=some", "fresh", "true or false"),
         ("compile=some", "compile", "auto, true, false"),
+        ("compile=1", "compile", "auto, true, false"),
+        ("compile=null", "compile", "auto, true, false"),
         ("expert_processes=0", "expert_processes", "at least 1"),
         ("trainer=null", "trainer", "conf/trainer/"),
         ("~trainer", "trainer", "conf/trainer/"),
