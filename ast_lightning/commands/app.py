@@ -140,9 +140,7 @@ def _check_processes(trainer: dict[str, Any], in_sweep: bool) -> None:
         remedy = "set trainer=torchrun, which takes the numbers from it, or start python without torchrun"
         raise ConfigurationError("trainer.devices", trainer.get("devices"), problem, remedy)
     if in_sweep and devices != (tasks := tasks_of_job()):
-        problem = f"the launcher gives each job {tasks} tasks, and a task has one device"
-        if tasks == 1:
-            problem = "the jobs of a multirun cannot each start processes of their own"
+        problem = f"the launcher runs tasks={tasks} for each job, one for each device; jobs cannot each start processes"
         remedy = (
             f"take hydra/launcher=submitit_local or submitit_slurm with hydra.launcher.tasks_per_node={devices}, or "
             f"trainer.devices={tasks}, or run the settings one after another without -m"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any
 
 from ast_lightning.config.schema import all_kinds, default_of
@@ -19,7 +19,7 @@ This file is written by `python -m ast_lightning.config > docs/options.md`.
 
 def markdown() -> str:
     """The content of docs/options.md: a table for each dataclass, with the options that it defines."""
-    classes = dict.fromkeys(base for kind in all_kinds() for base in reversed(kind.__mro__) if is_dataclass(base))
+    classes = dict.fromkeys(base for kind in all_kinds() for base in reversed(kind.__mro__) if hasattr(base, "section"))
     return "\n".join([_HEADER, *map(_table, classes)])
 
 

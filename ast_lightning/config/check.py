@@ -59,7 +59,7 @@ def settings_from(kind: type[Kind], values: Mapping[str, Any], context: Mapping[
     """
     node = OmegaConf.structured(kind)
     OmegaConf.set_readonly(node, False)
-    types = {each.name: str(each.type) for each in fields(kind)}  # type: ignore[arg-type]
+    types = {each.name: str(each.type) for each in fields(kind)}
     for name, value in values.items():
         option = f"{kind.section}.{name}".lstrip(".")
         if name not in types:
@@ -136,11 +136,11 @@ def _checked_section(section: str, plain: Config) -> Config:
     kind = own or (DistillSettings if section == "distill" else None)
     if kind is None:
         return dict(values)
-    names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    names = {each.name for each in fields(kind)}
     passed_on = OTHER_ARGUMENTS if section == "trainer" else () if own else values
     others = {name: value for name, value in values.items() if name in passed_on and name not in names}
     for name, value in others.items():
         if section == "trainer" and value is not None and (error := rejected_argument(name, value)):
             raise error
     checked_here = {name: value for name, value in values.items() if name not in others}
-    return {**others, **asdict(settings_from(kind, checked_here, plain))}  # type: ignore[call-overload]
+    return {**others, **asdict(settings_from(kind, checked_here, plain))}

@@ -9,13 +9,7 @@ from ast_lightning.config.settings import Settings, option
 from ast_lightning.errors import ConfigurationError
 
 ENGINES = ("adjoint", "autograd")
-INTERMEDIATE = ("none", "aggregate", "adaptive")
-INITIALIZATIONS = ("representative", "real", "noise")
-MATCHINGS = ("trajectory",)
-OUTER_STEPS = ("sgd",)
 PRECISIONS = ("32-true", "64-true")
-SPLITS = ("auto", "windows", "batch")
-WINDOWS = ("uniform",)
 
 
 @dataclass(frozen=True)
@@ -46,8 +40,8 @@ class DistillSettings(Settings):
         self.require_at_least(1, "ipc", "init_clusters", "max_steps", "eval_every", "save_every", "eval_networks")
         self.require_positive("lr_teacher", "lr_img")
         self.require_momentum("outer_momentum")
-        self.require_part("init", *INITIALIZATIONS)
-        self.require_part("outer", *OUTER_STEPS)
+        self.require_part("init", "representative", "real", "noise")
+        self.require_part("outer", "sgd")
 
 
 @dataclass(frozen=True)
@@ -77,11 +71,11 @@ class TrajectoryMatchingSettings(DistillSettings):
         self.require_at_least(1, "syn_steps", "expert_epochs", "max_start_epoch", "batch_syn", "windows_per_step")
         self.require_not_negative("lr_lr")
         self.require_momentum("momentum")
-        self.require_choice("intermediate", INTERMEDIATE)
+        self.require_choice("intermediate", ("none", "aggregate", "adaptive"))
         self.require_choice("engine", ENGINES)
-        self.require_choice("split", SPLITS)
-        self.require_part("windows", *WINDOWS)
-        self.require_part("matching", *MATCHINGS)
+        self.require_choice("split", ("auto", "windows", "batch"))
+        self.require_part("windows", "uniform")
+        self.require_part("matching", "trajectory")
         if not isinstance(self.balance, bool):
             self.require_part("balance", "true", "false")
         if isinstance(self.perturbation, int | float):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
 from ast_lightning.config.parts import check_part
@@ -58,6 +58,7 @@ def _same(neutral: Any, value: Any) -> bool:
     return type(neutral) is type(value) and bool(neutral == value)  # True == 1.0
 
 
+@dataclass(frozen=True)
 class Settings:
     """Base of the settings dataclasses; ``section`` is the configuration section whose keys are their fields, or empty.
 

@@ -6,8 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -64,7 +63,9 @@ def run_workers(work: Callable[..., None], arguments: tuple[Any, ...], count: in
     silence_torch()
     threads = None if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // count)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # the workers' lines pass through it
-    with TemporaryDirectory(prefix="ast_lightning_") as folder, _signal_handlers_restored() as handlers:
+    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # by torch, while its processes run
+    handlers = {number: signal.getsignal(number) for number in handled}
+    with TemporaryDirectory(prefix="ast_lightning_") as folder:
         try:
             processes = multiprocessing.start_processes(
                 "worker",
@@ -74,7 +75,7 @@ def run_workers(work: Callable[..., None], arguments: tuple[Any, ...], count: in
                 multiprocessing.DefaultLogsSpecs(folder, tee=multiprocessing.Std.ALL),
                 {number: f"[{number}] " for number in range(count)},
             )
-            for ignored in (signal.SIGHUP, signal.SIGQUIT):  # torch handles them too, which would undo nohup
+            for ignored in (signal.SIGHUP, signal.SIGQUIT):  # torch's handlers would undo nohup
                 signal.signal(ignored, handlers[ignored])
             try:
                 result = processes.wait(period=_POLL)
@@ -82,6 +83,9 @@ def run_workers(work: Callable[..., None], arguments: tuple[Any, ...], count: in
                 processes.close(timeout=_PATIENCE)
         except multiprocessing.SignalException as received:
             raise SystemExit(128 + received.sigval) from received
+        finally:
+            for each, handler in handlers.items():
+                signal.signal(each, handler)
         assert result is not None  # without a timeout
         for failure in result.failures.values():
             last = _last_line(result, failure.local_rank) if failure.exitcode > 0 else ""
@@ -136,15 +140,3 @@ def _last_line(result: multiprocessing.RunProcsResult, number: int) -> str:
         if path and (text := Path(path).read_text(encoding="utf-8", errors="replace").strip()):
             return text.splitlines()[-1].strip()
     return ""
-
-
-@contextmanager
-def _signal_handlers_restored() -> Iterator[dict[int, Any]]:
-    """Yield the handlers of the signals that torch handles while its processes run; restore them at the end."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield handlers
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

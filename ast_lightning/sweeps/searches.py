@@ -45,7 +45,12 @@ def check_multirun(config: Any) -> None:
     """
     launcher = config.hydra.launcher
     if str(launcher.get("_target_")).endswith(".LocalLauncher") and not launcher.get("gpus_per_node"):
-        _check_hidden_gpus(config)
+        from ast_lightning.parallel.devices import device_type  # late: loads torch
+
+        if device_type(config.trainer) == "cuda":
+            option, problem = "hydra.launcher.gpus_per_node", "the jobs would not see the GPUs of this machine"
+            remedy = f"set {option}=1, the number of devices of a job, or trainer=cpu"
+            raise ConfigurationError(option, launcher.get("gpus_per_node"), problem, remedy)
     check_jobs(config)
     if is_search(config):
         _check_search(config)
@@ -109,15 +114,6 @@ def objective(results: Mapping[str, float]) -> float:
         remedy = "hold out data.validation_fraction=0.1"
         raise ConfigurationError(OBJECTIVE, value, "the job has no such number to steer a search", remedy)
     return value
-
-
-def _check_hidden_gpus(config: Any) -> None:
-    from ast_lightning.parallel.devices import device_type  # late: loads torch
-
-    if device_type(config.trainer) == "cuda":
-        option, value = "hydra.launcher.gpus_per_node", config.hydra.launcher.get("gpus_per_node")
-        remedy = f"set {option}=1, the number of devices of a job, or trainer=cpu"
-        raise ConfigurationError(option, value, "the jobs would not see the GPUs of this machine", remedy)
 
 
 def _check_listed(overrides: Sequence[str]) -> None:

@@ -131,8 +131,7 @@ class SweepTable(Callback):
         if self._lock is not None:
             self._lock.release()
         for path in sorted(self._jobs.glob("*.json")):
-            if read_json(path)["status"] == "running":
-                self._settle(path)
+            self._settle(path)
         rows = self._write_table()
         if rows:
             print(f"settings and results of {len(rows)} jobs: {self.folder / 'results.csv'}", flush=True)
