@@ -66,7 +66,7 @@ def all_checks(*, quick: bool = False) -> list[Check]:
         quick: without those that compile or start processes.
     """
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    checks = [Check("versions", "", _versions), Check("GPUs", "", functools.partial(_gpus, gpus))]
+    checks = [Check("versions", "", functools.partial(_versions, gpus))]
     runs: dict[str, Callable[[torch.device], str]] = {
         "tf32": _tf32,
         "bf16": _bf16,
@@ -85,17 +85,13 @@ def all_checks(*, quick: bool = False) -> list[Check]:
     return checks
 
 
-def _versions() -> str:
+def _versions(gpus: Sequence[str]) -> str:
     found = {**versions(), "CUDA": torch.version.cuda}
     names = ("ast_lightning", "python", "torch", "lightning", "CUDA")
-    return ", ".join(f"{name} {found[name]}" for name in names if found.get(name))
-
-
-def _gpus(gpus: Sequence[str]) -> str:
-    if not gpus:
-        raise Skipped(f"no CUDA device; this torch is built for CUDA {torch.version.cuda or '(none)'}")
-    found = [torch.cuda.get_device_properties(name) for name in gpus]
-    return "; ".join(f"{each.name}, {format_bytes(each.total_memory)}, {each.major}.{each.minor}" for each in found)
+    devices = [torch.cuda.get_device_properties(name) for name in gpus]
+    parts = [f"{name} {found[name]}" for name in names if found.get(name)]
+    parts += [f"{each.name} ({format_bytes(each.total_memory)}, {each.major}.{each.minor})" for each in devices]
+    return ", ".join(parts if gpus else [*parts, "no CUDA device"])
 
 
 def _tf32(device: torch.device) -> str:

@@ -13,7 +13,6 @@ from ast_lightning.config.schema import GLOBAL_GROUPS, SECTIONS, known_options
 from ast_lightning.errors import ConfigurationError
 
 _NO_CHOICE = "Config group override must be a string or a list"  # a ValueError of Hydra, for group=null or a number
-_SEVERAL = re.compile(r"Ambiguous value for argument|Sweep parameters")
 
 
 def is_rejection(error: Exception) -> bool:
@@ -49,7 +48,7 @@ def rejection(error: Exception, overrides: Sequence[str]) -> ConfigurationError:
     key = str(getattr(cause, "full_key", None) or "overrides")
     option = key if file else max((each for each in given if each in message), key=len, default=key)
     value = given.get(option) or "…"
-    if _SEVERAL.match(message):
+    if message.startswith(("Ambiguous value", "Sweep parameters")):
         remedy = "add -m to run each of them, or write a list as [a,b]"
         return ConfigurationError(option, value, "it has several values", remedy)
     if isinstance(cause, ValidationError) and option in known_options():

@@ -66,7 +66,6 @@ def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
         values["windows_per_step"] = (
             trainer["devices"] * trainer["num_nodes"] if values.get("split") == "windows" else 1
         )
-    method = {} if target == _TRAJECTORY_MATCHING else {"method": target}
     own = {"seed": config["seed"], "data": _data(config), **_arithmetic(config)}
     folder = config.get("experts_dir")
     return {
@@ -75,7 +74,7 @@ def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
         "distill": without_neutral(kind_of("distill", {"_target_": target}) or kind, values),
         "num_experts": config["num_experts"],
         **({"experts_dir": _absolute(folder)} if folder else {}),
-        **method,
+        **({} if target == _TRAJECTORY_MATCHING else {"method": target}),
     }
 
 

@@ -33,12 +33,11 @@ _SET_ELSEWHERE = {  # arguments that the commands set themselves, and what to se
     "use_distributed_sampler": "leave it out",
 }
 _FALSIFY = {  # arguments with which reports would be wrong, and what to set instead
-    "limit_train_batches": "set data.per_class, a number of images of each class",
+    **dict.fromkeys(("limit_train_batches", "overfit_batches"), "set data.per_class, a number of images of each class"),
     "limit_val_batches": "set evaluation.networks, distill.eval_networks or data.per_class",
     "limit_test_batches": "set evaluation.networks",
     "check_val_every_n_epoch": "set distill.eval_every; experts are tested after every epoch",
     "val_check_interval": "set distill.eval_every; experts are tested after every epoch",
-    "overfit_batches": "set data.per_class, a number of images of each class",
     "accumulate_grad_batches": "set distill.windows_per_step or expert.batch_size",
 }
 
