@@ -21,7 +21,8 @@ from .commands.conftest import SMALL, run_of
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "extending.md").read_text()
 TINY = (*SMALL, "logger=none", "compile=false", "evaluation.networks=1", "evaluation.epochs=2", "distill.max_steps=2")
-OF_TRAJECTORIES = ("experiment=", "distill.syn_steps=", "distill.max_start_epoch=")
+TINY += ("distill.learn_lr=false",)
+OF_TRAJECTORIES = ("experiment=", "distill.syn_steps=", "distill.max_start_epoch=", "distill.learn_lr=")
 
 
 def blocks(language: str) -> list[str]:
@@ -44,7 +45,8 @@ def my_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def run(name: str, folder: Path, *overrides: str) -> Any:
     task = getattr(import_module(f"ast_lightning.commands.{name}"), name)
-    common = [word for word in TINY if not (word.startswith("network.") and "network=custom" in overrides)]
+    of_convnet = ("network.", "experiment=") if "network=custom" in overrides else ()  # experiments set its options
+    common = [word for word in TINY if not word.startswith(of_convnet)]
     configured = run_of(*common, f"output_dir={folder}", *overrides)
     return configured, task(configured)
 

@@ -19,9 +19,11 @@ def blocks(language: str) -> list[str]:
 def test_python_api_and_the_plain_pytorch_that_trains_on_its_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain, api = blocks("python")
+    plain, arrays, api = blocks("python")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
+    exec(compile(arrays, "README.md", "exec"), {})
+    assert "torch.Size([10, 1, 8, 8])" in capsys.readouterr().out
     exec(compile(api, "README.md", "exec"), names)
     accuracies = [score["test"] for score in names["module"]._scores.values()]
     assert len(accuracies) == 5

@@ -35,17 +35,18 @@ class SyntheticImageLogger(Callback):
         self._make = make
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        dataset = self._make(_distillation(pl_module), {})
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                board, step = logger.experiment, trainer.global_step
+        assert isinstance(pl_module, DistillModule)
+        dataset, step = self._make(pl_module, {}), trainer.global_step
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            if isinstance(logger, TensorBoardLogger):
+                board = logger.experiment
                 board.add_image("synthetic/pictures", picture(dataset.pictures(), dataset.ipc), step)
                 board.add_image("synthetic/raw", picture(dataset.images, dataset.ipc, stretch=True), step)
                 # TensorBoard's bins end at 1e20, and it raises an error where all values lie beyond
                 board.add_histogram("synthetic/pixels", dataset.images.clamp(-1e19, 1e19), step)
-            elif hasattr(logger, "log_image") and trainer.is_global_zero:
+            elif hasattr(logger, "log_image"):
                 shown = to_pil_image(picture(dataset.pictures(), dataset.ipc))
-                logger.log_image("synthetic/pictures", [shown], trainer.global_step)
+                logger.log_image("synthetic/pictures", [shown], step)
 
 
 class Evaluated(TypedDict):
@@ -94,14 +95,15 @@ class ArtifactWriter(Callback):
             self._drop_steps()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module, iteration = _distillation(pl_module), trainer.global_step
+        assert isinstance(pl_module, DistillModule)
+        iteration = trainer.global_step
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if "accuracy" in name}
         self.last = found = Evaluated(iteration=iteration, metrics=metrics)
         is_best = self.select and _selector(found) > _selector(self.best)
         if is_best and (self._states is None or self._states.is_evaluated(iteration)):
             self.best = found
         if trainer.is_global_zero:
-            dataset = self._make(module, {"iteration": iteration, "accuracy": metrics})
+            dataset = self._make(pl_module, {"iteration": iteration, "accuracy": metrics})
             save_distilled(self._step(found), dataset)
         self.has_written = True
         if self._states is not None and trainer.state.fn == TrainerFn.FITTING:
@@ -132,9 +134,3 @@ class ArtifactWriter(Callback):
 
 def _selector(found: Evaluated | None) -> float:
     return -math.inf if found is None else found["metrics"].get("validation/accuracy", -math.inf)
-
-
-def _distillation(module: LightningModule) -> DistillModule:
-    if not isinstance(module, DistillModule):
-        raise TypeError(f"this callback follows a DistillModule, not a {type(module).__name__}")
-    return module

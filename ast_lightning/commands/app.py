@@ -42,12 +42,10 @@ from ast_lightning.terminal import is_rank_zero
 
 Metrics = dict[str, float]
 
-_FULL = "make room, and rerun the command without fresh=true to resume"
+_FULL = "make room and rerun the command without fresh=true to resume"
 _CLOSED = "make the folder writable, or set another output_dir"
-_DISK_REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _CLOSED),
-}
+_NO_FOLDER = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)  # the last: a file in its place
+_DISK_REMEDIES = {**dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL), **dict.fromkeys(_NO_FOLDER, _CLOSED)}
 
 
 def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:

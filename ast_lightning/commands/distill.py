@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,22 @@ from ast_lightning.commands.run import Run
 from ast_lightning.commands.stores import context_of
 from ast_lightning.compilation import Compilation
 from ast_lightning.config.distill import check_precision
-from ast_lightning.data import LabelledImages
-from ast_lightning.distillation import DistillModule, Method, starting_point
+from ast_lightning.config.evaluation import EvaluationSettings
+from ast_lightning.config.identity import complete_record
+from ast_lightning.distillation import Context, DistillModule, Method, starting_point
+from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import NetworkEvaluator
-from ast_lightning.runs.checkpoints import RunStates, begin_anew
+from ast_lightning.networks import describe_network
+from ast_lightning.runs.checkpoints import RunStates, begin_anew, require_same
 from ast_lightning.runs.expert_locks import sole_writer
-from ast_lightning.runs.lineage import lineage_of
 from ast_lightning.runs.loggers import create, log_outcome, start_loggers, uses_tensorboard
 from ast_lightning.runs.machine import prepare, record_machine
-from ast_lightning.runs.results import check_length, finished_result, inputs_of, iteration_of, write_result
+from ast_lightning.runs.results import describe_set, iteration_of, read_result, write_result
 from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.storage.files import clear_leftovers, write_json
-from ast_lightning.synthetic import DistilledDataset
+from ast_lightning.synthetic import DistilledDataset, load_distilled
 from ast_lightning.terminal import is_rank_zero, say
+from ast_lightning.trajectories.records import first_difference
 
 
 def distill(run: Run) -> dict[str, float]:
@@ -44,8 +48,9 @@ def distill(run: Run) -> dict[str, float]:
     method_class, settings, context = run.method, run.distill, context_of(run)
     method_class.check(settings, context)
     folder = run.distill_folder()
-    result = None if run.fresh or run.fast_dev_run else finished_result(run, context)
-    if result is not None:
+    result = None if run.fresh or run.fast_dev_run else read_result(folder)
+    if result is not None and result["iteration"] >= settings.max_steps:
+        _check_result(run, context, result)
         say(f"finished already, {result['iteration']} iterations: {folder}")
         _report(run, result["metrics"])
         return dict(result["metrics"])
@@ -54,7 +59,7 @@ def distill(run: Run) -> dict[str, float]:
     run.data.setup("fit")
     synthetic = method.synthetic_set(*starting_point(settings, context))
     module = DistillModule(synthetic, method, evaluator=_evaluator(run))
-    inputs = inputs_of(run, context)
+    inputs = _inputs(run, context)
     identity = {"distillation": run.distill_key(), **inputs}
     states = None if run.fast_dev_run else RunStates(folder / "checkpoints", identity)
     saver = None if states is None else StateOfIterations(states.last, settings.save_every, settings.eval_every)
@@ -83,7 +88,7 @@ def distill(run: Run) -> dict[str, float]:
     with sole_writer(folder):
         metrics = _distil(run, trainer, module, states, writer)
         if trainer.is_global_zero:
-            write_result(folder, trainer.global_step, metrics, run, inputs)
+            write_result(folder, trainer.global_step, metrics, inputs, run.config)
     _report(run, metrics)
     return metrics
 
@@ -109,7 +114,7 @@ def _distil(
         say(f"resuming from {resume}")
     say(f"into {folder}")
     trainer.fit(module, ckpt_path=resume, weights_only=True)
-    check_length(run, trainer.global_step)
+    _check_length(run, trainer.global_step)
     if is_rank_zero() and module.compilation != compilation:  # it failed on the way
         _record(folder, module.compilation, trainer, resumed=False)
     evaluated = writer.last is not None and writer.last["iteration"] == trainer.global_step
@@ -122,19 +127,66 @@ def _distil(
     return metrics
 
 
+def _inputs(run: Run, context: Context) -> dict[str, Any]:
+    """What a distillation is made from beside its settings, which name folders: what was in them.
+
+    Raises:
+        ConfigurationError: some of it is missing or damaged.
+    """
+    found = run.method.inputs(run.distill, context)
+    if run.distill.warm_start:
+        found["warm_start"] = load_distilled(run.distill.warm_start, "distill.warm_start").checksum()
+    return found
+
+
+def _check_result(run: Run, context: Context, result: dict[str, Any]) -> None:
+    """Print where accuracies were measured by another protocol; reject them in a sweep, whose table would not show it.
+
+    Raises:
+        ConfigurationError: the result was made from other inputs than are there now, or is not that of a sweep's job.
+    """
+    try:
+        inputs = _inputs(run, context)
+    except ConfigurationError:
+        pass  # they may have been deleted since
+    else:
+        require_same(run.distill_folder(), result["materials"], inputs)
+    _check_length(run, result["iteration"])
+    difference = first_difference(_protocol(result["config"]), _protocol(run.config))
+    if difference:
+        name, before, now = difference
+        if run.in_sweep:
+            problem = f"this run was finished and measured with {before}"
+            raise ConfigurationError(name, now, problem, "sweep over it with evaluate.py")
+        say(f"note: measured with {name}={before}, not {now}: evaluate.py measures with the options of this command")
+
+
+def _check_length(run: Run, iteration: int) -> None:
+    """Reject, in a sweep, a run that has had more iterations than this job asks for."""
+    if run.in_sweep and iteration > run.distill.max_steps:
+        problem = f"this run has had {iteration} iterations, and jobs that differ in their number alone are one run"
+        remedy = "leave it out of the sweep: TensorBoard has the accuracy after every distill.eval_every iterations"
+        raise ConfigurationError("distill.max_steps", run.distill.max_steps, problem, remedy)
+
+
+def _protocol(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides how accurate images are found to be, by the names of the options."""
+    options = complete_record("evaluation", config["evaluation"], asdict(EvaluationSettings()))
+    protocol = {name: value for name, value in options.items() if name != "at_once"}
+    return {"evaluation": {**protocol, "networks": config["distill"]["eval_networks"] or protocol["networks"]}}
+
+
 def _record(folder: Path, compilation: Compilation, trainer: Trainer, *, resumed: bool) -> None:
     record_machine(folder / "machine.json", compilation, trainer.world_size, resumed=resumed)
 
 
 def _evaluator(run: Run) -> NetworkEvaluator:
     """Networks that are tested on the test split and, where there is one, the validation split."""
-    splits: dict[str, LabelledImages] = {"test": run.data.test}
-    if run.data.validation is not None:
-        splits["validation"] = run.data.validation
+    splits = {"test": run.data.test, "validation": run.data.validation}
     return NetworkEvaluator(
         run.network(),
         run.evaluation,
-        splits,
+        {name: split for name, split in splits.items() if split is not None},
         augmentation=run.data.augmentation,
         seed=run.seed,
         purpose="evaluation while distilling",
@@ -143,7 +195,16 @@ def _evaluator(run: Run) -> NetworkEvaluator:
 
 def dataset_maker(run: Run, method: Method) -> MakeDataset:
     """What turns the module into a distilled dataset that records where it comes from."""
-    lineage = lineage_of(run, method)
+    lineage = {
+        "network": describe_network(run.network()),
+        "evaluation": asdict(run.evaluation),
+        **method.lineage(),
+        "seed": run.seed,
+        "config": run.config,
+    }
+    if run.distill.warm_start:
+        earlier = load_distilled(run.distill.warm_start, "distill.warm_start")
+        lineage["warm_start"] = {"folder": run.distill.warm_start, **describe_set(earlier)}
 
     def make(module: DistillModule, found: dict[str, Any]) -> DistilledDataset:
         return DistilledDataset.from_training(module.training_set(), run.data, {**found, **lineage})

@@ -25,13 +25,13 @@ from ast_lightning.evaluation.baselines import (
 )
 from ast_lightning.runs.checkpoints import begin_anew
 from ast_lightning.runs.expert_locks import sole_writer
-from ast_lightning.runs.lineage import describe_set
 from ast_lightning.runs.loggers import log_outcome, start_loggers, uses_tensorboard
 from ast_lightning.runs.machine import prepare
+from ast_lightning.runs.results import describe_set
 from ast_lightning.runs.trainer import build_trainer
-from ast_lightning.storage.checksums import seal, unseal
-from ast_lightning.storage.files import clear_leftovers, read_json, write_json
-from ast_lightning.storage.provenance import provenance, versions
+from ast_lightning.storage.checksums import seal
+from ast_lightning.storage.files import clear_leftovers, write_json
+from ast_lightning.storage.provenance import provenance
 from ast_lightning.synthetic import DistilledDataset, TrainingSet, load_distilled
 from ast_lightning.terminal import is_rank_zero, say
 from ast_lightning.trajectories import TrajectoryStore
@@ -61,7 +61,11 @@ def evaluate(run: Run) -> dict[str, float]:
         scores = _train_all(run, dataset, store)
     else:
         with sole_writer(folder, wait=True):
-            scores = _record(run, folder, dataset, store)
+            if run.fresh:
+                begin_anew(folder)
+            scores = _train_all(run, dataset, store)
+            if is_rank_zero():
+                _write(run, folder, dataset, scores)
     if is_rank_zero():
         _print_table(scores, dataset)
     say(f"pictures:    {run.synthetic_folder() / 'images.png'}")
@@ -72,52 +76,19 @@ def evaluate(run: Run) -> dict[str, float]:
     return _metrics(scores)
 
 
-def _record(run: Run, folder: Path, dataset: DistilledDataset, store: TrajectoryStore | None) -> dict[str, Score]:
-    """The scores in ``results.json`` where its inputs are unchanged; else those of new networks, which are written."""
-    if run.fresh:
-        begin_anew(folder)
-    inputs = _inputs(run, dataset, store)
-    # several processes must all train or all find the results, and each would look by itself
-    finished = _finished(folder / "results.json", inputs) if run.is_alone else None
-    if finished:
-        say("finished already, with the same inputs")
-        return finished
-    scores = _train_all(run, dataset, store)
-    if is_rank_zero():
-        clear_leftovers(folder)
-        metrics = _metrics(scores)
-        record: dict[str, Any] = {
-            "synthetic": str(run.synthetic_folder()),
-            "accuracies": {name: list(score.accuracies) for name, score in scores.items()},
-            "metrics": metrics,
-            "inputs": inputs,
-            "set": describe_set(dataset),
-            **provenance(),
-            "seed": run.seed,
-            "config": run.config,
-        }
-        write_json(folder / "results.json", seal(record))
-        log_outcome(start_loggers(run.loggers, folder, run.config), run.config, ("evaluation",), metrics)
-    return scores
-
-
-def _inputs(run: Run, dataset: DistilledDataset, store: TrajectoryStore | None) -> str:
-    """Changes with everything that determines the scores."""
-    experts = [] if store is None else [store.record(expert).snapshots for expert in store.experts()]
-    settings = {name: run.config[name] for name in ("seed", "network", "evaluation", "baselines")}
-    settings |= {"lr_teacher": run.distill.lr_teacher, "init_clusters": run.distill.init_clusters, **run.arithmetic()}
-    inputs = {"set": dataset.checksum(), "data": run.data.describe(), "experts": experts, "versions": versions()}
-    return short_hash({**settings, **inputs})
-
-
-def _finished(path: Path, inputs: str) -> dict[str, Score] | None:
-    try:
-        record = unseal(read_json(path))
-    except (OSError, ValueError):  # there is none, or it is damaged or of an earlier version
-        return None
-    if record.get("inputs") != inputs:
-        return None
-    return {name: Score(tuple(accuracies)) for name, accuracies in record["accuracies"].items()}
+def _write(run: Run, folder: Path, dataset: DistilledDataset, scores: Mapping[str, Score]) -> None:
+    clear_leftovers(folder)
+    record: dict[str, Any] = {
+        "synthetic": str(run.synthetic_folder()),
+        "accuracies": {name: list(score.accuracies) for name, score in scores.items()},
+        "metrics": _metrics(scores),
+        "set": describe_set(dataset),
+        **provenance(),
+        "seed": run.seed,
+        "config": run.config,
+    }
+    write_json(folder / "results.json", seal(record))
+    log_outcome(start_loggers(run.loggers, folder, run.config), run.config, ("evaluation",), _metrics(scores))
 
 
 def _metrics(scores: Mapping[str, Score]) -> dict[str, float]:
@@ -132,8 +103,9 @@ def evaluation_folder(run: Run) -> Path:
         "synthetic": str(synthetic),
         "network": run.config["network"],
         "evaluation": asdict(run.evaluation),
+        "seed": run.seed,
+        "data": run.config["data"],
     }
-    identity |= {"seed": run.seed, "data": run.config["data"]}
     name = synthetic.parent.parent.name if synthetic.name in ("last", "best") else synthetic.name
     return Path(run.config["output_dir"]) / "evaluations" / f"{name}_{short_hash(identity)}"
 
@@ -145,15 +117,15 @@ def check_dataset(dataset: DistilledDataset, run: Run) -> None:
         ConfigurationError: with both sides.
     """
     theirs, ours = tuple(dataset.images.shape[1:]), (run.data.channels, *run.data.image_size)
-    problem = ""
     if theirs != ours:
         problem = f"its images are {theirs}, and those of data={run.data.name} are {ours}"
     elif dataset.class_names != run.data.class_names:
         names, others = (", ".join(each[:5]) for each in (dataset.class_names, run.data.class_names))
         problem = f"its classes are {names} …, and those of data={run.data.name} are {others} …"
-    if problem:
-        remedy = "choose the data and data.image_size that it was distilled from"
-        raise ConfigurationError("synthetic", run.synthetic_folder(), problem, remedy)
+    else:
+        return
+    remedy = "choose the data and data.image_size that it was distilled from"
+    raise ConfigurationError("synthetic", run.synthetic_folder(), problem, remedy)
 
 
 def experts_of_baselines(run: Run) -> TrajectoryStore | None:
@@ -181,25 +153,24 @@ def _train_all(run: Run, dataset: DistilledDataset, store: TrajectoryStore | Non
     """The scores of all that is asked for, in the order of the table."""
     names = [name for name in TITLES if name in (*run.config["baselines"], "distilled")]
     # what can be wrong with a baseline is found before a network is trained
-    whole = whole_score(store) if store is not None and "whole" in names else None
+    whole = {"whole": whole_score(store)} if store is not None and "whole" in names else {}
     sets = {name: _training_sets(run, dataset, store, name) for name in names if name != "whole"}
-    scores = {name: _train(run, name, each) for name, each in sets.items()}
-    return scores if whole is None else {**scores, "whole": whole}
+    return {name: _train(run, name, each) for name, each in sets.items()} | whole
 
 
 def _training_sets(
     run: Run, dataset: DistilledDataset, store: TrajectoryStore | None, name: str
 ) -> Callable[[int], TrainingSet]:
     """What the network of a given index is trained on."""
-    if name == "distilled":
-        distilled = TrainingSet(dataset.images, dataset.labels, dataset.learning_rate)
-        return lambda index: distilled
     real = run.data.train, run.data.class_names, dataset.ipc, run.seed, run.distill.lr_teacher
     if name == "random":
         return random_sets(*real)
-    assert store is not None
-    representative = representative_set(*real, expert_logits(run.network(), store), run.distill.init_clusters)
-    return lambda index: representative
+    if name == "distilled":
+        training_set = TrainingSet(dataset.images, dataset.labels, dataset.learning_rate)
+    else:
+        assert store is not None
+        training_set = representative_set(*real, expert_logits(run.network(), store), run.distill.init_clusters)
+    return lambda index: training_set
 
 
 def _train(run: Run, name: str, training_sets: Callable[[int], TrainingSet]) -> Score:
@@ -209,8 +180,7 @@ def _train(run: Run, name: str, training_sets: Callable[[int], TrainingSet]) -> 
     splits = {"test": run.data.test}
     evaluator = NetworkEvaluator(run.network(), settings, splits, augmentation=run.data.augmentation, seed=run.seed)
     module = EvaluationModule(evaluator, training_sets, name)
-    progress = RunProgress(name)
-    trainer = build_trainer(run.config["trainer"], evaluation_folder(run), callbacks=[], progress=progress)
+    trainer = build_trainer(run.config["trainer"], evaluation_folder(run), callbacks=[], progress=RunProgress(name))
     say(f"training {settings.networks} networks for {settings.epochs} epochs on {TITLES[name]}")
     trainer.test(module, verbose=False)
     return module.scores["test"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import FunctionalNetwork
 from ast_lightning.parallel.devices import device_type
 from ast_lightning.runs.expert_locks import claim_experts
-from ast_lightning.storage.files import clear_leftovers, format_bytes
+from ast_lightning.storage.files import format_bytes
 from ast_lightning.terminal import say
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.interchange import Source, check_sources, import_buffers, scan_buffers
@@ -41,14 +40,10 @@ def import_experts(run: Run) -> dict[str, float]:
             say(f"{len(wanted)} experts are imported already: {folder}")
             return summarise(run, store, wanted)
     network = FunctionalNetwork(run.network())
-    buffers = scan_buffers(run.config["buffers"], network.layout, max(wanted) + 1)
-    if buffers.epochs != run.expert.epochs:
-        raise ConfigurationError(
-            "expert.epochs",
-            run.expert.epochs,
-            f"the trajectories in {run.config['buffers']} have {buffers.epochs} epochs",
-            f"set expert.epochs={buffers.epochs}",
-        )
+    sources, epochs = scan_buffers(run.config["buffers"], network.layout, max(wanted) + 1)
+    if epochs != run.expert.epochs:
+        problem = f"the trajectories in {run.config['buffers']} have {epochs} epochs"
+        raise ConfigurationError("expert.epochs", run.expert.epochs, problem, f"set expert.epochs={epochs}")
     if run.fast_dev_run:
         say("fast_dev_run: the files fit, and nothing was written")
         return {}
@@ -57,11 +52,10 @@ def import_experts(run: Run) -> dict[str, float]:
     store.check_room(pending, anew=run.fresh)
     disk = format_bytes(store.bytes_to_write(pending, anew=run.fresh))
     say(f"importing from {run.config['buffers']}; {disk} of trajectories into {folder}")
-    import_buffers(store, buffers, [each for each in wanted if each not in pending])  # are they what they were?
+    import_buffers(store, sources, [each for each in wanted if each not in pending])  # are they what they were?
+    network.to(device_type(run.config["trainer"]))
     with closing(claim_experts(store, pending, together=not run.is_alone, fresh=run.fresh)) as claimed:
-        for each in claimed:
-            clear_leftovers(store.expert_folder(each))
-            import_buffers(store, buffers, [each], judge=_accuracy(run, network), report=partial(_report, run))
+        import_buffers(store, sources, claimed, partial(_evaluate, run, network))
     return summarise(run, store, wanted)
 
 
@@ -75,26 +69,18 @@ def _make_store(run: Run) -> TrajectoryStore:
     return make_store(run, expert=expert, data=data, seed=None, arithmetic=None)
 
 
-def _accuracy(run: Run, network: FunctionalNetwork) -> Callable[[Tensor], dict[str, float]]:
+@torch.no_grad()
+def _evaluate(run: Run, network: FunctionalNetwork, expert: int, source: Source, theta: Tensor) -> dict[str, float]:
     """The accuracy of the final parameters on the test split, which must select nothing."""
-    device = torch.device(device_type(run.config["trainer"]))
-    network.to(device)
-
-    @torch.no_grad()
-    def accuracy(theta: Tensor) -> dict[str, float]:
-        theta, right = theta.to(device), 0
-        for images, labels in run.data.test_dataloader():
-            right += int((network(theta, images.to(device)).argmax(1).cpu() == labels).sum())
-        return {"test/accuracy": right / len(run.data.test)}
-
-    return accuracy
-
-
-def _report(run: Run, expert: int, source: Source, metrics: Mapping[str, float]) -> None:
-    accuracy, chance = metrics["test/accuracy"], 1 / run.data.num_classes
+    device = device_type(run.config["trainer"])
+    theta, right = theta.to(device), 0
+    for images, labels in run.data.test_dataloader():
+        right += int((network(theta, images.to(device)).argmax(1).cpu() == labels).sum())
+    accuracy, chance = right / len(run.data.test), 1 / run.data.num_classes
     say(f"expert {expert} is {source}: test accuracy {100 * accuracy:.1f} %")
     if accuracy < 2 * chance:
         say(
             f"warning: guessing gives {100 * chance:.1f} %: were these experts trained on "
             f"data={run.data.name} with data.preprocessing={run.data.preprocessing.kind}?"
         )
+    return {"test/accuracy": accuracy}

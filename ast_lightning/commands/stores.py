@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from math import fsum
 from typing import Any
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ast_lightning import compilation
 from ast_lightning.commands.run import Run
 from ast_lightning.compilation import Compilation
 from ast_lightning.data import load_preprocessing, save_preprocessing
 from ast_lightning.distillation import Context
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.networks import describe_network
+from ast_lightning.networks import FunctionalNetwork, describe_network
 from ast_lightning.parallel.devices import device_type, devices_of
 from ast_lightning.parallel.locks import FolderLock
 from ast_lightning.runs.loggers import uses_tensorboard
-from ast_lightning.runs.machine import compilation_for
-from ast_lightning.storage.disk_space import writing
 from ast_lightning.storage.files import clear_leftovers
+from ast_lightning.storage.inspection import count
 from ast_lightning.storage.provenance import provenance
+from ast_lightning.storage.reading import reading
 from ast_lightning.terminal import is_rank_zero, say
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.records import PREPROCESSING_FILE, STORE_FILE
@@ -32,7 +37,7 @@ def context_of(run: Run) -> Context:
         make_network=run.make_network,
         seed=run.seed,
         ranks=devices_of(trainer),
-        open_experts=lambda: _open_experts(run),
+        open_experts=cache(lambda: _open_experts(run)),
         check_experts=lambda store: check_store(store, run),
         choose_compilation=lambda passes, never: choose_compilation(run, passes, never),
         schedule=None if run.config["experts_dir"] else run.expert.schedule,
@@ -40,17 +45,32 @@ def context_of(run: Run) -> Context:
 
 
 def choose_compilation(run: Run, forward_passes: float, never: str | None = None) -> Compilation:
-    """Whether to compile a run of so many forward passes of an image; ``never`` is why it cannot be."""
-    data, trainer = run.data, run.config["trainer"]
-    return compilation_for(
-        run.network(),
-        (data.channels, *data.image_size),
-        forward_passes,
-        run.config["compile"],
-        device_type(trainer),
-        fast_dev_run=run.fast_dev_run,
-        never=never,
-    )
+    """Whether to compile a run, given the estimated work; the choice is printed.
+
+    Args:
+        run: with its data set up.
+        forward_passes: the work of the whole run as configured, in forward passes of one image.
+        never: why this run cannot be compiled; None where it can.
+
+    Raises:
+        ConfigurationError: the network is not supported, or ``compile=true`` where nothing can be compiled.
+    """
+    option, images = run.config["compile"], torch.zeros(1, run.data.channels, *run.data.image_size)
+    network = FunctionalNetwork(run.network())
+    network.require_pure(images[0])
+    if never and option is True:
+        raise ConfigurationError("compile", "true", never, "set compile=auto")
+    if never is None and run.fast_dev_run and option == "auto":
+        never = "auto: fast_dev_run"
+    if never:
+        choice = Compilation(reason=never)
+    else:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(network.initial_parameters(0), images)
+        flops = counter.get_total_flops() * forward_passes
+        choice = compilation.choose_compilation(option, device_type(run.config["trainer"]), flops)
+    say(f"compile: {choice}")
+    return choice
 
 
 def _open_experts(run: Run) -> tuple[TrajectoryStore, list[int]]:
@@ -63,17 +83,15 @@ def _open_experts(run: Run) -> tuple[TrajectoryStore, list[int]]:
     complete = store.experts()
     if run.config["experts_dir"]:
         if incomplete := store.incomplete():
-            say(f"leaving out {len(incomplete)} incomplete of {store.folder}, the first is expert {incomplete[0]}")
+            left_out = count(len(incomplete), "incomplete expert")
+            say(f"leaving out {left_out} of {store.folder}, the first is expert {incomplete[0]}")
         return store, complete
     wanted = list(range(run.config["num_experts"]))
     missing = [index for index in wanted if index not in complete]
     if missing:
-        raise ConfigurationError(
-            "num_experts",
-            run.config["num_experts"],
-            f"{len(missing)} of them are not complete in {store.folder}, the first is expert {missing[0]}",
-            f"let train_experts.py finish, or set num_experts={missing[0]}" if missing[0] else "run train_experts.py",
-        )
+        problem = f"{len(missing)} of them are not complete in {store.folder}, the first is expert {missing[0]}"
+        remedy = f"let train_experts.py finish, or set num_experts={missing[0]}"
+        raise ConfigurationError("num_experts", len(wanted), problem, remedy if missing[0] else "run train_experts.py")
     return store, wanted
 
 
@@ -87,25 +105,16 @@ def check_store(store: TrajectoryStore, run: Run) -> None:
     described = run.data.describe()
     for ignored in ("preprocessing_fingerprint", "augmentation"):
         described.pop(ignored)
-    stored = {key: value for key, value in store.metadata["data"].items() if key in described}
-    TrajectoryStore(store.folder, {**store.metadata, "data": stored}).require("data", described)
+    store.require("data", described, partly=True)
     store.check_preprocessing()
     path = store.folder / PREPROCESSING_FILE
-    if not path.exists():
-        raise ConfigurationError(
-            "experts_dir",
-            store.folder,
-            "it was made from Python, without the statistics of the preprocessing",
-            f"write them there: save_preprocessing({str(path)!r}, data.preprocessing)",
-        )
-    different = run.data.preprocessing.difference(load_preprocessing(path))
+    remedy = f"write it from Python: save_preprocessing({str(path)!r}, data.preprocessing)"
+    with reading(path, remedy, "experts_dir", store.folder):
+        different = run.data.preprocessing.difference(load_preprocessing(path))
     if different:
-        raise ConfigurationError(
-            "data.preprocessing",
-            run.data.preprocessing.kind,
-            f"its {different} differs from that of the trajectories in {store.folder}",
-            "use the data and preprocessing options that the experts were trained with",
-        )
+        problem = f"its {different} differs from that of the trajectories in {store.folder}"
+        remedy = "use the data and preprocessing options that the experts were trained with"
+        raise ConfigurationError("data.preprocessing", run.data.preprocessing.kind, problem, remedy)
 
 
 def wanted_experts(run: Run) -> list[int]:
@@ -144,10 +153,8 @@ def summarise(run: Run, store: TrajectoryStore, experts: Sequence[int]) -> dict[
     if not complete:
         return {}
     results = expert_results(store, complete)
-    say(
-        f"{len(complete)} experts: test accuracy {results['test_accuracy']:.1f} %, movement {results['movement']:.3f} "
-        "per epoch"
-    )
+    accuracy, movement = results["test_accuracy"], results["movement"]
+    say(f"{len(complete)} experts: test accuracy {accuracy:.1f} %, movement {movement:.3f} per epoch")
     say(f"trajectories: {store.folder}")
     if uses_tensorboard(run.loggers) and not run.config["buffers"]:
         say(f"TensorBoard:  tensorboard --logdir {store.folder}")
@@ -162,7 +169,7 @@ def make_store(run: Run, **differs: Any) -> TrajectoryStore:
         differs: keys of the store's description that differ from those of experts that are trained here.
 
     Raises:
-        ConfigurationError: the folder holds trajectories of something else, or cannot be written.
+        ConfigurationError: the folder holds trajectories of something else.
     """
     folder = run.experts_folder()
     data = run.data.describe()
@@ -190,6 +197,5 @@ def make_store(run: Run, **differs: Any) -> TrajectoryStore:
         clear_leftovers(folder)
         store = TrajectoryStore.create(folder, metadata)
         if not preprocessing.exists():
-            with writing(preprocessing):
-                save_preprocessing(preprocessing, run.data.preprocessing)
+            save_preprocessing(preprocessing, run.data.preprocessing)
     return store

@@ -59,8 +59,9 @@ def train_experts(run: Run) -> dict[str, float]:
     run.data.setup("fit")
     indices = wanted_experts(run)
     if run.fast_dev_run:
-        expert = _expert(run, indices[0], _objective(run))
-        _trainer(run, run.experts_folder(), indices[0], [TrajectoryRecorder(None)]).fit(expert, datamodule=run.data)
+        progress = RunProgress(f"expert {indices[0]}", lines=1)
+        trainer = _trainer(run, run.experts_folder(), [TrajectoryRecorder(None)], progress)
+        trainer.fit(_expert(run, indices[0], _objective(run)), datamodule=run.data)
         say("fast_dev_run: nothing was written")
         return {}
     store = make_store(run)
@@ -90,9 +91,8 @@ def _work(config: dict[str, Any], choices: dict[str, str], number: int, count: i
     def train(run: Run) -> dict[str, float]:
         run = replace(run, choices=choices)
         prepare(run.config["trainer"], tf32=run.config["tf32"])
-        run.data.use_preprocessing(
-            load_preprocessing(run.experts_folder() / PREPROCESSING_FILE)
-        )  # fitted by the parent
+        # the parent has fitted it
+        run.data.use_preprocessing(load_preprocessing(run.experts_folder() / PREPROCESSING_FILE))
         run.data.setup("fit")
         store = make_store(run)
         _train(run, store, incomplete(store, wanted_experts(run)), count, estimate=number == 0)
@@ -128,7 +128,8 @@ def _train_one(run: Run, store: TrajectoryStore, index: int, objective: ExpertOb
     folder, checkpoints = store.expert_folder(index), _checkpoints(store, index)
     # the snapshot is written before the checkpoint to resume from: Lightning runs checkpoint callbacks last
     callbacks = [TrajectoryRecorder(store), StateOfEpochs(checkpoints.last)]
-    trainer = _trainer(run, folder, index, callbacks, checkpoints, runs)
+    progress = RunProgress(f"expert {index}", lines=1, runs=runs)
+    trainer = _trainer(run, folder, callbacks, progress, checkpoints)
     has_work = any(epoch > 1 for epoch, _ in snapshot_files(folder))  # snapshot 1 is there before the first checkpoint
     resume = None if run.fresh else checkpoints.find(expected=has_work)
     if is_rank_zero():
@@ -157,18 +158,13 @@ def _expert(run: Run, index: int, objective: ExpertObjective) -> ExpertModule:
 
 
 def _trainer(
-    run: Run,
-    folder: Path,
-    index: int,
-    callbacks: list[Callback],
-    checkpoints: RunStates | None = None,
-    runs: int = 0,
+    run: Run, folder: Path, callbacks: list[Callback], progress: RunProgress, checkpoints: RunStates | None = None
 ) -> Trainer:
     return build_trainer(
         run.config["trainer"],
         folder,
         callbacks=[*callbacks, *create("callbacks", Callback, run.callbacks)],
-        progress=RunProgress(f"expert {index}", lines=1, runs=runs),
+        progress=progress,
         states=checkpoints,
         max_epochs=run.expert.epochs,
         reload_dataloaders_every_n_epochs=int(run.expert.samples != "all"),  # epochs may differ in length
@@ -177,6 +173,5 @@ def _trainer(
 
 def _checkpoints(store: TrajectoryStore, index: int) -> RunStates:
     """The checkpoints of an expert: those of the same expert in another folder are the same."""
-    made_from = short_hash({key: store.metadata.get(key) for key in IDENTITY})
-    belongs_to = {"expert": index, "store": made_from}
+    belongs_to = {"expert": index, "store": short_hash({key: store.metadata.get(key) for key in IDENTITY})}
     return RunStates(store.expert_folder(index) / "resume", belongs_to, f"expert_index={index} fresh=true")

@@ -6,7 +6,6 @@ from ast_lightning.data.folder import image_folder
 from ast_lightning.data.from_arrays import arrays, load_arrays
 from ast_lightning.data.loading import TrainingBatch
 from ast_lightning.data.preprocessing import (
-    KINDS,
     NoPreprocessing,
     Preprocessing,
     Standardization,
@@ -19,7 +18,6 @@ from ast_lightning.data.sources import LabelledImages, RawDataset, digits, torch
 
 __all__ = [
     "FAMILIES",
-    "KINDS",
     "SOURCES",
     "AugmentationDraw",
     "ImageDataModule",

@@ -28,6 +28,8 @@ SCALE_RATIO = 1.2  # factors from 1 / this to this
 ROTATION = 15.0  # largest angle in degrees, either way
 
 Values = dict[str, Tensor]
+_Draw = Callable[[int, tuple[int, int], torch.Generator], Values]
+_Apply = Callable[[Tensor, Values], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,18 +70,9 @@ class SiameseAugmentation:
             names = [] if families in ("", "none") else families.split("_")
         else:
             names = list(families or ())
-        for name in names:
-            if name not in FAMILIES:
-                raise ConfigurationError(
-                    "data.augmentation",
-                    families,
-                    f"no augmentation family {name!r}",
-                    f"join some of {', '.join(FAMILIES)} with underscores, or use none",
-                )
-            if names.count(name) > 1:
-                raise ConfigurationError(
-                    "data.augmentation", families, f"{name} is named more than once", "name each family once"
-                )
+        if not set(names) <= set(FAMILIES) or len(set(names)) < len(names):
+            remedy = f"join some of {', '.join(FAMILIES)} with underscores, each once, or use none"
+            raise ConfigurationError("data.augmentation", families, "a family is unknown or repeated", remedy)
         self.families: tuple[str, ...] = tuple(name for name in FAMILIES if name in names)
 
     def draw(self, count: int, image_size: tuple[int, int], generator: torch.Generator) -> AugmentationDraw:
@@ -93,7 +86,7 @@ class SiameseAugmentation:
         if not self.families:
             return AugmentationDraw(None, {})
         family = self.families[int(torch.randint(len(self.families), (), generator=generator))]
-        return AugmentationDraw(family, _DRAW[family](count, image_size, generator))
+        return AugmentationDraw(family, _FUNCTIONS[family][0](count, image_size, generator))
 
     def apply(self, images: Tensor, draw: AugmentationDraw) -> Tensor:
         """Apply a draw.
@@ -108,12 +101,11 @@ class SiameseAugmentation:
         """
         if draw.family is None:
             return images
-        values = {name: _moved(value, images) for name, value in draw.values.items()}
-        return _APPLY[draw.family](images, values)
-
-
-def _moved(value: Tensor, images: Tensor) -> Tensor:
-    return value.to(images.device, images.dtype if value.is_floating_point() else value.dtype)
+        values = {
+            name: value.to(images) if value.is_floating_point() else value.to(images.device)
+            for name, value in draw.values.items()
+        }
+        return _FUNCTIONS[draw.family][1](images, values)
 
 
 def _per_image(value: Tensor) -> Tensor:
@@ -227,19 +219,11 @@ def _sample(images: Tensor, x_row: tuple[Tensor, Tensor], y_row: tuple[Tensor, T
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
 
 
-_DRAW: dict[str, Callable[[int, tuple[int, int], torch.Generator], Values]] = {
-    "color": _draw_color,
-    "crop": _draw_crop,
-    "cutout": _draw_cutout,
-    "flip": _draw_flip,
-    "scale": _draw_scale,
-    "rotate": _draw_rotate,
-}
-_APPLY: dict[str, Callable[[Tensor, Values], Tensor]] = {
-    "color": _apply_color,
-    "crop": _apply_crop,
-    "cutout": _apply_cutout,
-    "flip": _apply_flip,
-    "scale": _apply_scale,
-    "rotate": _apply_rotate,
+_FUNCTIONS: dict[str, tuple[_Draw, _Apply]] = {
+    "color": (_draw_color, _apply_color),
+    "crop": (_draw_crop, _apply_crop),
+    "cutout": (_draw_cutout, _apply_cutout),
+    "flip": (_draw_flip, _apply_flip),
+    "scale": (_draw_scale, _apply_scale),
+    "rotate": (_draw_rotate, _apply_rotate),
 }

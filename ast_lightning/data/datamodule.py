@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,18 +17,13 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ast_lightning.config.data import DataSettings
 from ast_lightning.data import splits
 from ast_lightning.data.augmentation import SiameseAugmentation
 from ast_lightning.data.folder import image_folder
 from ast_lightning.data.from_arrays import load_arrays
-from ast_lightning.data.loading import (
-    OrderedBatches,
-    ShuffledBatches,
-    TrainingBatch,
-    evaluation_loader,
-    training_loader,
-)
-from ast_lightning.data.preprocessing import Preprocessing, check_kind, fit_preprocessing, preprocess
+from ast_lightning.data.loading import OrderedBatches, ShuffledBatches, TrainingBatch, loader
+from ast_lightning.data.preprocessing import Preprocessing, fit_preprocessing, preprocess
 from ast_lightning.data.sources import BUILT_IN, LabelledImages, RawDataset
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.randomness import Key, keyed_generator
@@ -100,49 +96,33 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         if isinstance(source, str) and source not in SOURCES:
-            raise ConfigurationError(
-                "data.source", source, "no built-in dataset has that name", f"use one of {', '.join(SOURCES)}"
-            )
-        check_kind(preprocessing)
-        if not 0 <= validation_fraction < 1:
-            raise ConfigurationError(
-                "data.validation_fraction",
-                validation_fraction,
-                "it has to lie in [0, 1)",
-                "use e.g. 0.1, or 0",
-            )
-        for option, value in (
-            ("image_size", image_size),
-            ("per_class", per_class),
-            ("batch_size", batch_size),
-            ("eval_batch_size", eval_batch_size),
-        ):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                problem = "it has to be one whole number of at least 1"
-                raise ConfigurationError(f"data.{option}", value, problem, "give such a number")
+            remedy = f"use one of {', '.join(SOURCES)}"
+            raise ConfigurationError("data.source", source, "no built-in dataset has that name", remedy)
+        self._settings = DataSettings(
+            source=source,
+            name=name,
+            root=root,
+            download=download,
+            image_size=image_size,
+            preprocessing=preprocessing,
+            mean=None if mean is None else [float(value) for value in mean],
+            std=None if std is None else [float(value) for value in std],
+            zca_eps=zca_eps,
+            zca_max_features=zca_max_features,
+            per_class=per_class,
+            validation_fraction=validation_fraction,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            seed=seed,
+        )
         self.augmentation = SiameseAugmentation(augmentation)
         self.shuffle_key: tuple[Key, ...] = (seed,)
         self.samples: Callable[[int, Tensor], Tensor] | None = None
-        self._source, self._given_name, self._root, self._download = source, name, root, download
-        self._image_size, self._per_class, self._validation_fraction = (
-            image_size,
-            per_class,
-            validation_fraction,
-        )
-        self._preprocessing_settings: dict[str, Any] = {
-            "kind": preprocessing,
-            "mean": None if mean is None else [float(value) for value in mean],
-            "std": None if std is None else [float(value) for value in std],
-            "zca_eps": zca_eps,
-            "zca_max_features": zca_max_features,
-        }
-        self._batch_size, self._eval_batch_size, self._seed = batch_size, eval_batch_size, seed
         self._given_preprocessing: Preprocessing | None = None
-        self._ready: _Prepared | None = None
 
     def use_preprocessing(self, preprocessing: Preprocessing) -> None:
         """Apply these statistics instead of fitting some; call it before ``setup()``."""
-        if self._ready is not None:
+        if "_prepared" in vars(self):
             raise RuntimeError("the images are preprocessed already: call use_preprocessing before setup")
         self._given_preprocessing = preprocessing
 
@@ -152,24 +132,30 @@ class ImageDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read, choose, fit and preprocess; a second call does nothing, whatever the stage."""
-        if self._ready is None:
-            self._ready = self._prepare()
+        _ = self._prepared
 
-    def _prepare(self) -> _Prepared:
+    @cached_property
+    def _prepared(self) -> _Prepared:
+        settings = self._settings
         raw = self._read()
-        splits.check_raw(raw, self._source)
-        train, validation = splits.hold_out(
-            raw.train, self._validation_fraction, raw.class_names, keyed_generator(self._seed, "validation")
-        )
-        train = splits.subset_per_class(train, self._per_class, raw.class_names, keyed_generator(self._seed, "subset"))
-        train, test = splits.resize(train, self._image_size), splits.resize(raw.test, self._image_size)
+        splits.check_raw(raw, settings.source)
+        draws = keyed_generator(settings.seed, "validation")
+        train, validation = splits.hold_out(raw.train, settings.validation_fraction, raw.class_names, draws)
+        draws = keyed_generator(settings.seed, "subset")
+        train = splits.subset_per_class(train, settings.per_class, raw.class_names, draws)
+        train, test = (splits.resize(each, settings.image_size) for each in (train, raw.test))
         fitted = self._given_preprocessing or fit_preprocessing(
-            images_uint8=train.images, **self._preprocessing_settings
+            settings.preprocessing,
+            train.images,
+            zca_eps=settings.zca_eps,
+            zca_max_features=settings.zca_max_features,
+            mean=settings.mean,
+            std=settings.std,
         )
         if validation is not None:
-            validation = _preprocessed(splits.resize(validation, self._image_size), fitted)
+            validation = _preprocessed(splits.resize(validation, settings.image_size), fitted)
         return _Prepared(
-            name=self._given_name or raw.name,
+            name=settings.name or raw.name,
             class_names=raw.class_names,
             train=_preprocessed(train, fitted),
             validation=validation,
@@ -179,19 +165,12 @@ class ImageDataModule(LightningDataModule):
         )
 
     def _read(self) -> RawDataset:
-        if callable(self._source):
-            return self._source()
-        if self._source == "image_folder":
-            return image_folder(self._root, self._image_size)
-        if self._source == "arrays":
-            return load_arrays(self._root)
-        return BUILT_IN[self._source](self._root, self._download)
-
-    @property
-    def _prepared(self) -> _Prepared:
-        self.setup()
-        assert self._ready is not None
-        return self._ready
+        source, root = self._settings.source, self._settings.root
+        if source == "image_folder":
+            return image_folder(root, self._settings.image_size)
+        if source == "arrays":
+            return load_arrays(root)
+        return BUILT_IN[source](root, self._settings.download) if isinstance(source, str) else source()
 
     @property
     def name(self) -> str:  # type: ignore[override]  # Lightning declares it as a plain attribute
@@ -267,24 +246,14 @@ class ImageDataModule(LightningDataModule):
             "augmentation": list(self.augmentation.families),
         }
 
-    def pictures(self, images: Tensor) -> Tensor:
-        """Preprocessed images [N, C, H, W] as pictures to look at, clamped to [0, 1]."""
-        return self.preprocessing.invert(images).clamp(0, 1)
-
     def train_dataloader(self) -> DataLoader[TrainingBatch]:
         """This rank's :class:`TrainingBatch` es, in the order that ``shuffle_key`` and the epoch name."""
-        rank, world_size = self._rank_and_world_size()
+        labels, batch_size, ranks = self.train.labels, self._settings.batch_size, self._rank_and_world_size()
         epoch = 0 if self.trainer is None else self.trainer.current_epoch
         sampler = ShuffledBatches(
-            self.train.labels,
-            self._batch_size,
-            lambda: self.shuffle_key,
-            rank,
-            world_size,
-            samples=self.samples,
-            epoch=epoch,
+            labels, batch_size, lambda: self.shuffle_key, *ranks, samples=self.samples, epoch=epoch
         )
-        return training_loader(self.train, sampler)
+        return loader(self.train, sampler)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """The test split, as (images, labels), to watch while experts train. It must select nothing."""
@@ -292,8 +261,8 @@ class ImageDataModule(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """This rank's share of the test split, as (images, labels)."""
-        sampler = OrderedBatches(len(self.test), self._eval_batch_size, *self._rank_and_world_size())
-        return evaluation_loader(self.test, sampler)
+        sampler = OrderedBatches(len(self.test), self._settings.eval_batch_size, *self._rank_and_world_size())
+        return loader(self.test, sampler)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leaves ``rows`` on the CPU, where the draws they index are."""

@@ -46,6 +46,8 @@ class _VisibleImages(ImageFolder):
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         names = sorted(each.name for each in os.scandir(directory) if each.is_dir() and each.name[0] != ".")
+        if not names:
+            raise _wrong(directory, "it holds no class folders", "make one folder per class in it")
         return names, {name: label for label, name in enumerate(names)}
 
     def _is_image(self, path: str) -> bool:
@@ -73,89 +75,45 @@ def image_folder(
         ConfigurationError: a folder or class that is missing or empty, classes that differ between the
             splits, or an image that cannot be decoded; the message names it.
     """
-    folder = _checked_folder(folder, image_size, resize, channels)
-    assert image_size is not None
-    splits = {split: _open_split(folder, split) for split in ("train", "test")}
-    _refuse_other_classes(folder, splits["train"].classes, splits["test"].classes)
-    decode = partial(_decode, size=image_size, fit=RESIZES[resize], mode=_MODES[channels])
-    return RawDataset(
-        name=folder.resolve().name,
-        train=_decode_split(splits["train"], decode, image_size, channels),
-        test=_decode_split(splits["test"], decode, image_size, channels),
-        class_names=tuple(splits["train"].classes),
-    )
-
-
-def _checked_folder(folder: str | Path | None, image_size: int | None, resize: str, channels: int) -> Path:
-    if folder is None:
-        raise ConfigurationError("data.root", folder, "no folder of images is named", "set data.root=<folder>")
+    if folder is None or not Path(folder).expanduser().is_dir():
+        raise _wrong(folder, "there is no such folder", "set data.root to a folder with train/ and test/")
     if image_size is None or image_size < 1:
-        raise ConfigurationError(
-            "data.image_size",
-            image_size,
-            "images in a folder need one size in pixels",
-            "set data.image_size=32",
-        )
+        problem = "images in a folder need one size in pixels"
+        raise ConfigurationError("data.image_size", image_size, problem, "set data.image_size=32")
     if resize not in RESIZES:
-        raise ConfigurationError(
-            "data.source.resize", resize, "no such way of resizing", f"use one of {', '.join(RESIZES)}"
-        )
+        raise ConfigurationError("data.source.resize", resize, "no such choice", f"use one of {', '.join(RESIZES)}")
     if channels not in _MODES:
-        raise ConfigurationError(
-            "data.source.channels", channels, "images have 1 channel (grey) or 3 (RGB)", "use 1 or 3"
-        )
-    path = Path(folder).expanduser()
-    if not path.is_dir():
-        raise ConfigurationError("data.root", folder, "there is no such folder", "name a folder with train/ and test/")
-    return path
+        raise ConfigurationError("data.source.channels", channels, "no such choice", "use 1 or 3")
+    folder = Path(folder).expanduser()
+    splits = [_open_split(folder, split) for split in ("train", "test")]
+    train, test = (set(split.classes) for split in splits)
+    if train != test:
+        only = f"only in train/: {', '.join(sorted(train - test))}; only in test/: {', '.join(sorted(test - train))}"
+        raise _wrong(folder, f"train/ and test/ hold different classes ({only})", "make them the same")
+    decode = partial(_decode, size=image_size, fit=RESIZES[resize], mode=_MODES[channels])
+    decoded = [_decode_split(split, decode, image_size, channels) for split in splits]
+    return RawDataset(folder.resolve().name, decoded[0], decoded[1], tuple(splits[0].classes))
+
+
+def _wrong(root: str | Path | None, problem: str, remedy: str) -> ConfigurationError:
+    return ConfigurationError("data.root", root, problem, remedy)
 
 
 def _open_split(folder: Path, split: str) -> _VisibleImages:
     """The list of files of one split, every class with at least one."""
     path = folder / split
     if not path.is_dir():
-        raise ConfigurationError(
-            "data.root",
-            folder,
-            f"there is no folder {split}/ in it",
-            "lay the images out as train/<class>/… and test/<class>/… (rename val/ to test/ if need be)",
-        )
-    if not any(entry.is_dir() and entry.name[0] != "." for entry in path.iterdir()):
-        raise ConfigurationError(
-            "data.root", folder, f"{split}/ holds no class folders", f"make one folder per class in {split}/"
-        )
+        remedy = "lay the images out as train/<class>/… and test/<class>/… (rename val/ to test/ if need be)"
+        raise _wrong(folder, f"there is no folder {split}/ in it", remedy)
     dataset = _VisibleImages(path)
+    kinds = ", ".join(IMG_EXTENSIONS)
     if dataset.skipped:
-        say(
-            f"warning: {len(dataset.skipped)} files in {path} are left out, the first is {dataset.skipped[0]}: images "
-            f"are files that end with {', '.join(IMG_EXTENSIONS)}"
-        )
-    counts = torch.bincount(torch.tensor(dataset.targets, dtype=torch.int64), minlength=len(dataset.classes))
-    empty = [name for name, count in zip(dataset.classes, counts.tolist(), strict=True) if count == 0]
-    if empty:
-        raise ConfigurationError(
-            "data.root",
-            folder,
-            f"no images in {', '.join(f'{split}/{name}' for name in empty)}",
-            f"put images there ({', '.join(IMG_EXTENSIONS)}) or remove the class",
-        )
+        found = f"{len(dataset.skipped)} files in {path}, the first is {dataset.skipped[0]}"
+        say(f"warning: only files that end with {kinds} are images; left out are {found}")
+    if empty := sorted(set(dataset.class_to_idx.values()) - set(dataset.targets)):
+        names = ", ".join(f"{split}/{dataset.classes[label]}" for label in empty)
+        raise _wrong(folder, f"no images in {names}", f"put images there ({kinds}) or remove the class")
     return dataset
-
-
-def _refuse_other_classes(folder: Path, train: list[str], test: list[str]) -> None:
-    if train == test:
-        return
-    found = [
-        f"only in {split}/: {', '.join(sorted(names))}"
-        for split, names in (("train", set(train) - set(test)), ("test", set(test) - set(train)))
-        if names
-    ]
-    raise ConfigurationError(
-        "data.root",
-        folder,
-        f"train/ and test/ hold different classes ({'; '.join(found)})",
-        "make them the same",
-    )
 
 
 def _decode(path: str, size: int, fit: Callable[[Image.Image, int], Image.Image], mode: str) -> Tensor:
@@ -167,9 +125,7 @@ def _decode(path: str, size: int, fit: Callable[[Image.Image, int], Image.Image]
             upright = ImageOps.exif_transpose(image)  # cameras store the rotation beside the pixels
             return transforms.pil_to_tensor(fit(upright.convert(mode), size))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ConfigurationError(
-            "data.root", path, f"this image cannot be read: {error}", "repair or remove the file"
-        ) from error
+        raise _wrong(path, f"this image cannot be read: {error}", "repair or remove the file") from error
 
 
 def _decode_split(
@@ -177,10 +133,7 @@ def _decode_split(
 ) -> LabelledImages:
     """All files of a split; the tensor is allocated once, so that memory peaks at the size of the result."""
     images = torch.empty((len(dataset.samples), channels, image_size, image_size), dtype=torch.uint8)
-    executor = ThreadPoolExecutor(max_workers=os.cpu_count())
-    try:
+    with ThreadPoolExecutor(os.cpu_count()) as executor:  # map cancels the rest after a bad file
         for position, image in enumerate(executor.map(decode, (path for path, _ in dataset.samples))):
             images[position] = image
-    finally:
-        executor.shutdown(cancel_futures=True)  # after a bad file, the rest need not be decoded
     return LabelledImages(images, torch.tensor(dataset.targets, dtype=torch.int64))

@@ -85,12 +85,8 @@ class ShuffledBatches(DistributedSampler[BatchIndex]):
         self._chosen = None if self.samples is None else _checked_indices(self.samples(epoch, self.labels), self.labels)
         self.count = len(self.labels if self._chosen is None else self._chosen)
         if min(self.batch_size, self.count) < self.world_size:
-            raise ConfigurationError(
-                "data.batch_size",
-                self.batch_size,
-                f"a batch of {min(self.batch_size, self.count)} images cannot be shared by {self.world_size} devices",
-                "raise it or use fewer devices",
-            )
+            problem = f"{min(self.batch_size, self.count)} images cannot be shared by {self.world_size} devices"
+            raise ConfigurationError("data.batch_size", self.batch_size, problem, "raise it or use fewer devices")
 
     def __len__(self) -> int:
         whole, left = divmod(self.count, self.batch_size)
@@ -109,19 +105,11 @@ class ShuffledBatches(DistributedSampler[BatchIndex]):
 
 
 def _checked_indices(chosen: Any, labels: Tensor) -> Tensor:
-    found = None
-    if not isinstance(chosen, Tensor):
-        found = f"a {type(chosen).__name__}"
-    elif chosen.dtype != torch.int64 or chosen.ndim != 1:
-        found = f"{chosen.dtype} {list(chosen.shape)}"
-    elif len(chosen) == 0:
-        found = "no indices"
-    elif int(chosen.min()) < 0 or int(chosen.max()) >= len(labels):
-        found = f"indices from {int(chosen.min())} to {int(chosen.max())} of {len(labels)} images"
-    if found:
-        raise ConfigurationError(
-            "expert.samples", "…", f"it returned {found}", f"return int64 indices [M] from 0 to {len(labels) - 1}"
-        )
+    vector = isinstance(chosen, Tensor) and chosen.dtype == torch.int64 and chosen.ndim == 1 and len(chosen) > 0
+    if not vector or int(chosen.min()) < 0 or int(chosen.max()) >= len(labels):
+        found = f"{chosen.dtype} {list(chosen.shape)}" if isinstance(chosen, Tensor) else f"a {type(chosen).__name__}"
+        remedy = f"return one or more int64 indices [M], each from 0 to {len(labels) - 1}"
+        raise ConfigurationError("expert.samples", "…", f"it returned {found}, which are no indices of images", remedy)
     return chosen.cpu()
 
 
@@ -140,29 +128,21 @@ class OrderedBatches(DistributedSampler[Tensor]):
         return iter(self.parts)
 
 
-class _TrainingBatches(Dataset[TrainingBatch]):
+class _Batches(Dataset[Any]):
+    """A split that is indexed by whole batches."""
+
     def __init__(self, split: LabelledImages) -> None:
         self.split = split
 
-    def __getitem__(self, index: BatchIndex) -> TrainingBatch:
-        part = self.split.take(index.samples)
-        return TrainingBatch(part.images, part.labels, index.rows, index.batch_size)
+    def __getitem__(self, index: BatchIndex | Tensor) -> TrainingBatch | tuple[Tensor, Tensor]:
+        if isinstance(index, Tensor):
+            return self.split.images[index], self.split.labels[index]
+        samples, rows, batch_size = index
+        return TrainingBatch(self.split.images[samples], self.split.labels[samples], rows, batch_size)
 
 
-class _EvaluationBatches(Dataset[tuple[Tensor, Tensor]]):
-    def __init__(self, split: LabelledImages) -> None:
-        self.split = split
-
-    def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        part = self.split.take(index)
-        return part.images, part.labels
-
-
-def training_loader(split: LabelledImages, sampler: ShuffledBatches) -> DataLoader[TrainingBatch]:
-    """A DataLoader of :class:`TrainingBatch`; Lightning finds ``set_epoch`` on its ``sampler``."""
-    return DataLoader(_TrainingBatches(split), sampler=sampler, batch_size=None, pin_memory=torch.cuda.is_available())
-
-
-def evaluation_loader(split: LabelledImages, sampler: OrderedBatches) -> DataLoader[tuple[Tensor, Tensor]]:
-    """A DataLoader of (images, labels)."""
-    return DataLoader(_EvaluationBatches(split), sampler=sampler, batch_size=None, pin_memory=torch.cuda.is_available())
+def loader(split: LabelledImages, sampler: ShuffledBatches | OrderedBatches) -> DataLoader[Any]:
+    """A DataLoader of :class:`TrainingBatch`, or of (images, labels) in order; Lightning finds ``set_epoch`` on its
+    ``sampler``.
+    """
+    return DataLoader(_Batches(split), sampler=sampler, batch_size=None, pin_memory=torch.cuda.is_available())

@@ -18,11 +18,11 @@ import torch
 from kornia.enhance import zca_mean
 from torch import Tensor
 
+from ast_lightning.config.data import PREPROCESSINGS
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import FIELD, read_checked_tensors, tensor_checksum
 from ast_lightning.storage.files import write_tensors
 
-KINDS = ("standardize", "zca", "none")
 _CHUNK_BYTES = 256 * 2**20  # pixels handled at once by a matrix product or a conversion from uint8
 _GIB = 2**30
 
@@ -34,9 +34,6 @@ class Preprocessing(ABC):
     """
 
     kind: str
-
-    def __init__(self) -> None:
-        self._moved: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
 
     @abstractmethod
     def apply(self, images: Tensor) -> Tensor:
@@ -77,12 +74,8 @@ class Preprocessing(ABC):
         return digest.hexdigest()[:16]
 
     def _tensors_for(self, images: Tensor) -> dict[str, Tensor]:
-        """The statistics on the device and in the dtype of ``images``, moved there once."""
-        place = (images.device, images.dtype)
-        if place not in self._moved:
-            with torch.inference_mode(False):  # the copies outlive a validation loop and must serve autograd after it
-                self._moved[place] = {name: tensor.to(*place) for name, tensor in self.tensors().items()}
-        return self._moved[place]
+        """The statistics on the device and in the dtype of ``images``."""
+        return {name: tensor.to(images) for name, tensor in self.tensors().items()}
 
 
 class NoPreprocessing(Preprocessing):
@@ -111,7 +104,6 @@ class Standardization(Preprocessing):
     kind = "standardize"
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
-        super().__init__()
         self.mean, self.std = _stored(mean), _stored(std)
 
     def apply(self, images: Tensor) -> Tensor:
@@ -142,7 +134,6 @@ class ZcaWhitening(Preprocessing):
     kind = "zca"
 
     def __init__(self, mean: Tensor, transform: Tensor, inverse: Tensor, eps: float) -> None:
-        super().__init__()
         self.mean, self.transform, self.inverse = _stored(mean), _stored(transform), _stored(inverse)
         self.eps = float(eps)
 
@@ -173,7 +164,7 @@ def fit_preprocessing(
     """Fit on the training images.
 
     Args:
-        kind: one of ``KINDS``.
+        kind: ``standardize``, ``zca`` or ``none``.
         images_uint8: uint8 [N, C, H, W].
         zca_eps: added to the covariance's eigenvalues, in units of squared pixel values in [0, 1].
         zca_max_features: ZCA is refused for images of more values than this, for its memory.
@@ -186,19 +177,9 @@ def fit_preprocessing(
         return _standardization(images_uint8, mean, std)
     if kind == "zca":
         return _zca(images_uint8, zca_eps, zca_max_features)
-    check_kind(kind)
-    return NoPreprocessing()
-
-
-def check_kind(kind: str) -> None:
-    """Raise ``ConfigurationError`` unless ``kind`` is one of ``KINDS``."""
-    if kind not in KINDS:
-        raise ConfigurationError("data.preprocessing", kind, "no such preprocessing", f"use one of {', '.join(KINDS)}")
-
-
-def to_unit(images_uint8: Tensor) -> Tensor:
-    """uint8 images to float32 in [0, 1]."""
-    return images_uint8.to(torch.float32).div_(255)
+    if kind == "none":
+        return NoPreprocessing()
+    raise ConfigurationError("data.preprocessing", kind, "no such choice", f"use one of {', '.join(PREPROCESSINGS)}")
 
 
 def preprocess(preprocessing: Preprocessing, images_uint8: Tensor) -> Tensor:
@@ -206,7 +187,7 @@ def preprocess(preprocessing: Preprocessing, images_uint8: Tensor) -> Tensor:
     result = torch.empty(images_uint8.shape, dtype=torch.float32)
     size = _chunk_length(images_uint8)
     for part, out in zip(images_uint8.split(size), result.split(size), strict=True):
-        out.copy_(preprocessing.apply(to_unit(part)))
+        out.copy_(preprocessing.apply(part.float().div_(255)))
     return result
 
 
@@ -233,27 +214,19 @@ def load_preprocessing(path: str | Path) -> Preprocessing:
         return Standardization(**tensors)
     if kind == "none":
         return NoPreprocessing()
-    raise ValueError(f"{path} holds no preprocessing (kind {kind!r}; known: {', '.join(KINDS)})")
+    raise ValueError(f"it holds no preprocessing (kind {kind!r})")
 
 
 def _standardization(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Standardization:
     if mean is None and std is None:
         return Standardization(*_channel_statistics(images))
     if mean is None or std is None:
-        raise ConfigurationError(
-            "data.mean",
-            mean,
-            f"mean and std are given together or not at all (data.std={std})",
-            "give both or null",
-        )
+        problem = f"mean and std are given together or not at all (data.std={std})"
+        raise ConfigurationError("data.mean", mean, problem, "give both or null")
     for option, values in (("data.mean", mean), ("data.std", std)):
         if len(values) != images.shape[1]:
-            raise ConfigurationError(
-                option,
-                list(values),
-                f"{len(values)} values for images of {images.shape[1]} channels",
-                "give one value per channel, or null to take them from the training images",
-            )
+            problem = f"{len(values)} values for images of {images.shape[1]} channels"
+            raise ConfigurationError(option, list(values), problem, "give one value per channel, or null")
     if min(std) <= 0:
         raise ConfigurationError("data.std", list(std), "a standard deviation is positive", "correct it or use null")
     return Standardization(torch.tensor(list(mean)), torch.tensor(list(std)))
@@ -274,27 +247,19 @@ def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _zca(images: Tensor, eps: float, max_features: int) -> ZcaWhitening:
-    count, features = len(images), images[0].numel()
+    features = images[0].numel()
     if features > max_features:
         stored = 2 * 4 * features**2  # transform and inverse in float32
-        needed = stored + 4 * 8 * features**2 + 2 * 4 * count * features  # decomposition in float64, images twice
-        raise ConfigurationError(
-            "data.preprocessing",
-            "zca",
-            f"images of {features} values, more than data.zca_max_features={max_features}: whitening takes "
-            f"about {needed / _GIB:.1f} GiB of memory and {stored / _GIB:.1f} GiB in every saved copy",
-            "use data.preprocessing=standardize or a smaller data.image_size, or raise data.zca_max_features",
+        needed = stored + 4 * 8 * features**2 + 2 * 4 * images.numel()  # decomposition in float64, images twice
+        problem = (
+            f"images of {features} values, more than data.zca_max_features={max_features}: whitening takes about "
+            f"{needed / _GIB:.1f} GiB of memory and {stored / _GIB:.1f} GiB in every saved copy"
         )
+        remedy = "use data.preprocessing=standardize or a smaller data.image_size, or raise data.zca_max_features"
+        raise ConfigurationError("data.preprocessing", "zca", problem, remedy)
     if not eps > 0:
         raise ConfigurationError("data.zca_eps", eps, "it has to be positive", "use 0.1, as published")
-    if count < 2:
-        raise ConfigurationError(
-            "data.preprocessing",
-            "zca",
-            f"a covariance needs two images, not {count}",
-            "use more training images",
-        )
-    transform, mean, inverse = zca_mean(to_unit(images), eps=float(eps), return_inverse=True)
+    transform, mean, inverse = zca_mean(images.float().div_(255), eps=float(eps), return_inverse=True)
     assert inverse is not None
     return ZcaWhitening(mean.reshape(-1), transform, inverse, eps)
 

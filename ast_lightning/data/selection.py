@@ -9,6 +9,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from ast_lightning.data.sources import LabelledImages
+from ast_lightning.data.splits import smallest_class
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.randomness import keyed_generator, keyed_seed
 
@@ -104,12 +105,7 @@ def check_ipc(labels: Tensor, class_names: Sequence[str], ipc: int) -> None:
     Raises:
         ConfigurationError: naming the class and its size.
     """
-    counts = torch.bincount(labels, minlength=len(class_names))
-    smallest = int(counts.argmin())
-    if ipc > int(counts[smallest]):
-        raise ConfigurationError(
-            "distill.ipc",
-            ipc,
-            f"class {class_names[smallest]!r} has only {int(counts[smallest])} training images",
-            f"give at most {int(counts[smallest])}, or set distill.init=noise",
-        )
+    name, count = smallest_class(labels, class_names)
+    if ipc > count:
+        problem = f"class {name!r} has only {count} training images"
+        raise ConfigurationError("distill.ipc", ipc, problem, f"give at most {count}, or set distill.init=noise")

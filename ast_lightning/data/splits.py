@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,44 +17,33 @@ _RESIZE_CHUNK = 4096
 
 def check_raw(raw: RawDataset, source: object) -> None:
     """Raise ``ConfigurationError`` if a source broke its promises, or a class has no training images."""
-    for split, images in (("training", raw.train), ("test", raw.test)):
-        problem = _problem(images, len(raw.class_names))
-        if problem:
-            raise ConfigurationError(
-                "data.source", source, f"its {split} images: {problem}", "correct the source, see RawDataset"
-            )
-    if len(raw.class_names) < 2:
-        problem = f"its only class is {', '.join(raw.class_names) or 'none'}"
-        raise ConfigurationError("data.source", source, problem, "give images of two classes or more")
-    if raw.train.images.shape[1:] != raw.test.images.shape[1:]:
-        sizes = f"{list(raw.train.images.shape[1:])} and {list(raw.test.images.shape[1:])}"
-        raise ConfigurationError(
-            "data.source",
-            source,
-            f"training and test images differ in shape ({sizes})",
-            "give them one shape",
-        )
+    if problem := next(_problems(raw), None):
+        raise ConfigurationError("data.source", source, problem, "correct the images, see RawDataset")
+
+
+def _problems(raw: RawDataset) -> Iterator[str]:
+    """What is wrong with a dataset; each check may rely on those before it."""
+    num_classes = len(raw.class_names)
+    if num_classes < 2:
+        yield f"it has {num_classes} classes, and two classes are the least"
+    for name, split in (("training", raw.train), ("test", raw.test)):
+        images, labels = split.images, split.labels
+        if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
+            yield f"{name} images: expected uint8 [N, C, H, W], not {images.dtype} {list(images.shape)}"
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            yield f"{name} images: expected int64 labels [{len(images)}], not {labels.dtype} {list(labels.shape)}"
+        low, high = (int(bound) for bound in torch.aminmax(labels))
+        if low < 0 or high >= num_classes:
+            yield f"{name} images: labels from {low} to {high} for {num_classes} class names"
+    shapes = [list(split.images.shape[1:]) for split in (raw.train, raw.test)]
+    if shapes[0] != shapes[1]:
+        yield f"training and test images differ in shape ({shapes[0]} and {shapes[1]})"
     name, count = smallest_class(raw.train.labels, raw.class_names)
     if count == 0:
-        raise ConfigurationError(
-            "data.source", source, f"class {name!r} has no training images", "add some or remove the class"
-        )
+        yield f"class {name!r} has no training images"
 
 
-def _problem(split: LabelledImages, num_classes: int) -> str | None:
-    images, labels = split.images, split.labels
-    if images.dtype != torch.uint8 or images.ndim != 4:
-        return f"expected uint8 [N, C, H, W], not {images.dtype} {list(images.shape)}"
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        return f"expected int64 labels [{len(images)}], not {labels.dtype} {list(labels.shape)}"
-    if len(images) == 0:
-        return "there are none"
-    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-        return f"labels from {int(labels.min())} to {int(labels.max())} for {num_classes} class names"
-    return None
-
-
-def smallest_class(labels: Tensor, class_names: tuple[str, ...]) -> tuple[str, int]:
+def smallest_class(labels: Tensor, class_names: Sequence[str]) -> tuple[str, int]:
     """Name and size of the class with the fewest samples."""
     counts = torch.bincount(labels, minlength=len(class_names))
     smallest = int(counts.argmin())
@@ -70,19 +60,14 @@ def hold_out(
     """
     if fraction == 0:
         return train, None
-    chosen = torch.zeros(len(train), dtype=torch.bool)
-    for label, name in enumerate(class_names):
-        members = (train.labels == label).nonzero().squeeze(1)
-        held = max(1, round(fraction * len(members)))
-        if held >= len(members):
-            raise ConfigurationError(
-                "data.validation_fraction",
-                fraction,
-                f"it leaves no training images of class {name!r}, which has {len(members)}",
-                "lower it, or set it to 0",
-            )
-        chosen[members[torch.randperm(len(members), generator=generator)[:held]]] = True
-    return train.take((~chosen).nonzero().squeeze(1)), train.take(chosen.nonzero().squeeze(1))
+    sizes = torch.bincount(train.labels, minlength=len(class_names)).tolist()
+    held = [max(1, round(fraction * size)) for size in sizes]
+    for name, size, count in zip(class_names, sizes, held, strict=True):
+        if count >= size:
+            problem = f"it leaves no training images of class {name!r}, which has {size}"
+            raise ConfigurationError("data.validation_fraction", fraction, problem, "lower it, or set it to 0")
+    chosen = _draw(train.labels, held, generator)
+    return train.take(~chosen), train.take(chosen)
 
 
 def subset_per_class(
@@ -93,17 +78,18 @@ def subset_per_class(
         return train
     name, count = smallest_class(train.labels, class_names)
     if per_class > count:
-        raise ConfigurationError(
-            "data.per_class",
-            per_class,
-            f"class {name!r} has {count} training images",
-            f"use at most {count} or null",
-        )
-    chosen = []
-    for label in range(len(class_names)):
-        members = (train.labels == label).nonzero().squeeze(1)
-        chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class]])
-    return train.take(torch.cat(chosen).sort().values)
+        problem = f"class {name!r} has {count} training images"
+        raise ConfigurationError("data.per_class", per_class, problem, f"use at most {count} or null")
+    return train.take(_draw(train.labels, [per_class] * len(class_names), generator))
+
+
+def _draw(labels: Tensor, counts: Sequence[int], generator: torch.Generator) -> Tensor:
+    """bool [N]: ``counts[label]`` random samples of every class."""
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label, count in enumerate(counts):
+        members = (labels == label).nonzero().squeeze(1)
+        chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return chosen
 
 
 def resize(split: LabelledImages, image_size: int | None) -> LabelledImages:

@@ -24,6 +24,9 @@ from ast_lightning.networks import FunctionalNetwork, NetworkFactory, build_netw
 from ast_lightning.randomness import Key, keyed_generator, keyed_global_state
 from ast_lightning.synthetic.training_set import TrainingSet
 
+_Batch = tuple[int, Tensor, Tensor]
+"""Epoch, augmented images, labels."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -125,12 +128,12 @@ class NetworkEvaluator:
         theta = torch.stack(initial).to(device, dtype).requires_grad_()
         streams = [self._batches(index, each, device) for index, each in zip(indices, sets, strict=True)]
 
-        def steps() -> Iterator[tuple[int, Callable[[], Tensor]]]:
+        def batches() -> Iterator[_Batch]:
             for parts in zip(*streams, strict=True):
-                images, labels = (torch.stack([part[field] for part in parts]) for field in (1, 2))
-                yield parts[0][0], functools.partial(_summed_loss, network, theta, images, labels)
+                yield parts[0][0], *(torch.stack([part[field] for part in parts]) for field in (1, 2))
 
-        self._fit([theta], steps(), [each.learning_rate for each in sets])
+        loss = functools.partial(_summed_loss, network, theta)
+        self._fit([theta], batches(), loss, [each.learning_rate for each in sets])
         trained = theta.detach()
         if len(indices) == 1:
             return lambda images: network(trained[0], images).unsqueeze(0)
@@ -140,19 +143,13 @@ class NetworkEvaluator:
     def _train_module(self, index: int, training_set: TrainingSet, device: torch.device) -> Callable[[Tensor], Tensor]:
         module: nn.Module = build_network(self._factory, *self.key, "network", index)
         module.to(device, _precision(training_set)).train()
-
-        def steps() -> Iterator[tuple[int, Callable[[], Tensor]]]:
-            for epoch, images, labels in self._batches(index, training_set, device):
-                yield epoch, functools.partial(_module_loss, module, images, labels)
-
+        batches, rates = self._batches(index, training_set, device), [training_set.learning_rate]
         with keyed_global_state(*self.key, "dropout", index):
-            self._fit(list(module.parameters()), steps(), [training_set.learning_rate])
+            self._fit(list(module.parameters()), batches, lambda x, y: F.cross_entropy(module(x), y), rates)
         module.eval()
         return lambda images: module(images).unsqueeze(0)
 
-    def _batches(
-        self, index: int, training_set: TrainingSet, device: torch.device
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def _batches(self, index: int, training_set: TrainingSet, device: torch.device) -> Iterator[_Batch]:
         """(epoch, augmented images, labels) of every step of one network."""
         dtype = _precision(training_set)
         images, labels = training_set.images.detach().to(device, dtype), training_set.labels.to(device)
@@ -169,7 +166,8 @@ class NetworkEvaluator:
     def _fit(
         self,
         parameters: list[Tensor],
-        steps: Iterator[tuple[int, Callable[[], Tensor]]],
+        batches: Iterator[_Batch],
+        loss: Callable[[Tensor, Tensor], Tensor],
         learning_rates: Sequence[float],
     ) -> None:
         """SGD whose learning rate falls once; from there on with a fresh optimiser."""
@@ -183,11 +181,11 @@ class NetworkEvaluator:
             return torch.optim.SGD(parameters, lr, momentum=momentum, weight_decay=settings.weight_decay)
 
         optimizer, decayed = sgd(rate, settings.momentum), False
-        for epoch, loss in steps:
+        for epoch, images, labels in batches:
             if epoch > settings.decay_after and not decayed:
                 optimizer, decayed = sgd(rate * settings.lr_decay, settings.momentum_after_decay), True
             optimizer.zero_grad()
-            loss().backward()
+            loss(images, labels).backward()
             optimizer.step()
 
     @torch.no_grad()
@@ -213,7 +211,3 @@ def _summed_loss(network: FunctionalNetwork, theta: Tensor, images: Tensor, labe
     logits = vmap(network)(theta, images)
     each: Tensor = vmap(F.cross_entropy)(logits, labels)
     return each.sum()
-
-
-def _module_loss(module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(module(images), labels)

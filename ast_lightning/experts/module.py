@@ -139,12 +139,9 @@ class ExpertModule(LightningModule):
         if self.settings.samples == "all":
             return None
         if self.trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
-            raise ConfigurationError(
-                "expert.samples",
-                self.settings.samples,
-                "epochs may differ in length, and this Trainer measures only the first",
-                "give the Trainer reload_dataloaders_every_n_epochs=1",
-            )
+            problem = "epochs may differ in length, and this Trainer measures only the first"
+            remedy = "give the Trainer reload_dataloaders_every_n_epochs=1"
+            raise ConfigurationError("expert.samples", self.settings.samples, problem, remedy)
         return resolve(self.settings.samples, {}, "expert.samples")
 
     def _data(self) -> ImageDataModule:

@@ -183,12 +183,8 @@ def _sum(regularizers: Sequence[Regularizer], *arguments: Any) -> Tensor:
     values = [regularizer(*arguments) for regularizer in regularizers]
     for value in values:
         if value.ndim:
-            raise ConfigurationError(
-                "expert.regularizers",
-                "[…]",
-                f"a regulariser returned a tensor of shape {list(value.shape)}",
-                "return a scalar, such as a mean",
-            )
+            problem = f"a regulariser returned a tensor of shape {list(value.shape)}"
+            raise ConfigurationError("expert.regularizers", "[…]", problem, "return a scalar, such as a mean")
     return torch.stack(values).sum()
 
 

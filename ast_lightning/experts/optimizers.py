@@ -67,10 +67,7 @@ def build_optimizer(parameters: Sequence[nn.Parameter], settings: ExpertSettings
     built = resolve(settings.optimizer, OPTIMIZERS, "expert.optimizer")(parameters, settings)
     found = built.get("optimizer") if isinstance(built, Mapping) else built
     if not isinstance(found, Optimizer):
-        raise ConfigurationError(
-            "expert.optimizer",
-            settings.optimizer,
-            f"it returned a {type(built).__name__}",
-            "return a torch optimiser, or {'optimizer': …, 'lr_scheduler': …}",
-        )
+        remedy = "return a torch optimiser, or {'optimizer': …, 'lr_scheduler': …}"
+        problem = f"it returned a {type(built).__name__}"
+        raise ConfigurationError("expert.optimizer", settings.optimizer, problem, remedy)
     return built  # Lightning checks the rest

@@ -31,15 +31,19 @@ class TrajectoryRecorder(Callback):
 
     def __init__(self, store: TrajectoryStore | None) -> None:
         self.store = store
-        self.movement: list[float] = []
         self._history: list[dict[str, float]] = []
         self._previous: Tensor | None = None
+
+    @property
+    def movement(self) -> list[float]:
+        """Of every epoch, also where it was trained in an earlier session."""
+        return [row["trajectory/movement"] for row in self._history]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         expert = _expert(pl_module)
         self._previous = _flat(expert)
         if trainer.current_epoch == 0:
-            self.movement, self._history = [], []
+            self._history = []
         if self.store is not None and trainer.is_global_zero:
             self.store.drop_snapshots_after(expert.expert_index, trainer.current_epoch)
             if trainer.current_epoch == 0:
@@ -53,15 +57,11 @@ class TrajectoryRecorder(Callback):
         assert self._previous is not None
         movement = float((current - self._previous).norm())
         if not math.isfinite(movement):
-            raise ConfigurationError(
-                "expert.lr",
-                expert.settings.lr,
-                f"expert {expert.expert_index} diverged in epoch {trainer.current_epoch + 1}, its parameters are no "
-                "longer finite",
-                "lower expert.lr or expert.gradient_penalty",
-            )
+            where = f"expert {expert.expert_index} diverged in epoch {trainer.current_epoch + 1}"
+            problem = f"{where}, its parameters are no longer finite"
+            remedy = "lower expert.lr or expert.gradient_penalty"
+            raise ConfigurationError("expert.lr", expert.settings.lr, problem, remedy)
         self._previous = current
-        self.movement.append(movement)
         expert.log("trajectory/movement", movement, rank_zero_only=True)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self._history.append({**metrics, "trajectory/movement": movement})
@@ -70,8 +70,8 @@ class TrajectoryRecorder(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         expert = _expert(pl_module)
-        # movement and history belong to the whole trajectory, also where it was trained in several sittings
-        if self.store is not None and trainer.is_global_zero and len(self.movement) == self.store.epochs:
+        # the history is that of the whole trajectory, also where it was trained in several sessions
+        if self.store is not None and trainer.is_global_zero and len(self._history) == self.store.epochs:
             self.store.finish(
                 expert.expert_index,
                 {
@@ -84,10 +84,9 @@ class TrajectoryRecorder(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"movement": list(self.movement), "history": [dict(row) for row in self._history]}
+        return {"history": [dict(row) for row in self._history]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.movement = list(state_dict["movement"])
         self._history = list(state_dict["history"])
 
     def _write(self, expert: ExpertModule, epoch: int) -> None:

@@ -9,7 +9,6 @@ from ast_lightning.networks.functional import (
     build_network,
     describe_network,
     is_dropout,
-    parameter_layout,
 )
 
 __all__ = [
@@ -21,5 +20,4 @@ __all__ = [
     "describe_network",
     "ease_second_derivatives",
     "is_dropout",
-    "parameter_layout",
 ]

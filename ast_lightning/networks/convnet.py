@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ast_lightning.config.network import ConvNetSettings
 from ast_lightning.errors import ConfigurationError
 
 
@@ -117,22 +118,16 @@ class ConvNet(nn.Module):
         pooling: str = "avg",
     ) -> None:
         super().__init__()
-        _choice("network.normalization", normalization, _NORMALIZATIONS)
-        _choice("network.activation", activation, _ACTIVATIONS)
-        _choice("network.pooling", pooling, _POOLINGS)
-        for option, value in (("network.width", width), ("network.depth", depth)):
-            if value < 1:
-                raise ConfigurationError(option, value, "it must be at least 1", "give a positive whole number")
+        ConvNetSettings(  # rejects what cannot work
+            width=width, depth=depth, normalization=normalization, activation=activation, pooling=pooling
+        )
         height, breadth = image_size
         first_padding = 3 if channels == 1 and (height, breadth) == (28, 28) else 1
         height, breadth = height + 2 * (first_padding - 1), breadth + 2 * (first_padding - 1)
         if pooling != "none" and min(height, breadth) >> depth < 1:
-            raise ConfigurationError(
-                "network.depth",
-                depth,
-                f"{depth} poolings leave nothing of images of {image_size[0]}×{image_size[1]} pixels",
-                "lower network.depth, raise data.image_size or set network.pooling=none",
-            )
+            problem = f"{depth} poolings leave nothing of images of {image_size[0]}×{image_size[1]} pixels"
+            remedy = "lower network.depth, raise data.image_size or set network.pooling=none"
+            raise ConfigurationError("network.depth", depth, problem, remedy)
         blocks: list[nn.Module] = []
         for block in range(depth):
             padding = first_padding if block == 0 else 1
@@ -149,8 +144,3 @@ class ConvNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.features(images).flatten(1))
-
-
-def _choice(option: str, value: str, choices: dict[str, Callable[..., nn.Module]]) -> None:
-    if value not in choices:
-        raise ConfigurationError(option, value, "there is no such choice", f"take one of {', '.join(choices)}")

@@ -39,26 +39,13 @@ def build_network(factory: NetworkFactory, *key: Key) -> nn.Module:
         with keyed_global_state(*key), _float32_by_default():
             network = factory()
     except TypeError as error:
-        raise ConfigurationError(
-            "network",
-            _qualified(getattr(factory, "func", factory)),
-            f"it cannot be built ({error})",
-            "correct the options of the network",
-        ) from error
-    if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise ConfigurationError(
-            "network",
-            type(network).__name__,
-            "it has no trainable parameters",
-            "give a network that can be trained",
-        )
-    if frozen := [name for name, parameter in network.named_parameters() if not parameter.requires_grad]:
-        raise ConfigurationError(
-            "network",
-            type(network).__name__,
-            f"its parameter {frozen[0]} is frozen, and a student trains all that a trajectory holds",
-            "make it trainable, or a buffer",
-        )
+        problem = f"it cannot be built ({error})"
+        raise ConfigurationError("network", _qualified(factory), problem, "correct its options") from error
+    frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+    if frozen or not any(True for _ in network.parameters()):
+        problem = f"its parameter {frozen[0]} is frozen" if frozen else "it has no parameters"
+        remedy = "give a network whose parameters are all trained; what is fixed must be a buffer"
+        raise ConfigurationError("network", type(network).__name__, problem, remedy)
     return network
 
 
@@ -90,7 +77,7 @@ def describe_network(factory: NetworkFactory) -> dict[str, Any]:
     if isinstance(factory, functools.partial):  # a partial of a partial is flat already
         arguments = inspect.signature(factory.func).bind_partial(*factory.args, **factory.keywords).arguments
     return {
-        "target": _qualified(factory.func if isinstance(factory, functools.partial) else factory),
+        "target": _qualified(factory),
         "arguments": _plain(arguments, "network"),
         "parameters": [[name, list(shape)] for name, shape in layout],
         **({"buffers": buffers} if buffers else {}),
@@ -103,6 +90,7 @@ def is_dropout(module: nn.Module) -> bool:
 
 
 def _qualified(target: Any) -> str:
+    target = target.func if isinstance(target, functools.partial) else target
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', type(target).__name__)}"
 
 
@@ -116,9 +104,8 @@ def _plain(value: Any, option: str) -> Any:
         return [_plain(item, option) for item in value]
     if callable(value) and hasattr(value, "__qualname__"):
         return _qualified(value)
-    raise ConfigurationError(
-        option, value, "trajectories cannot record this argument", "give numbers, texts, lists, classes or functions"
-    )
+    remedy = "give numbers, texts, lists, classes or functions"
+    raise ConfigurationError(option, value, "trajectories cannot record this argument", remedy)
 
 
 class FunctionalNetwork:
@@ -171,12 +158,9 @@ class FunctionalNetwork:
             ConfigurationError: its logits depend on more than its parameters and the images.
         """
         if problem := self.impurity(image):
-            raise ConfigurationError(
-                "network",
-                _qualified(getattr(self.factory, "func", self.factory)),
-                f"{problem}, and a student must be a function of its parameters and images alone",
-                "leave that layer out; dropout of torch.nn.Dropout layers is turned off in students",
-            )
+            problem += ", and a student must be a function of its parameters and images alone"
+            remedy = "leave that layer out; dropout of torch.nn.Dropout layers is turned off in students"
+            raise ConfigurationError("network", _qualified(self.factory), problem, remedy)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> FunctionalNetwork:
         """Move the skeleton's constant buffers, and convert the floating ones; parameters come with every call."""

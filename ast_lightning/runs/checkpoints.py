@@ -61,7 +61,7 @@ class RunStates(TorchCheckpointIO):
         try:
             return self._read(Path(path), map_location or "cpu")
         except Damaged as error:
-            raise self._lost(f"the checkpoint {path} cannot be used: {error}") from error
+            raise _rejected(f"the checkpoint {path} cannot be used: {error}", self._anew) from error
 
     def find(self, *, expected: bool) -> Path | None:
         """The checkpoint to resume from, the last one that is whole; None where there is none.
@@ -88,9 +88,9 @@ class RunStates(TorchCheckpointIO):
                     os.replace(self.last, self.folder / "damaged.ckpt")
             return path
         if damaged:
-            raise self._lost(f"none of the checkpoints in {self.folder} can be used")
+            raise _rejected(f"none of the checkpoints in {self.folder} can be used", self._anew)
         if expected:
-            raise self._lost(f"there is work, but no checkpoint to resume from in {self.folder}")
+            raise _rejected(f"there is work, but no checkpoint to resume from in {self.folder}", self._anew)
         return None
 
     def _read(self, path: Path, map_location: Any) -> dict[str, Any]:
@@ -98,26 +98,27 @@ class RunStates(TorchCheckpointIO):
         about = state.get(_ABOUT) if isinstance(state, dict) else None
         if not isinstance(about, dict):
             raise Damaged("it is no checkpoint of a run")
-        if about["format"] > FORMAT_VERSION:
-            raise ConfigurationError(
-                "fresh",
-                "false",
-                f"the format of the checkpoint {path} is {about['format']} and this version reads {FORMAT_VERSION}",
-                "install the version of ast_lightning that wrote it",
-            )
-        difference = first_difference(about["belongs_to"], self.belongs_to)
-        if difference:
-            name, theirs, ours = difference
-            raise self._lost(f"the checkpoint {path} was made with {name} = {theirs}, and now it is {ours}")
+        if about["format"] != FORMAT_VERSION:
+            raise _rejected(f"the format of the checkpoint {path} is {about['format']}", self._anew)
+        require_same(f"the checkpoint {path}", about["belongs_to"], self.belongs_to, self._anew)
         return dict(state)
 
-    def _lost(self, problem: str) -> ConfigurationError:
-        return ConfigurationError(
-            "fresh",
-            "false",
-            problem,
-            f"restore a good copy, or start anew with {self._anew}, which moves the earlier folder aside",
-        )
+
+def require_same(what: object, recorded: Mapping[str, Any], now: Mapping[str, Any], anew: str = "fresh=true") -> None:
+    """Compare what a checkpoint or result was made from with what is there now.
+
+    Raises:
+        ConfigurationError: naming the first difference.
+    """
+    difference = first_difference(recorded, now)
+    if difference:
+        name, theirs, ours = difference
+        raise _rejected(f"{what} was made with {name} = {theirs}, and now it is {ours}", anew)
+
+
+def _rejected(problem: str, anew: str) -> ConfigurationError:
+    remedy = f"restore a good copy, or start anew with {anew}, which moves the earlier folder aside"
+    return ConfigurationError("fresh", "false", problem, remedy)
 
 
 def begin_anew(folder: Path) -> None:

@@ -51,10 +51,8 @@ def create(section: str, kind: type[Any], factories: Factories, **arguments: Any
     created = {name: factory(**arguments) for name, factory in factories.items()}
     for name, each in created.items():
         if not isinstance(each, kind):
-            problem = f"it returns {type(each).__name__}, which is not a {kind.__module__}.{kind.__name__}"
-            target = getattr(factories[name], "func", factories[name])
-            option = f"{section}.{name}._target_"
-            raise ConfigurationError(option, getattr(target, "__name__", target), problem, "give a subclass of it")
+            problem = f"it is not a {kind.__module__}.{kind.__name__}"
+            raise ConfigurationError(f"{section}.{name}", type(each).__name__, problem, "give a subclass of it")
     return list(created.values())
 
 

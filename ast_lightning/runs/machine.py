@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from ast_lightning.compilation import Compilation, choose_compilation, keep_compiled_code
-from ast_lightning.errors import ConfigurationError
-from ast_lightning.networks import FunctionalNetwork, NetworkFactory
+from ast_lightning.compilation import Compilation, keep_compiled_code
 from ast_lightning.parallel.devices import device_type
 from ast_lightning.storage.files import read_json, write_json
 from ast_lightning.storage.provenance import versions
@@ -55,64 +53,15 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
 
 
-def compilation_for(
-    make_network: NetworkFactory,
-    image_shape: Sequence[int],
-    forward_passes: float,
-    option: str | bool,
-    device: str,
-    *,
-    fast_dev_run: bool = False,
-    never: str | None = None,
-) -> Compilation:
-    """Whether to compile, given the estimated work; the choice is printed.
-
-    Args:
-        make_network: makes the network that is trained.
-        image_shape: (C, H, W).
-        forward_passes: the work of the whole run as configured, in forward passes of one image.
-        option: ``compile``: ``auto``, True or False.
-        device: ``cpu``, ``cuda`` ….
-        fast_dev_run: whether nothing but a test of the configuration is run, for which ``auto`` does not compile.
-        never: why this run cannot be compiled; None where it can.
-
-    Raises:
-        ConfigurationError: the network is not supported, or ``compile=true`` where nothing can be compiled.
-    """
-    network = FunctionalNetwork(make_network)
-    network.require_pure(torch.zeros(*image_shape))
-    if never:
-        if option is True:
-            raise ConfigurationError("compile", "true", never, "set compile=auto")
-        compilation = Compilation(reason=never)
-    elif fast_dev_run and option == "auto":
-        compilation = Compilation(reason="auto: fast_dev_run")
-    else:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network(network.initial_parameters(0), torch.zeros(1, *image_shape))
-        compilation = choose_compilation(option, device, counter.get_total_flops() * forward_passes)
-    say(f"compile: {compilation}")
-    return compilation
-
-
 def record_machine(path: Path, compilation: Compilation, processes: int, *, resumed: bool) -> None:
     """Write what bit-identical results depend on beside the settings; a resumed run first prints what has changed."""
-    machine = {
-        "compile": str(compilation),
-        "threads": torch.get_num_threads(),
-        "processes": processes,
-        **versions(),
-    }
-    earlier = _earlier(path) if resumed else {}
+    machine = {"compile": str(compilation), "threads": torch.get_num_threads(), "processes": processes, **versions()}
+    earlier = {}
+    if resumed:
+        with suppress(OSError, ValueError):
+            earlier = read_json(path)
     for name, value in machine.items():
         before, now = (str(each).split(" ")[0] for each in (earlier.get(name, value), value))
         if before != now:
             say(f"note: {name} was {before} and is {now} now; results may not be bit-identical to an uninterrupted run")
     write_json(path, machine)
-
-
-def _earlier(path: Path) -> dict[str, Any]:
-    try:
-        return dict(read_json(path))
-    except (OSError, ValueError, TypeError):
-        return {}

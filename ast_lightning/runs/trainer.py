@@ -77,14 +77,13 @@ def build_trainer(
         problem = f"Lightning's Trainer rejects it ({error})"
         raise ConfigurationError("trainer", "…", problem, "correct the option that this message names") from error
     if trainer.world_size != devices_of(options):
-        raise ConfigurationError(
-            "trainer.devices",
-            options.get("devices"),
-            f"with trainer.num_nodes={options.get('num_nodes', 1)} it means {devices_of(options)} processes, and "
-            f"{trainer.world_size} are there",
+        expected = f"{devices_of(options)} processes are expected (trainer.num_nodes={options.get('num_nodes', 1)})"
+        remedy = (
             "start one a device: srun with trainer=slurm, torchrun with trainer=torchrun, or let Lightning start them "
-            "outside of SLURM or in a job named interactive",
+            "outside of SLURM or in a job named interactive"
         )
+        problem = f"{expected}, and {trainer.world_size} are there"
+        raise ConfigurationError("trainer.devices", options.get("devices"), problem, remedy)
     return trainer
 
 

@@ -39,8 +39,10 @@ def write_file(path: Path, fill: Callable[[BinaryIO], object], keep: Path | None
         if keep is not None and path.exists():
             os.replace(path, keep)
         _rename(hidden, path)
-    except BaseException:
+    except BaseException as error:
         hidden.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk names no file
+            error.filename = str(path)
         raise
 
 
@@ -103,11 +105,14 @@ def clear_leftovers(folder: Path) -> None:
     for path in folder.glob(".*.old"):
         place = path.with_name(path.name.removeprefix(".").removesuffix(".old").rpartition(".")[0])
         if place.exists():
-            _delete(path)
+            shutil.rmtree(path, ignore_errors=True)
         else:
             os.replace(path, place)
     for path in folder.glob(".*.partial"):
-        _delete(path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def set_aside(path: Path) -> Path | None:
@@ -152,13 +157,6 @@ def _rename(path: Path, place: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def format_bytes(count: float) -> str:

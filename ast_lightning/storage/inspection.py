@@ -54,13 +54,11 @@ def run_command(parser: argparse.ArgumentParser, words: Sequence[str] | None) ->
     """
     options = parser.parse_args(words)
     try:
-        status: int = options.run(options)
+        return int(options.run(options))
     except ConfigurationError as error:
         problem = str(error)
     except OSError as error:
         problem = f"{error.filename or 'the disk'}: {error.strerror or error}"
-    else:
-        return status
     print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
     return 2
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import os
 import platform
 import subprocess
 import sys
@@ -34,9 +33,6 @@ PACKAGES = (
 )
 """What takes part in the numbers, by the names of their distributions."""
 
-_OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
-"""Variables that name a repository other than the one around a folder."""
-
 _remembered: list[str] = []
 
 
@@ -44,7 +40,7 @@ def provenance() -> dict[str, Any]:
     """The keys ``versions``, ``git``, ``command`` and ``time``, as plain containers for an artifact's description."""
     return {
         "versions": versions(),
-        "git": git_revision(),
+        "git": git_revision(Path(ast_lightning.__file__).parent, Path.cwd()),
         "command": command_words(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -55,16 +51,6 @@ def versions() -> dict[str, str]:
     own = {"ast_lightning": ast_lightning.__version__, "python": platform.python_version()}
     installed = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {**own, **installed, "torch": torch.__version__}  # torch itself names the build as well
-
-
-def git_revision() -> dict[str, Any] | None:
-    """The revision of the package's code, or else of the working directory.
-
-    Returns:
-        ``{"of": "package" | "working directory", "commit": …, "dirty": …}``: dirty where a tracked file was changed.
-        None outside of a checkout, and where git is not installed.
-    """
-    return _revisions(Path(ast_lightning.__file__).parent, Path.cwd())
 
 
 def remember_command(words: Sequence[str]) -> None:
@@ -82,31 +68,23 @@ def command_words() -> list[str]:
 
 
 @functools.cache
-def _revisions(package: Path, working: Path) -> dict[str, Any] | None:
-    """Asked once: what matters is the code that this process began with."""
-    in_package = _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None
-    of, folder = ("package", package) if in_package else ("working directory", working)
-    commit = _git(folder, "rev-parse", "HEAD")
-    if commit is None:
-        return None
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return {"of": of, "commit": commit, "dirty": changed != ""}
+def git_revision(package: Path, working: Path) -> dict[str, Any] | None:
+    """The revision of the package's code, or else of the working directory, when this process first asked for it.
+
+    Returns:
+        ``{"of": "package" | "working directory", "commit": …, "dirty": …}``: dirty where a tracked file was changed.
+        None outside of a checkout, and where git is not installed.
+    """
+    tracked = _git(package, "ls-files", "__init__.py")
+    of, folder = ("package", package) if tracked else ("working directory", working)
+    commit, _, dirty = _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*").partition("-")
+    return {"of": of, "commit": commit, "dirty": bool(dirty)} if commit else None
 
 
-def _git(folder: Path, *words: str) -> str | None:
-    """What git prints, or None where it fails, is missing, or takes too long."""
-    inherited = {name: value for name, value in os.environ.items() if name not in _OF_A_HOOK}
-    environment = {**inherited, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+def _git(folder: Path, *words: str) -> str:
+    """What git prints; nothing where it fails, is missing, or takes too long."""
+    command = ["git", "--no-optional-locks", "-C", str(folder), *words]
     try:
-        result = subprocess.run(
-            ["git", "-C", str(folder), *words],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            check=True,
-        )
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
+        return ""

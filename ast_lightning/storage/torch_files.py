@@ -12,20 +12,20 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import Damaged, bytes_checksum
 from ast_lightning.storage.files import write_file
 from ast_lightning.storage.reading import reading
 
 _ZIP = b"PK\x03\x04"
-_COPY = "copy it once more from where it came"
+_COPY = "copy it once more from where it came, or save it again as plain tensors"
 
 
 def load_plain(path: Path, option: str) -> Any:
@@ -41,25 +41,23 @@ def load_plain(path: Path, option: str) -> Any:
     Raises:
         ConfigurationError: the file cannot be read, is damaged, or holds anything else. Nothing of it was run.
     """
-    try:
-        with reading(path, _COPY, option, path):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip(path))
-    except ConfigurationError:
-        raise
-    except Exception as error:  # what a damaged file makes torch raise is not documented
-        found = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if found:
-            what = f"it holds a pickled {found[1]}, which was not run"
-            remedy = "save it again as plain tensors: code from a data file is never run"
-            raise ConfigurationError(option, path, what, remedy) from error
-        what = "it cannot be used: it was changed, cut short, or not written by torch.save"
-        raise ConfigurationError(option, path, what, _COPY) from error
+    with reading(path, _COPY, option, path):
+        return _load(path, "cpu", mmap=is_zip(path))
 
 
 def is_zip(path: Path) -> bool:
     """Whether a file begins as those do that torch has written since version 1.6."""
     with path.open("rb") as stream:
         return stream.read(len(_ZIP)) == _ZIP
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    with path.open("rb") as stream:
+        try:
+            yield zipfile.ZipFile(stream)
+        except Exception as error:  # what a damaged file makes zipfile raise is not documented
+            raise Damaged(f"it was changed or cut short ({error})") from error
 
 
 def check_records(path: Path) -> None:
@@ -69,11 +67,8 @@ def check_records(path: Path) -> None:
         Damaged: bits of it have changed, it was cut short, or it has another format.
         OSError: it cannot be read.
     """
-    with path.open("rb") as stream:
-        try:
-            damaged = zipfile.ZipFile(stream).testzip()
-        except Exception as error:  # what a damaged file makes zipfile raise is not documented
-            raise Damaged(f"it was changed or cut short ({error})") from error
+    with _archive(path) as archive:
+        damaged = archive.testzip()
     if damaged is not None:
         raise Damaged(f"{damaged} in it does not fit its checksum")
 
@@ -86,10 +81,19 @@ def load_checked(path: Path, map_location: Any = "cpu") -> Any:
         OSError: it cannot be read.
     """
     check_records(path)
+    return _load(path, map_location, mmap=False)
+
+
+def _load(path: Path, map_location: Any, *, mmap: bool) -> Any:
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
-        raise Damaged("it was changed, or holds more than plain data, which was not run") from error
+        return torch.load(path, map_location, weights_only=True, mmap=mmap)
+    except OSError:
+        raise
+    except Exception as error:  # what a damaged file makes torch raise is not documented
+        pickled = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if pickled:
+            raise Damaged(f"it holds a pickled {pickled[1]}, which was not run") from error
+        raise Damaged("it was changed, cut short, or not written by torch.save") from error
 
 
 def check_content(path: Path, option: str) -> None:
@@ -109,15 +113,11 @@ def fingerprint(path: Path, option: str = "buffers") -> str:
     Raises:
         ConfigurationError: it is cut short or otherwise damaged where its checksums stand.
     """
-    if not is_zip(path):
-        return bytes_checksum(path.read_bytes())
-    try:
-        with zipfile.ZipFile(path) as archive:
+    with reading(path, _COPY, option, path):
+        if not is_zip(path):
+            return bytes_checksum(path.read_bytes())
+        with _archive(path) as archive:
             records = [(record.filename, record.CRC, record.file_size) for record in archive.infolist()]
-    except Exception as error:  # as above
-        raise ConfigurationError(
-            option, path, f"it cannot be used: it was changed or cut short ({error})", _COPY
-        ) from error
     return bytes_checksum(json.dumps(records).encode())
 
 

@@ -129,13 +129,10 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         """
         tensor = _unit_range(image)
         if tensor.shape[-3:] != self.images.shape[1:]:
-            raise ValueError(
-                f"these images are {tuple(tensor.shape[-3:])}; the distilled dataset is for "
-                f"{tuple(self.images.shape[1:])}"
-            )
-        batch = tensor.float() if tensor.ndim == 4 else tensor.float().unsqueeze(0)
-        result = self.preprocessing.apply(batch)
-        return result if tensor.ndim == 4 else result.squeeze(0)
+            shape, ours = tuple(tensor.shape[-3:]), tuple(self.images.shape[1:])
+            raise ValueError(f"these images are {shape}; the distilled dataset is for {ours}")
+        batch = tensor.float().reshape(-1, *self.images.shape[1:])
+        return self.preprocessing.apply(batch).view(tensor.shape)
 
     def augment(self, images: Tensor, *key: int) -> Tensor:
         """One draw of the Siamese augmentation that the evaluation trains with.
@@ -144,8 +141,7 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
             images: ``[N, C, H, W]``.
             key: numbers that name the draw, e.g. (seed, step); the same key draws the same.
         """
-        augmentation = SiameseAugmentation(self.augmentation)
-        height, width = images.shape[-2:]
+        augmentation, (height, width) = SiameseAugmentation(self.augmentation), images.shape[-2:]
         draw = augmentation.draw(len(images), (height, width), keyed_generator("augment", *key))
         return augmentation.apply(images, draw)
 
@@ -245,11 +241,8 @@ def _impossible(dataset: DistilledDataset) -> str:
         return "some of its pixels are not finite"
     if not 0 < dataset.learning_rate < math.inf:
         return f"its learning rate is {dataset.learning_rate}, and it must be positive and finite"
-    if (
-        labels.dtype != torch.int64
-        or labels.shape != (len(dataset),)
-        or bool(((labels < 0) | (labels >= classes)).any())
-    ):
+    whole = labels.dtype == torch.int64 and labels.shape == (len(dataset),)
+    if not whole or bool(((labels < 0) | (labels >= classes)).any()):
         return f"its labels are not {len(dataset)} whole numbers in 0 … {classes - 1}"
     return ""
 
@@ -261,19 +254,16 @@ def read_description(folder: Path | str, option: str = "synthetic") -> dict[str,
         ConfigurationError: a file of the dataset is missing, the description is damaged, or another version wrote it.
     """
     folder = Path(folder)
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
+    if missing := [name for name in FILES if not (folder / name).is_file()]:
         what = f"it lacks {', '.join(missing)}" if folder.exists() else "there is no such folder"
         raise ConfigurationError(option, folder, what, "run distill.py first, or name another distilled dataset")
     with reading(folder / "dataset.json", _COPY, option, folder):
         content = read_json(folder / "dataset.json")
         version = content.get("format") if isinstance(content, dict) else None
         if isinstance(version, int) and version != FORMAT_VERSION:
-            newer = version > FORMAT_VERSION
-            known = f"{'newer' if newer else 'older'} than the {FORMAT_VERSION} of this version"
-            remedy = "install the version of ast_lightning that wrote it"
-            remedy += "" if newer else ", or distil again with this one"
-            raise ConfigurationError(option, folder, f"dataset.json has format {version}, {known}", remedy)
+            problem = f"dataset.json has format {version}, and this version reads {FORMAT_VERSION}"
+            remedy = "install the version of ast_lightning that wrote it, or distil again with this one"
+            raise ConfigurationError(option, folder, problem, remedy)
         return unseal(content)
 
 

@@ -7,7 +7,7 @@ import takes that from a trajectory store or from a distilled dataset of the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class Likeness:
         preprocessing: to apply to real images.
         class_names: by label.
         augmentation: Siamese families joined by underscores; None for none, or where it is not known.
+        shape: of an image, (C, H, W).
         data: the description of the data.
         origin: where this was taken from, for the record.
     """
@@ -43,6 +44,7 @@ class Likeness:
     preprocessing: Preprocessing
     class_names: tuple[str, ...]
     augmentation: str | None
+    shape: tuple[int, ...]
     data: dict[str, Any]
     origin: dict[str, Any]
 
@@ -92,13 +94,14 @@ def import_published(images: Path | str, like: Likeness, learning_rate: float | 
     rate = _learning_rate(rate_path) if learning_rate is None else learning_rate
     if not (math.isfinite(rate) and rate > 0):
         raise ConfigurationError("learning-rate", rate, "it must be positive", "give a number above 0")
-    pixels, labels = _check_images(path, _tensor(path), like), _tensor(labels_path)
-    order, ordered = _check_labels(labels_path, labels, len(pixels), len(like.class_names))
+    pixels = _read_pixels(path, like)
+    labels = _read_labels(labels_path, len(pixels), len(like.class_names))
+    order = torch.argsort(labels, stable=True)
     used = [path, labels_path, *([rate_path] if learning_rate is None else [])]
     imported = {each.name: bytes_checksum(each.read_bytes()) for each in used}
     return DistilledDataset(
         pixels[order],
-        ordered,
+        labels[order],
         rate,
         like.preprocessing,
         like.class_names,
@@ -116,9 +119,9 @@ def read_likeness(folder: Path | str, option: str = "like") -> Likeness:
     folder = Path(folder)
     if (folder / "dataset.json").exists():
         dataset = load_distilled(folder, option)
-        origin = {"distilled": dataset.checksum()}
-        data = dataset.metadata.get("data") or {}
-        return Likeness(dataset.preprocessing, dataset.class_names, dataset.augmentation, data, origin)
+        data, origin = dataset.metadata.get("data") or {}, {"distilled": dataset.checksum()}
+        shape = tuple(dataset.images.shape[1:])
+        return Likeness(dataset.preprocessing, dataset.class_names, dataset.augmentation, shape, data, origin)
     if not (folder / STORE_FILE).exists():
         problem = "it is neither a trajectory store nor a distilled dataset"
         raise ConfigurationError(option, folder, problem, "name a folder with store.json or dataset.json")
@@ -127,92 +130,65 @@ def read_likeness(folder: Path | str, option: str = "like") -> Likeness:
         store.check_preprocessing()
     except ConfigurationError as error:
         raise ConfigurationError(option, folder, error.problem, error.remedy) from error
-    data = dict(store.metadata["data"])
-    families = data.get("augmentation") or []
-    path = folder / "preprocessing.safetensors"
+    path, data = folder / "preprocessing.safetensors", dict(store.metadata["data"])
     with reading(path, "name another store of the same data", option, folder):
-        preprocessing = load_preprocessing(path)
-    origin = {"trajectories": store.id}
-    return Likeness(preprocessing, tuple(data["class_names"]), "_".join(families) or None, data, origin)
+        return Likeness(
+            load_preprocessing(path),
+            tuple(data["class_names"]),
+            "_".join(data.get("augmentation") or []) or None,
+            (data["channels"], *data["image_size"]),
+            data,
+            {"trajectories": store.id},
+        )
 
 
 def _images_file(path: Path) -> Path:
-    if not path.is_dir():
-        if not path.name.startswith(IMAGES):
-            raise ConfigurationError("images", path, f"its name does not begin with {IMAGES}", "name images_<name>.pt")
-        return path
-    found = sorted(path.glob(f"{IMAGES}_*.pt"))
-    if len(found) != 1:
-        names = ", ".join(each.name for each in found) or "none"
-        raise ConfigurationError("images", path, f"it has not one set but {len(found)} ({names})", "name the file")
+    found = sorted(path.glob(f"{IMAGES}_*.pt")) if path.is_dir() else [path]
+    if len(found) != 1 or not found[0].name.startswith(IMAGES):
+        problem = f"expected one {IMAGES}_<name>.pt, not {', '.join(each.name for each in found) or 'none'}"
+        raise ConfigurationError("images", path, problem, "name that file")
     return found[0]
 
 
-def _content(path: Path) -> Any:
+def _content(path: Path, kinds: tuple[type, ...]) -> Tensor:
+    """What a file holds, which is of one of ``kinds``, as a tensor."""
     content = load_plain(path, "images")
     check_content(path, "images")
-    return content
-
-
-def _tensor(path: Path) -> Tensor:
-    content = _content(path)
-    if not isinstance(content, Tensor) or content.layout != torch.strided:
-        raise ConfigurationError(
-            "images", path, f"it holds a {type(content).__name__} and not a tensor", "name a file of one dense tensor"
-        )
-    return content.detach()
+    if not isinstance(content, kinds) or getattr(content, "layout", torch.strided) != torch.strided:
+        problem = f"it holds a {type(content).__name__} and not a dense tensor"
+        raise ConfigurationError("images", path, problem, "name a file of one tensor")
+    return torch.as_tensor(content).detach()
 
 
 def _learning_rate(path: Path) -> float:
     if not path.exists():
         raise ConfigurationError("learning-rate", "null", f"there is no {path}", "give --learning-rate")
-    content = _content(path)
-    values = torch.as_tensor(content).flatten() if isinstance(content, Tensor | int | float) else torch.empty(0)
-    if len(values) != 1:
+    content = _content(path, (Tensor, int, float))
+    if content.numel() != 1:
         raise ConfigurationError("images", path, "it does not hold one number", "give --learning-rate")
-    return float(values)
+    return float(content)
 
 
-def _check_images(path: Path, images: Tensor, like: Likeness) -> Tensor:
+def _read_pixels(path: Path, like: Likeness) -> Tensor:
     """float32, of the shape that the data have, finite."""
-    shape = _shape_of(like.data)
-    if images.ndim != 4 or (shape is not None and tuple(images.shape[1:]) != shape):
-        wanted = "[N, C, H, W]" if shape is None else f"[N, {', '.join(map(str, shape))}]"
-        problem = f"its images are {list(images.shape)}, and those of the data are {wanted}"
+    images = _content(path, (Tensor,))
+    if images.shape[1:] != like.shape or not len(images):
+        wanted = ", ".join(map(str, ("N", *like.shape)))
+        problem = f"its images are {list(images.shape)}, and those of the data are [{wanted}]"
         raise ConfigurationError("images", path, problem, "name a --like of the data that it was distilled from")
-    if not images.numel():
-        problem = f"it holds no images: its tensor is {list(images.shape)}"
-        raise ConfigurationError("images", path, problem, "name a file of images")
-    for name, tensor in like.preprocessing.tensors().items():
-        if len(tensor) not in (images.shape[1], images[0].numel()):
-            problem = f"{name} of the preprocessing is not for images of {list(images.shape[1:])}"
-            raise ConfigurationError("images", path, problem, "name a --like of the data that it was distilled from")
     if not images.is_floating_point() or not images.float().isfinite().all():
-        what = f"its images are {images.dtype}" if not images.is_floating_point() else "some values are not finite"
-        raise ConfigurationError("images", path, what, "name preprocessed images of real, finite numbers")
+        problem = f"its images are {images.dtype}, or some values are not finite"
+        raise ConfigurationError("images", path, problem, "name preprocessed images of real, finite numbers")
     return images.float()
 
 
-def _shape_of(data: Mapping[str, Any]) -> tuple[int, ...] | None:
-    return (data["channels"], *data["image_size"]) if "channels" in data and "image_size" in data else None
-
-
-def _check_labels(path: Path, labels: Tensor, images: int, classes: int) -> tuple[Tensor, Tensor]:
-    """The order that groups rows by class, and the labels in that order."""
-
-    def refused(problem: str, remedy: str) -> ConfigurationError:
-        return ConfigurationError("images", path, problem, remedy)
-
-    if labels.ndim != 1:
-        raise refused(f"it holds {list(labels.shape)}: soft labels have no place here", "import a set of hard labels")
-    if len(labels) != images:
-        raise refused(f"it has {len(labels)} labels for {images} images", "name files that belong together")
-    whole = labels.long()
-    if not torch.equal(whole.to(labels.dtype), labels):
-        raise refused("its labels are no whole numbers", "name files that belong together")
-    counts = torch.bincount(whole.clamp(0, classes), minlength=classes + 1)
-    if bool((whole < 0).any()) or int(counts[classes]) or len(set(counts[:classes].tolist())) != 1:
+def _read_labels(path: Path, images: int, classes: int) -> Tensor:
+    """int64 ``[N]``, as many of each class."""
+    labels = _content(path, (Tensor,))
+    if labels.shape != (images,) or not torch.equal(labels.long().to(labels.dtype), labels):
+        problem = f"{labels.dtype} {list(labels.shape)} is no whole number for each of {images} images"
+        raise ConfigurationError("images", path, problem, "import a set of hard labels")
+    if not torch.equal(labels.long().sort().values, torch.arange(classes).repeat_interleave(images // classes)):
         problem = f"{images} images are not the same number of each of {classes} classes"
-        raise refused(problem, "name a --like of the data that it was distilled from")
-    order = torch.argsort(whole, stable=True)
-    return order, whole[order]
+        raise ConfigurationError("images", path, problem, "name a --like of the data that it was distilled from")
+    return labels.long()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
 
 from ast_lightning.storage.inspection import cell
 
-Rows = Iterator[tuple[str, str]]
+_FIRST = ("shape", "class_names", "learning_rate", "preprocessing", "augmentation", "accuracy", "iteration")
+_LONG = ("parameters", "buffers")  # of a network: names and shapes that its arguments imply
 
 
 def ancestry_page(folder: str, description: Mapping[str, Any]) -> Table:
-    """A table with a section each for the set, its making, its data, its trajectories and an earlier set.
+    """The content of ``dataset.json``, a row for each entry; entries that have parts, such as data, get a row for each.
+
+    Of the configuration, it has the method only: the command and the other entries imply the rest.
 
     Args:
         folder: for the title.
@@ -22,104 +25,22 @@ def ancestry_page(folder: str, description: Mapping[str, Any]) -> Table:
     table = Table(title=f"distilled dataset {cell(folder)}", show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    sections = [
-        _the_set(description),
-        _made(description),
-        _data(description.get("data") or {}),
-        _trajectories(description.get("trajectories") or {}),
-        _warm_start(description.get("warm_start") or {}),
-        _imported(description.get("imported") or {}),
-    ]
-    for rows in sections:
-        for name, value in rows:
-            table.add_row(cell(name), cell(value))
-        table.add_section()
+    method = {"config": {"distill": (description.get("config") or {}).get("distill") or {}}}
+    ordered = {**{name: description[name] for name in _FIRST if name in description}, **description, **method}
+    for name, value in ordered.items():
+        parts = isinstance(value, Mapping) and any(isinstance(each, Mapping) for each in value.values())
+        for key, part in value.items() if parts else [("", value)]:
+            if part and key not in _LONG:
+                table.add_row(cell(f"{name} {key}"), cell(_text(part, " " if "command" in (name, key) else ", ")))
     return table
 
 
-def _the_set(description: Mapping[str, Any]) -> Rows:
-    count, *shape = description["shape"]
-    classes = len(description["class_names"])
-    yield "images", f"{count} of {shape}: {count // classes} for each of {classes} classes"
-    yield "classes", _some(description["class_names"])
-    yield "learning rate", f"{description['learning_rate']:g}"
-    yield "preprocessing", _values(description["preprocessing"])
-    yield "augmentation", description["augmentation"] or "none"
-    if "iteration" in description:
-        yield "iteration", str(description["iteration"])
-    for name, value in (description.get("accuracy") or {}).items():
-        yield name, f"{value:.1f} %"
-    yield "checksum", description["checksums"]["images.safetensors"]
-
-
-def _made(description: Mapping[str, Any]) -> Rows:
-    yield from _maker("made", description)
-    if "seed" in description:
-        yield "seed", str(description["seed"])
-    if description.get("network"):
-        yield "network", _network(description["network"])
-    distill = (description.get("config") or {}).get("distill")
-    if distill:
-        yield "method", _values(distill)
-    if description.get("evaluation"):
-        yield "evaluated with", _values(description["evaluation"])
-
-
-def _data(data: Mapping[str, Any]) -> Rows:
-    if data:
-        yield "data", f"{data.get('name')}, fingerprint {data.get('fingerprint')}"
-        yield "counts", _values(data.get("counts") or {})
-
-
-def _trajectories(record: Mapping[str, Any]) -> Rows:
-    if not record:
-        return
-    yield "trajectories", f"{record.get('id')} in {record.get('folder')}"
-    experts = record.get("experts") or []
-    yield "experts", f"{len(experts)} ({_some(experts)}) of {record.get('epochs')} epochs, seed {record.get('seed')}"
-    yield "trained with", _values(record.get("expert") or {})
-    sources = [
-        f"{each['file']} [{each['trajectory']}] {each['checksum']}" for each in (record.get("sources") or {}).values()
-    ]
-    if sources:
-        yield "imported from", _some(sources)
-    data = record.get("data") or {}
-    yield "trained on", f"{data.get('name')}, fingerprint {data.get('fingerprint')}"
-    yield from _maker("their making", record)
-
-
-def _warm_start(record: Mapping[str, Any]) -> Rows:
-    if record:
-        origin = f"checksum {record.get('checksum')}, iteration {record.get('iteration')}"
-        yield "began from", f"{record.get('folder')}: {origin}, trajectories {record.get('trajectories')}"
-
-
-def _imported(record: Mapping[str, Any]) -> Rows:
-    for name, checksum in (record.get("files") or {}).items():
-        yield "imported", f"{name}, checksum {checksum}"
-    if record:
-        yield "imported like", _values(record.get("like") or {})
-
-
-def _maker(title: str, record: Mapping[str, Any]) -> Rows:
-    if record.get("command"):
-        yield title, f"{record.get('time')}: {' '.join(record['command'])}"
-    git = record.get("git")
-    if git:
-        yield "revision", f"{git['commit']}{' with local changes' if git['dirty'] else ''}, of the {git['of']}"
-    if record.get("versions"):
-        yield "versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-
-
-def _network(network: Mapping[str, Any]) -> str:
-    arguments = ", ".join(f"{key}={value}" for key, value in (network.get("arguments") or {}).items())
-    return f"{str(network.get('target')).rpartition('.')[2]}({arguments})"
-
-
-def _values(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in values.items())
-
-
-def _some(values: Sequence[Any]) -> str:
-    shown = ", ".join(str(value) for value in values[:10])
-    return f"{shown}, …" if len(values) > 10 else shown
+def _text(value: Any, separator: str = ", ") -> str:
+    """A value in a line: of a long list, its first ten entries."""
+    if isinstance(value, Mapping):
+        return separator.join(f"{key} {_text(each)}" for key, each in value.items() if key not in _LONG)
+    if not isinstance(value, list | tuple):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    if separator == ", " and len(value) > 10:
+        value = [*value[:10], "…"]
+    return separator.join(map(_text, value))

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from ast_lightning.storage.files import format_bytes
 from ast_lightning.storage.inspection import count, print_findings, print_json, print_table, printable, run_command
 from ast_lightning.trajectories import listing
@@ -86,10 +88,10 @@ def info(options: argparse.Namespace) -> int:
         print_json(described[0] if len(described) == 1 else described)
         return 0
     for each in described:
-        shown = {key: value for key, value in each.items() if key not in ("folder", "config")}
-        shown["network"] = {key: each["network"][key] for key in ("target", "arguments") if key in each["network"]}
+        shown = {key: value for key, value in each.items() if key != "config"}
+        shown["network"] = {key: each["network"].get(key) for key in ("target", "arguments")}
         shown["bytes"] = format_bytes(each["bytes"])
-        print_table(each["folder"], ("what", "value"), listing.flattened(shown).items())
+        print(OmegaConf.to_yaml(shown))
     return 0
 
 

@@ -7,9 +7,9 @@ data are named by whoever imports them, and every tensor is held against that ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ParameterLayout
+from ast_lightning.storage.files import clear_leftovers
 from ast_lightning.storage.torch_files import check_content, fingerprint, load_plain, save_together
 from ast_lightning.trajectories.store import TrajectoryStore
 
@@ -27,9 +28,10 @@ _SAME_NETWORK = (
     "set data, data.image_size, network.width, network.depth, network.normalization and network.pooling as they were "
     "trained with"
 )
+_NOT_PUBLISHED = "name files that the published codes wrote"
 
-Judge = Callable[[Tensor], Mapping[str, float]]
-"""The final parameters ``[P]`` → metrics for the expert's summary."""
+Evaluate = Callable[[int, "Source", Tensor], Mapping[str, float]]
+"""(expert, its source, its final parameters ``[P]``) → metrics for the expert's summary."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,6 @@ class Source:
         return {"file": self.file.name, "trajectory": self.trajectory, "checksum": fingerprint(self.file, OPTION)}
 
 
-@dataclass(frozen=True)
-class Buffers:
-    """Trajectories that fit a network.
-
-    Attributes:
-        sources: by the number of the expert that each becomes.
-        epochs: E, the same for all.
-    """
-
-    sources: tuple[Source, ...]
-    epochs: int
-
-
 def buffer_files(folder: Path | str) -> list[Path]:
     """The files of a folder, ``replay_buffer_2`` before ``replay_buffer_10``.
 
@@ -74,14 +63,14 @@ def buffer_files(folder: Path | str) -> list[Path]:
     folder = Path(folder)
     files = sorted(folder.glob(PATTERN), key=lambda path: (len(path.name), path.name))
     if not files:
-        deeper = next((path for depth in ("*/", "*/*/", "*/*/*/") for path in folder.glob(depth + PATTERN)), None)
+        deeper = next(folder.rglob(PATTERN), None)
         what = f"no {PATTERN} is there" if folder.is_dir() else "there is no such folder"
         remedy = f"set {OPTION}={deeper.parent}" if deeper else f"name the folder that holds {PATTERN}"
         raise ConfigurationError(OPTION, folder, what, remedy)
     return files
 
 
-def scan_buffers(folder: Path | str, layout: ParameterLayout, count: int | None = None) -> Buffers:
+def scan_buffers(folder: Path | str, layout: ParameterLayout, count: int | None = None) -> tuple[list[Source], int]:
     """Look through the files for what does not fit, before anything is imported; values are not read.
 
     Args:
@@ -89,64 +78,64 @@ def scan_buffers(folder: Path | str, layout: ParameterLayout, count: int | None 
         layout: names and shapes of the network that they are trajectories of.
         count: how many trajectories are wanted, the first ones in natural order; None for all.
 
+    Returns:
+        The sources by the number of the expert that each becomes, and E, the number of epochs that all have.
+
     Raises:
         ConfigurationError: a file cannot be read or would run code; a tensor has not the shape that the network's has;
             trajectories differ in length, or do not move; there are fewer than ``count``.
     """
     sources: list[Source] = []
-    epochs: int | None = None
+    epochs = 0
     for file in buffer_files(folder):
         for position, trajectory in enumerate(_trajectories(file)):
             source = Source(file, position)
-            length = _check(source, trajectory, layout) - 1
-            if epochs is not None and length != epochs:
+            _check(source, trajectory, layout)
+            length = len(trajectory) - 1
+            if sources and length != epochs:
                 problem = f"it has {length} epochs, and those before it have {epochs}"
-                raise _refused(source, problem, "keep trajectories of one length in the folder")
+                raise _rejected(source, problem, "keep trajectories of one length in the folder")
             epochs = length
             sources.append(source)
             if len(sources) == count:
-                return Buffers(tuple(sources), epochs)
+                return sources, epochs
     if count is not None:
         problem = f"the files in {folder} hold only {len(sources)} trajectories"
         raise ConfigurationError("num_experts", count, problem, f"set num_experts={len(sources)}")
-    assert epochs is not None
-    return Buffers(tuple(sources), epochs)
+    return sources, epochs
 
 
 def import_buffers(
     store: TrajectoryStore,
-    buffers: Buffers,
-    experts: Sequence[int] | None = None,
-    *,
-    judge: Judge | None = None,
-    report: Callable[[int, Source, Mapping[str, float]], None] | None = None,
+    sources: Sequence[Source],
+    experts: Iterable[int] | None = None,
+    evaluate: Evaluate = lambda expert, source, theta: {},
 ) -> None:
     """Copy trajectories into the store, a snapshot at a time; experts that are complete already stay as they are.
 
     Values become float32, which half precision fits into without loss.
 
     Args:
-        store: of the network and the number of epochs that ``buffers`` was scanned for.
-        buffers: what there is.
+        store: of the network and the number of epochs that the sources were scanned for.
+        sources: see :func:`scan_buffers`.
         experts: the numbers to import; None for all.
-        judge: measures the final parameters; the result is kept in the expert's summary.
-        report: called after each expert with its number, its source and what ``judge`` found.
+        evaluate: measures the final parameters; the result is kept in the expert's summary.
 
     Raises:
         ConfigurationError: a file is damaged, a value is not finite, or an expert that is complete came from another
             trajectory.
     """
-    for expert in range(len(buffers.sources)) if experts is None else experts:
-        source = buffers.sources[expert]
+    checked: set[Path] = set()
+    for expert in range(len(sources)) if experts is None else experts:
+        source = sources[expert]
         if store.is_complete(expert):
             _check_same(store, expert, source)
             continue
-        stat = source.file.stat()
-        _check_once(source.file, stat.st_size, stat.st_mtime_ns)
-        trajectory = _trajectories(source.file)[source.trajectory]
-        metrics = _import_one(store, expert, source, trajectory, judge)
-        if report is not None:
-            report(expert, source, metrics)
+        if source.file not in checked:  # a file may hold several trajectories
+            check_content(source.file, OPTION)
+            checked.add(source.file)
+        clear_leftovers(store.expert_folder(expert))
+        _import_one(store, expert, source, evaluate)
 
 
 def check_sources(store: TrajectoryStore, folder: Path | str, experts: Sequence[int]) -> None:
@@ -182,12 +171,8 @@ def export_buffers(store: TrajectoryStore, folder: Path | str, per_file: int = 1
         raise ConfigurationError("experts_dir", store.folder, "it has no complete expert", "run train_experts.py first")
     if len(store.schedule.stored()) <= store.epochs:
         problem = "it does not hold every epoch, and the published form has no way to say which"
-        raise ConfigurationError(
-            "experts_dir",
-            store.folder,
-            problem,
-            "export a store with expert.every_n_epochs=1 and expert.max_epoch=null",
-        )
+        remedy = "export a store with expert.every_n_epochs=1 and expert.max_epoch=null"
+        raise ConfigurationError("experts_dir", store.folder, problem, remedy)
     if per_file < 1:
         raise ConfigurationError("per_file", per_file, "it must be at least 1", "give a positive whole number")
     if next(folder.glob(PATTERN), None) is not None:
@@ -201,93 +186,66 @@ def _trajectories(file: Path) -> Sequence[Any]:
     content = load_plain(file, OPTION)
     if not isinstance(content, list | tuple) or not content:
         problem = f"it holds a {type(content).__name__} and not a list of trajectories"
-        raise ConfigurationError(OPTION, file, problem, "name files that the published codes wrote")
+        raise ConfigurationError(OPTION, file, problem, _NOT_PUBLISHED)
     return content
 
 
-@lru_cache
-def _check_once(file: Path, size: int, time: int) -> None:
-    """Compare a file of several trajectories with its checksums once, not for each of them."""
-    check_content(file, OPTION)
-
-
-def _check(source: Source, trajectory: Any, layout: ParameterLayout) -> int:
-    """How many snapshots a trajectory has, each of which fits the network."""
+def _check(source: Source, trajectory: Any, layout: ParameterLayout) -> None:
     if not isinstance(trajectory, list | tuple) or len(trajectory) < 2:
         problem = f"it is no list of two or more epochs (a {type(trajectory).__name__})"
-        raise _refused(source, problem, "name files that the published codes wrote")
+        raise _rejected(source, problem, _NOT_PUBLISHED)
     for epoch, snapshot in enumerate(trajectory):
-        _check_snapshot(source, epoch, snapshot, layout)
-    if not any(_moved(trajectory[0], later) for later in trajectory[1:]):
+        _check_snapshot(source, f"epoch {epoch}", snapshot, layout)
+    if all(torch.equal(*pair) for later in trajectory[1:] for pair in zip(trajectory[0], later, strict=True)):
         problem = "its parameters are the same at every epoch: the code that saved them kept references, not copies"
-        raise _refused(
-            source, problem, "record it again with a clone of every tensor, or take the file out of the folder"
-        )
-    return len(trajectory)
+        remedy = "record it again with a clone of every tensor, or take the file out of the folder"
+        raise _rejected(source, problem, remedy)
 
 
-def _moved(first: Sequence[Tensor], later: Sequence[Tensor]) -> bool:
-    return any(a.dtype != b.dtype or not torch.equal(a, b) for a, b in zip(first, later, strict=True))
-
-
-def _check_snapshot(source: Source, epoch: int, snapshot: Any, layout: ParameterLayout) -> None:
-    where = f"epoch {epoch}"
+def _check_snapshot(source: Source, where: str, snapshot: Any, layout: ParameterLayout) -> None:
     if not isinstance(snapshot, list | tuple) or not all(isinstance(each, Tensor) for each in snapshot):
-        problem = f"{where} is no list of tensors (a {type(snapshot).__name__})"
-        raise _refused(source, problem, "name files that the published codes wrote")
-    shapes = [tuple(tensor.shape) for tensor in snapshot]
-    for position, (tensor, (name, shape)) in enumerate(zip(snapshot, layout, strict=False)):
-        if shapes[position] != shape:
-            problem = f"tensor {position} is {shapes[position]}, and {name} of the network is {shape}"
-            raise _refused(source, f"{where}, {problem}", _SAME_NETWORK)
-        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
-            what = "has no values" if tensor.is_meta else f"is of type {tensor.dtype}, no dense real numbers"
-            raise _refused(source, f"{where}, tensor {position} {what}", _SAME_NETWORK)
-    if len(shapes) != len(layout):
-        raise _refused(source, f"{where} has {len(shapes)} tensors, and the network has {len(layout)}", _SAME_NETWORK)
+        raise _rejected(source, f"{where} is no list of tensors (a {type(snapshot).__name__})", _NOT_PUBLISHED)
+    if len(snapshot) != len(layout):
+        problem = f"{where} has {len(snapshot)} tensors, and the network has {len(layout)}"
+        raise _rejected(source, problem, _SAME_NETWORK)
+    for position, (tensor, (name, shape)) in enumerate(zip(snapshot, layout, strict=True)):
+        if tuple(tensor.shape) != shape:
+            problem = f"{where}, tensor {position} is {tuple(tensor.shape)}, and {name} of the network is {shape}"
+            raise _rejected(source, problem, _SAME_NETWORK)
+        if not tensor.is_floating_point():
+            raise _rejected(source, f"{where}, tensor {position} is of type {tensor.dtype}", _NOT_PUBLISHED)
 
 
-def _import_one(
-    store: TrajectoryStore, expert: int, source: Source, trajectory: Sequence[Sequence[Tensor]], judge: Judge | None
-) -> Mapping[str, float]:
-    previous: Tensor | None = None
+def _import_one(store: TrajectoryStore, expert: int, source: Source, evaluate: Evaluate) -> None:
+    trajectory = _trajectories(source.file)[source.trajectory]
     history: list[dict[str, float]] = []
+    theta = previous = torch.empty(0)
     for epoch, snapshot in enumerate(trajectory):
-        parameters = {
-            name: tensor.detach().to(torch.float32) for (name, _), tensor in zip(store.layout, snapshot, strict=True)
-        }
-        theta = torch.cat([tensor.reshape(-1) for tensor in parameters.values()])
-        if not theta.isfinite().all():
-            store.drop_snapshots_after(expert, -1)
-            position, name = next((i, n) for i, (n, t) in enumerate(parameters.items()) if not t.isfinite().all())
-            problem = f"epoch {epoch}, tensor {position} ({name}) has values that are not finite"
-            raise _refused(source, problem, "take the file out of the folder")
+        parameters = {name: tensor.detach().float() for (name, _), tensor in zip(store.layout, snapshot, strict=True)}
+        for position, (name, tensor) in enumerate(parameters.items()):
+            if not tensor.isfinite().all():
+                store.drop_snapshots_after(expert, -1)
+                problem = f"epoch {epoch}, tensor {position} ({name}) has values that are not finite"
+                raise _rejected(source, problem, "take the file out of the folder")
         if store.schedule.holds(epoch):
             store.write_snapshot(expert, epoch, parameters)
-        if previous is not None:
+        theta = torch.cat([tensor.reshape(-1) for tensor in parameters.values()])
+        if epoch > 0:
             history.append({"trajectory/movement": float((theta - previous).norm())})
         previous = theta
-    assert previous is not None
-    metrics = {} if judge is None else dict(judge(previous))
-    history[-1] |= metrics
+    history[-1] |= evaluate(expert, source, theta)
     dtype = str(trajectory[0][0].dtype).removeprefix("torch.")
     record = {"source": {**source.record(), "dtype": dtype}, "metrics": history[-1], "history": history}
     store.finish(expert, {"expert_index": expert, **record})
-    return metrics
 
 
 def _check_same(store: TrajectoryStore, expert: int, source: Source) -> None:
-    earlier = store.summary(expert).get("source") or {}
-    now = source.record()
+    earlier, now = store.summary(expert).get("source") or {}, source.record()
     if {key: earlier.get(key) for key in now} != now:
         came_from = f"{earlier.get('file')}, trajectory {earlier.get('trajectory')}"
-        raise ConfigurationError(
-            OPTION,
-            source.file.parent,
-            f"expert {expert} was imported from {came_from} (checksum {earlier.get('checksum')}), and now {source} "
-            f"(checksum {now['checksum']}) is in its place",
-            f"restore the files as they were, or delete {store.folder} to import them anew",
-        )
+        problem = f"expert {expert} was imported from {came_from}, and now {source} has another place or checksum"
+        remedy = f"restore the files as they were, or delete {store.folder} to import them anew"
+        raise ConfigurationError(OPTION, source.file.parent, problem, remedy)
 
 
 def _published(store: TrajectoryStore, experts: Sequence[int]) -> list[list[list[Tensor]]]:
@@ -302,5 +260,5 @@ def _published(store: TrajectoryStore, experts: Sequence[int]) -> list[list[list
     return [[tensors(store.read_snapshot(expert, epoch)) for epoch in epochs] for expert in experts]
 
 
-def _refused(source: Source, problem: str, remedy: str) -> ConfigurationError:
+def _rejected(source: Source, problem: str, remedy: str) -> ConfigurationError:
     return ConfigurationError(OPTION, source.file.parent, f"{source}: {problem}", remedy)

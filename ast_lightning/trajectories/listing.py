@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ast_lightning.config.schedule import Schedule
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.trajectories.records import EXPERT_FILE, OPTION, STORE_FILE, ExpertRecord, read_store_record
+from ast_lightning.trajectories.records import EXPERT_FILE, OPTION, STORE_FILE, read_expert_record, read_store_record
 
 
 def find_stores(folder: Path) -> list[Path]:
@@ -48,14 +47,17 @@ def expert_folders(folder: Path) -> list[tuple[int, Path]]:
 
 def numbered_folders(folder: Path) -> list[tuple[int, Path]]:
     """The folders of a store that are named as those of experts, whatever they hold, in ascending order."""
-    found = ((path.name.removeprefix("expert_"), path) for path in folder.glob("expert_*"))
-    return sorted((int(number), path) for number, path in found if number.isdecimal())
+    return _numbered(folder, "expert_", "")
 
 
 def snapshot_files(folder: Path) -> list[tuple[int, Path]]:
     """The epochs and files of the snapshots in the folder of an expert, in ascending order."""
-    found = ((path.stem.removeprefix("epoch_"), path) for path in folder.glob("epoch_*.safetensors"))
-    return sorted((int(number), path) for number, path in found if number.isdecimal())
+    return _numbered(folder, "epoch_", ".safetensors")
+
+
+def _numbered(folder: Path, before: str, after: str) -> list[tuple[int, Path]]:
+    found = {path: path.name.removeprefix(before).removesuffix(after) for path in folder.glob(f"{before}*{after}")}
+    return sorted((int(number), path) for path, number in found.items() if number.isdecimal())
 
 
 def list_experts(folder: Path) -> list[dict[str, Any]]:
@@ -78,7 +80,7 @@ def _expert(expert: int, folder: Path, store: str) -> dict[str, Any]:
     complete, accuracy, problem = (folder / EXPERT_FILE).exists(), None, None
     if complete:
         try:
-            record = ExpertRecord.read(folder, expert, store)
+            record = read_expert_record(folder, expert, store)
             accuracy = record.summary.get("metrics", {}).get("test/accuracy")
             missing = sorted({*record.snapshots} - {*epochs})
             problem = f"snapshots {missing} are missing" if missing else None
@@ -104,24 +106,23 @@ def list_store(folder: Path) -> dict[str, Any]:
     """
     experts = [path for _, path in expert_folders(folder)]
     complete = sum((path / EXPERT_FILE).exists() for path in experts)
-    row = {
-        "folder": str(folder),
-        **dict.fromkeys(("network", "data", "seed", "epochs", "stored")),
-        "complete": complete,
-        "incomplete": len(experts) - complete,
-        "bytes": sum(map(_size, experts)),
-        "problem": None,
-    }
+    metadata, problem = None, None
     try:
         metadata = read_store_record(folder)
     except ConfigurationError as error:
-        return {**row, "problem": error.problem}
-    return row | {
-        "network": str(metadata["network"].get("target")).rpartition(".")[2],
-        "data": (metadata.get("data") or {}).get("name"),
-        "seed": metadata.get("seed"),
-        "epochs": int(metadata["epochs"]),
-        "stored": len(Schedule.of(metadata).stored()),
+        problem = error.problem
+    known = metadata or {}
+    return {
+        "folder": str(folder),
+        "network": str(metadata["network"].get("target")).rpartition(".")[2] if metadata else None,
+        "data": (known.get("data") or {}).get("name"),
+        "seed": known.get("seed"),
+        "epochs": known.get("epochs"),
+        "stored": len(Schedule.of(metadata).stored()) if metadata else None,
+        "complete": complete,
+        "incomplete": len(experts) - complete,
+        "bytes": sum(map(_size, experts)),
+        "problem": problem,
     }
 
 
@@ -144,14 +145,3 @@ def describe_store(folder: Path) -> dict[str, Any]:
         **{key: row[key] for key in ("complete", "incomplete", "bytes")},
         **metadata,
     }
-
-
-def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested containers by their dotted names."""
-    rows: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            rows |= flattened(value, f"{prefix}{key}.")
-        else:
-            rows[f"{prefix}{key}"] = value
-    return rows

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import Damaged, bytes_checksum, seal, unseal
@@ -54,54 +53,41 @@ def read_store_record(folder: Path) -> dict[str, Any]:
         content = read_json(path)
         found = content.get("format")
         if isinstance(found, int) and found != FORMAT_VERSION:
-            newer = found > FORMAT_VERSION
-            raise ConfigurationError(
-                OPTION,
-                folder,
-                f"its format is {found} and this version reads {FORMAT_VERSION}",
-                "install the version of ast_lightning that wrote it"
-                + ("" if newer else ", or move this folder away and train these experts again with train_experts.py"),
-            )
+            problem = f"its format is {found} and this version reads {FORMAT_VERSION}"
+            remedy = "install the version of ast_lightning that wrote it, or train these experts in another folder"
+            raise ConfigurationError(OPTION, folder, problem, remedy)
         return unseal(content)
 
 
-@dataclass(frozen=True)
-class ExpertRecord:
-    """The content of ``expert.json``, which makes an expert complete.
+class ExpertRecord(NamedTuple):
+    """What ``expert.json`` records, which makes an expert complete.
 
     Attributes:
-        expert: its index.
-        store: the id of its store.
         snapshots: the checksum of each stored epoch.
         summary: what training found.
     """
 
-    expert: int
-    store: str
     snapshots: dict[int, str]
     summary: dict[str, Any]
 
-    def write(self, folder: Path) -> None:
-        """Write it into the folder of the expert."""
-        snapshots = {str(epoch): checksum for epoch, checksum in self.snapshots.items()}
-        content = {"expert": self.expert, "store": self.store, "snapshots": snapshots, "summary": self.summary}
-        _write_sealed(folder / EXPERT_FILE, content)
 
-    @classmethod
-    def read(cls, folder: Path, expert: int, store: str) -> ExpertRecord:
-        """Read it, and make sure that it is that of ``expert`` of the store with the id ``store``.
+def write_expert_record(folder: Path, expert: int, store: str, record: ExpertRecord) -> None:
+    """Write ``expert.json`` into the folder of an expert of the store with the id ``store``."""
+    _write_sealed(folder / EXPERT_FILE, {"expert": expert, "store": store, **record._asdict()})
 
-        Raises:
-            ConfigurationError: it was changed, belongs to something else, or cannot be read.
-        """
-        path = folder / EXPERT_FILE
-        with reading(path, expert_remedy(folder), OPTION, folder.parent):
-            content = unseal(read_json(path))
-            if (content["expert"], content["store"]) != (expert, store):
-                theirs = f"expert {content['expert']} of store {content['store']}"
-                raise Damaged(f"it is that of {theirs}, not of expert {expert} of store {store}")
-            snapshots = {int(epoch): str(checksum) for epoch, checksum in content["snapshots"].items()}
-            return cls(expert, store, snapshots, dict(content["summary"]))
+
+def read_expert_record(folder: Path, expert: int, store: str) -> ExpertRecord:
+    """Read ``expert.json``, and make sure that it is that of ``expert`` of the store with the id ``store``.
+
+    Raises:
+        ConfigurationError: it was changed, belongs to something else, or cannot be read.
+    """
+    with reading(folder / EXPERT_FILE, expert_remedy(folder), OPTION, folder.parent):
+        content = unseal(read_json(folder / EXPERT_FILE))
+        if (content["expert"], content["store"]) != (expert, store):
+            theirs = f"expert {content['expert']} of store {content['store']}"
+            raise Damaged(f"it is that of {theirs}, not of expert {expert} of store {store}")
+        return ExpertRecord({int(epoch): each for epoch, each in content["snapshots"].items()}, content["summary"])
 
 
 def expert_remedy(folder: Path) -> str:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,20 +18,6 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ParameterLayout
 from ast_lightning.storage.checksums import FIELD, Damaged, read_checked_tensors, tensor_checksum
 from ast_lightning.storage.files import write_tensors
-
-
-class Snapshot(NamedTuple):
-    """What a file holds.
-
-    Attributes:
-        theta: the flat parameters ``[P]``, float32 on the CPU.
-        statistics: the buffers of the network by name, in the types that they had; none where the file has none.
-        checksum: of the file.
-    """
-
-    theta: Tensor
-    statistics: dict[str, Tensor]
-    checksum: str
 
 
 @dataclass(frozen=True)
@@ -81,18 +66,21 @@ class SnapshotFormat:
         layout = dict(self.parameters)
         if any(name in tensors for name, _ in self.statistics):
             layout |= dict(self.statistics)
-        found = {name: tuple(tensors[name].shape) for name in layout if name in tensors}
-        if found != layout:
-            name = next(name for name in layout if found.get(name) != layout[name])
-            raise ValueError(f"{name} has shape {found.get(name)}, the store expects {layout[name]}")
+        for name, shape in layout.items():
+            found = tuple(tensors[name].shape) if name in tensors else None
+            if found != shape:
+                raise ValueError(f"{name} has shape {found}, the store expects {shape}")
         kept = {name: tensors[name].detach().to("cpu") for name in layout}
         for name, _ in self.parameters:
             kept[name] = self._rounded(name, kept[name], expert, epoch)
         about = self._about(expert, epoch)
         write_tensors(path, kept, {**about, FIELD: tensor_checksum(kept, about)})
 
-    def read(self, path: Path, expert: int, epoch: int) -> Snapshot:
+    def read(self, path: Path, expert: int, epoch: int) -> tuple[Tensor, str]:
         """Read the snapshot of an expert after an epoch, and verify it.
+
+        Returns:
+            The flat parameters ``[P]``, float32 on the CPU, and the checksum of the file.
 
         Raises:
             Damaged: it was changed, or is another one.
@@ -101,9 +89,9 @@ class SnapshotFormat:
         found, tensors = read_checked_tensors(path)
         checksum, about = found.pop(FIELD), self._about(expert, epoch)
         if found != about:
-            raise Damaged(f"it is that of {_place(found)}, not of {_place(about)}")
-        theta = torch.cat([tensors.pop(name).reshape(-1) for name, _ in self.parameters])
-        return Snapshot(theta.float(), tensors, checksum)
+            place = "expert {expert} after epoch {epoch} of store {store}"
+            raise Damaged(f"it is that of {place.format_map(found)}, not of {place.format_map(about)}")
+        return torch.cat([tensors[name].reshape(-1) for name, _ in self.parameters]).float(), checksum
 
     def _about(self, expert: int, epoch: int) -> dict[str, str]:
         return {"expert": str(expert), "epoch": str(epoch), "store": self.store}
@@ -112,15 +100,8 @@ class SnapshotFormat:
         rounded = tensor.to(self.dtype)
         if bool((rounded.isinf() & ~tensor.isinf()).any()):
             kind = str(self.dtype).removeprefix("torch.")
-            raise ConfigurationError(
-                "expert.snapshot_dtype",
-                kind,
-                f"{name} of expert {expert} reaches {float(tensor.abs().max()):g} after epoch {epoch}, and "
-                f"{kind} ends at {torch.finfo(self.dtype).max:g}",
-                "store bfloat16 or float32" if kind == "float16" else "lower expert.lr: this expert diverges",
-            )
+            largest = f"{float(tensor.abs().max()):g} after epoch {epoch}"
+            problem = f"{name} of expert {expert} reaches {largest}, and {kind} ends at {torch.finfo(self.dtype).max:g}"
+            remedy = "store bfloat16 or float32" if kind == "float16" else "lower expert.lr: this expert diverges"
+            raise ConfigurationError("expert.snapshot_dtype", kind, problem, remedy)
         return rounded
-
-
-def _place(about: Mapping[str, str]) -> str:
-    return f"expert {about.get('expert')} after epoch {about.get('epoch')} of store {about.get('store')}"

@@ -14,6 +14,8 @@ being by a rename and carries a checksum that every read compares; a folder with
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from ast_lightning.config.schedule import Schedule
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ParameterLayout
 from ast_lightning.storage.checksums import Damaged, read_checked_tensors
-from ast_lightning.storage.disk_space import CHECKPOINT, check_room, writing
+from ast_lightning.storage.files import format_bytes
 from ast_lightning.storage.reading import reading
 from ast_lightning.trajectories.listing import expert_folders, numbered_folders, snapshot_files
 from ast_lightning.trajectories.records import (
@@ -40,10 +42,15 @@ from ast_lightning.trajectories.records import (
     expert_remedy,
     first_difference,
     identity,
+    read_expert_record,
     read_store_record,
+    write_expert_record,
     write_store_record,
 )
-from ast_lightning.trajectories.snapshots import Snapshot, SnapshotFormat
+from ast_lightning.trajectories.snapshots import SnapshotFormat
+
+CHECKPOINT = 4 * 4
+"""Bytes a parameter that the checkpoints take beside the snapshots: parameters and momentum, old and new."""
 
 
 class TrajectoryStore:
@@ -79,7 +86,8 @@ class TrajectoryStore:
                 Of ``expert``, the store itself obeys ``snapshot_dtype``, ``every_n_epochs`` and ``max_epoch``.
 
         Raises:
-            ConfigurationError: the folder holds trajectories of something else, or cannot be written.
+            ConfigurationError: the folder holds trajectories of something else.
+            OSError: it cannot be written.
         """
         folder = Path(folder)
         if (folder / STORE_FILE).exists():
@@ -90,8 +98,7 @@ class TrajectoryStore:
         store = cls(folder, {"format": FORMAT_VERSION, "id": identity(metadata), **metadata})
         for expert in store.experts():  # of a store that lost its store.json
             store.record(expert)
-        with writing(folder / STORE_FILE):
-            write_store_record(folder, metadata)
+        write_store_record(folder, metadata)
         return cls.open(folder)
 
     @classmethod
@@ -105,21 +112,26 @@ class TrajectoryStore:
         with reading(folder / STORE_FILE, "restore a copy of it", OPTION, folder):
             return cls(folder, read_store_record(folder))
 
-    def require(self, key: str, expected: Any) -> None:
+    def require(self, key: str, expected: Any, *, partly: bool = False) -> None:
         """Reject a store that was made from another ``key`` (``network``, ``data``, …).
+
+        Args:
+            key: of ``metadata``.
+            expected: its content.
+            partly: whether to compare only what ``expected`` holds.
 
         Raises:
             ConfigurationError: naming the first field that differs and both its values.
         """
-        difference = first_difference(complete_record(key, self.metadata.get(key), expected), expected, key)
+        recorded = self.metadata.get(key)
+        if partly and recorded is not None:
+            recorded = {name: recorded[name] for name in expected if name in recorded}
+        difference = first_difference(complete_record(key, recorded, expected), expected, key)
         if difference:
             field, stored, wanted = difference
-            raise ConfigurationError(
-                OPTION,
-                self.folder,
-                f"its trajectories were made with {field} = {stored}, and this run has {field} = {wanted}",
-                f"give this run the {key} of the trajectories, or train experts with the {key} of this run",
-            )
+            problem = f"its trajectories were made with {field} = {stored}, and this run has {field} = {wanted}"
+            remedy = f"give this run the {key} of the trajectories, or train experts with the {key} of this run"
+            raise ConfigurationError(OPTION, self.folder, problem, remedy)
 
     @property
     def id(self) -> str:
@@ -163,7 +175,7 @@ class TrajectoryStore:
             ConfigurationError: it is damaged, or that of another expert or store.
         """
         if expert not in self._records:
-            self._records[expert] = ExpertRecord.read(self.expert_folder(expert), expert, self.id)
+            self._records[expert] = read_expert_record(self.expert_folder(expert), expert, self.id)
         return self._records[expert]
 
     def check_preprocessing(self) -> None:
@@ -197,15 +209,14 @@ class TrajectoryStore:
             tensors: parameters and, where they are to be kept, all buffers of the network, by name.
 
         Raises:
-            ConfigurationError: the disk rejects the file, or a parameter is too large for the type of the snapshots.
+            ConfigurationError: a parameter is too large for the type of the snapshots.
+            OSError: the file cannot be written.
             ValueError: another epoch, another shape.
         """
         if not self.schedule.holds(epoch):
             raise ValueError(f"epoch {epoch} is none of those that {self.folder} stores: {self.schedule}")
-        path = self.snapshot_path(expert, epoch)
-        with writing(path):
-            self.format.write(path, expert, epoch, tensors)
-            self._forget(expert)
+        self.format.write(self.snapshot_path(expert, epoch), expert, epoch, tensors)
+        self._forget(expert)
 
     def drop_snapshots_after(self, expert: int, epoch: int) -> None:
         """Delete the snapshots beyond ``epoch``, and pieces: what an interrupted run wrote after its checkpoint.
@@ -228,19 +239,18 @@ class TrajectoryStore:
         Raises:
             ConfigurationError: one is missing or damaged.
         """
-        return {each: self._read(expert, each).checksum for each in self.schedule.stored() if each <= epoch}
+        return {each: self._read(expert, each)[1] for each in self.schedule.stored() if each <= epoch}
 
     def finish(self, expert: int, summary: Mapping[str, Any]) -> None:
         """Mark an expert complete, after reading all its snapshots once more.
 
         Raises:
-            ConfigurationError: a snapshot is missing or damaged, or the disk rejects the file.
+            ConfigurationError: a snapshot is missing or damaged.
+            OSError: the file cannot be written.
         """
         self._forget(expert)
-        record = ExpertRecord(expert, self.id, self.check_snapshots(expert, self.epochs), dict(summary))
-        folder = self.expert_folder(expert)
-        with writing(folder / EXPERT_FILE):
-            record.write(folder)
+        record = ExpertRecord(self.check_snapshots(expert, self.epochs), dict(summary))
+        write_expert_record(self.expert_folder(expert), expert, self.id, record)
 
     def read_snapshot(self, expert: int, epoch: int) -> Tensor:
         """The flat parameters ``[P]``, float32 on the CPU.
@@ -248,7 +258,7 @@ class TrajectoryStore:
         Raises:
             ConfigurationError: the file is missing or damaged, or not that of this expert and epoch.
         """
-        return self._read(expert, epoch).theta
+        return self._read(expert, epoch)[0]
 
     def read_window(self, expert: int, start: int, length: int) -> Tensor:
         """The snapshots after epochs ``start``, ``start + n``, … ``start + length``, where every n-th epoch is stored.
@@ -260,15 +270,7 @@ class TrajectoryStore:
             ConfigurationError: a file is missing or damaged, or not that of this expert and epoch.
         """
         epochs = range(start, start + length + 1, self.schedule.every_n_epochs)
-        return torch.stack([self._read(expert, epoch).theta for epoch in epochs])
-
-    def read_statistics(self, expert: int, epoch: int) -> dict[str, Tensor]:
-        """The buffers of the network by name, in the types that they had; none where the snapshot holds none.
-
-        Raises:
-            ConfigurationError: the file is missing or damaged, or not that of this expert and epoch.
-        """
-        return self._read(expert, epoch).statistics
+        return torch.stack([self._read(expert, epoch)[0] for epoch in epochs])
 
     def bytes_to_write(self, experts: Iterable[int], *, anew: bool = False) -> int:
         """Bytes of the snapshots that these experts do not have yet; of all of them where they begin ``anew``."""
@@ -279,19 +281,28 @@ class TrajectoryStore:
         """Reject a run that the disk cannot hold, before it begins.
 
         Raises:
-            ConfigurationError: the folder cannot be written, or has too little room for what is still to be written.
+            ConfigurationError: it has too little room for what is still to be written.
+            OSError: the folder cannot be written.
         """
-        checkpoint = CHECKPOINT * self.format.num_parameters
-        check_room(self.folder, self.bytes_to_write(experts, anew=anew) + checkpoint)
+        needed = self.bytes_to_write(experts, anew=anew) + CHECKPOINT * self.format.num_parameters
+        with tempfile.TemporaryFile(dir=self.folder):
+            free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            problem = f"{format_bytes(needed)} are still to be written, and its disk has {format_bytes(free)} free"
+            remedy = (
+                "make room, set output_dir to another disk, or store less: expert.snapshot_dtype=bfloat16, "
+                "expert.every_n_epochs, expert.max_epoch, num_experts"
+            )
+            raise ConfigurationError("output_dir", self.folder, problem, remedy)
 
-    def _read(self, expert: int, epoch: int) -> Snapshot:
+    def _read(self, expert: int, epoch: int) -> tuple[Tensor, str]:
         path = self.snapshot_path(expert, epoch)
         recorded = self.record(expert).snapshots if self.is_complete(expert) else None
         with reading(path, expert_remedy(path.parent), OPTION, self.folder):
-            snapshot = self.format.read(path, expert, epoch)
-            if recorded is not None and snapshot.checksum != recorded.get(epoch):
+            theta, checksum = self.format.read(path, expert, epoch)
+            if recorded is not None and checksum != recorded.get(epoch):
                 raise Damaged(f"its checksum differs from {EXPERT_FILE}")
-        return snapshot
+        return theta, checksum
 
     def _forget(self, expert: int) -> None:
         """Make an expert incomplete."""

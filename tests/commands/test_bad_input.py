@@ -244,7 +244,7 @@ def test_a_store_from_python_without_statistics_is_refused(output: Path, tmp_pat
     store = TrajectoryStore.open(run_of(*SMALL, f"output_dir={tmp_path}").experts_folder())
     metadata = {name: value for name, value in store.metadata.items() if name != "preprocessing_fingerprint"}
     made = TrajectoryStore.create(tmp_path / "made", metadata)
-    with pytest.raises(ConfigurationError, match=r"^experts_dir=.*without the statistics.*save_preprocessing\("):
+    with pytest.raises(ConfigurationError, match=r"^experts_dir=.*safetensors is missing.*save_preprocessing\("):
         command("distill", tmp_path, f"experts_dir={made.folder}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 
 from ast_lightning.commands.evaluate import evaluation_folder
-from ast_lightning.commands.run import Run
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.trajectories import TrajectoryStore
@@ -152,36 +150,6 @@ def test_evaluation_of_an_artifact_by_its_path_with_another_network(output: Path
     )
     assert 0 <= metrics["distilled_accuracy"] <= 100
     assert set(metrics) == {"distilled_accuracy", "distilled_std"}
-
-
-def test_a_finished_evaluation_is_reused_while_its_inputs_are_unchanged(
-    output: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(output / "experts", tmp_path / "experts")
-    command("distill", tmp_path)
-    artifact = f"synthetic={distilled_folder(tmp_path) / 'synthetic' / 'last'}"
-
-    def trained(*overrides: str) -> tuple[int, dict[str, float]]:
-        """How many sets networks were trained on, and the accuracies."""
-        capsys.readouterr()
-        metrics = command("evaluate", tmp_path, artifact, *overrides)
-        return capsys.readouterr().out.count("networks for 4 epochs on"), metrics
-
-    count, first = trained()
-    assert count == 3
-    assert trained() == (0, first)
-    assert trained("fresh=true") == (3, first)
-    assert trained("distill.lr_teacher=0.02")[0] == 3
-    assert trained("baselines=[whole,random]")[0] == 2
-    assert trained("baselines=[whole,random]", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1")[0] == 0
-    with monkeypatch.context() as patched:  # several processes could each find something else
-        patched.setattr(Run, "is_alone", False)
-        assert trained("baselines=[whole,random]")[0] == 2
-    path = results_of(tmp_path, artifact)
-    path.write_text(re.sub(r'("distilled_accuracy": )\d', r"\g<1>7", path.read_text()))
-    assert trained()[0] == 3
-    command("distill", tmp_path, "distill.max_steps=6")  # other images in the same place
-    assert trained()[0] == 3
 
 
 def test_results_are_written_before_anything_of_them_is_printed(

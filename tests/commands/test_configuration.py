@@ -209,7 +209,7 @@ def test_a_method_of_ones_own_names_the_dataclass_of_its_options(tmp_path: Path)
         with pytest.raises(ConfigurationError) as caught:
             run_of(*words, wrong)
         assert caught.value.option == f"distill.{name}"
-    with pytest.raises(ConfigurationError, match=r"~distill\.syn_steps"):
+    with pytest.raises(ConfigurationError, match=r"distill\.syn_steps=20: the chosen distill has no such option"):
         run_of(*words, "experiment=digits_quickstart")
 
 

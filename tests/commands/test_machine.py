@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ast_lightning.commands.distill import compile_student
-from ast_lightning.commands.train_experts import compile_experts
+from ast_lightning.commands.run import Run
+from ast_lightning.commands.stores import choose_compilation
+from ast_lightning.commands.train_experts import _objective
+from ast_lightning.compilation import Compilation
+from ast_lightning.distillation.trajectory_matching.method import forward_passes
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.parallel.devices import device_type
 from ast_lightning.runs.machine import keep_freed_memory, prepare
@@ -54,6 +57,14 @@ def test_the_device_is_one_that_is_there() -> None:
     assert device_type({"accelerator": "cpu"}) == "cpu"
     assert (device_type({"accelerator": "auto"}) == "cuda") == torch.cuda.is_available()
     assert torch.zeros(1, device=device_type({})).device.type == device_type({})
+
+
+def compile_experts(run: Run) -> Compilation:
+    return _objective(run).compilation
+
+
+def compile_student(run: Run, images: int) -> Compilation:
+    return choose_compilation(run, forward_passes(run.distill, images, 1))
 
 
 def test_the_choice_follows_from_the_configured_length(capsys: pytest.CaptureFixture[str]) -> None:

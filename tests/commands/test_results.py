@@ -35,7 +35,7 @@ def test_trajectories_that_came_later_are_not_mixed_in(store: Path, tmp_path: Pa
     metrics = command("distill", tmp_path, words, FEW)
     assert command("distill", tmp_path, f"{words}/", FEW) == metrics  # a slash names no other folder
     shutil.move(later, store / "expert_0001")
-    with pytest.raises(ConfigurationError, match=r"was distilled with experts = 1, and there it is 2 now.*fresh=true"):
+    with pytest.raises(ConfigurationError, match=r"was made with experts = 1, and now it is 2.*fresh=true"):
         command("distill", tmp_path, words, FEW)
     with pytest.raises(ConfigurationError, match=r"last\.ckpt was made with experts = 1, and now it is 2.*fresh=true"):
         command("distill", tmp_path, words)
@@ -48,7 +48,7 @@ def test_other_trajectories_in_their_place_are_found(store: Path, tmp_path: Path
     command("distill", tmp_path, *words)
     shutil.rmtree(store)
     command("train_experts", tmp_path, f"experts_dir={store}", "num_experts=2", "expert.lr=0.02")
-    with pytest.raises(ConfigurationError, match=r"was distilled with trajectories = [0-9a-f]{16}, and there it is"):
+    with pytest.raises(ConfigurationError, match=r"was made with trajectories = [0-9a-f]{16}, and now it is"):
         command("distill", tmp_path, *words)
 
 
@@ -59,7 +59,7 @@ def test_another_set_to_start_from_is_found(output: Path, tmp_path: Path, comman
     words = f"distill.warm_start={start}"
     command("distill", folder, words, FEW)
     command("distill", folder, "distill.max_steps=3")  # the set goes on
-    with pytest.raises(ConfigurationError, match=r"was distilled with warm_start = [0-9a-f]+, and there it is"):
+    with pytest.raises(ConfigurationError, match=r"was made with warm_start = [0-9a-f]+, and now it is"):
         command("distill", folder, words, FEW)
 
 
@@ -97,7 +97,7 @@ def test_a_damaged_set_is_written_again_from_the_state(
     content[-5] ^= 1
     (last / "images.safetensors").write_bytes(content)
     assert command("distill", folder, FEW) == metrics
-    assert "it is written again from the state" in capsys.readouterr().out
+    assert "it is written again from the checkpoint" in capsys.readouterr().out
     assert torch.equal(load_distilled(last).images, images)
 
 

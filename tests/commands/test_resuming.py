@@ -107,11 +107,11 @@ def test_lost_states_stop_a_run_instead_of_beginning_anew(output: Path, tmp_path
     folder = with_experts(output, tmp_path)
     command("distill", folder)
     shutil.rmtree(distilled_of(folder) / "checkpoints")
-    with pytest.raises(ConfigurationError, match=r"there is work, but no state .*fresh=true"):
+    with pytest.raises(ConfigurationError, match=r"there is work, but no checkpoint .*fresh=true"):
         command("distill", folder, "distill.max_steps=8")
     assert load_distilled(distilled_of(folder) / "synthetic" / "last").metadata["iteration"] == 4
     (experts_of(folder) / "expert_0001" / "expert.json").unlink()
-    with pytest.raises(ConfigurationError, match=r"there is work, but no state .*expert_0001"):
+    with pytest.raises(ConfigurationError, match=r"there is work, but no checkpoint .*expert_0001"):
         command("train_experts", folder)
     assert (experts_of(folder) / "expert_0001" / "epoch_0004.safetensors").exists()
 

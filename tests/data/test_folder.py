@@ -131,7 +131,7 @@ def test_missing_split(folder: Path) -> None:
 def test_split_without_classes(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()
-    with pytest.raises(ConfigurationError, match="train/ holds no class folders"):
+    with pytest.raises(ConfigurationError, match="train: it holds no class folders"):
         image_folder(tmp_path, 8)
 
 

@@ -124,22 +124,21 @@ def test_class_names_in_a_file(tmp_path: Path) -> None:
     ("changes", "option", "fact"),
     [
         ({"train_images": pixels(12, 3, 8, 3)}, "train_images", "second or the last"),
-        ({"train_images": pixels(12, 8, 8, 4)}, "train_images", "neither"),
+        ({"train_images": pixels(12, 8, 8, 4)}, "train_images", "1 or 3 channels"),
         ({"train_images": pixels(12, 64)}, "train_images", "uint8 [12, 64]"),
         ({"train_images": pixels(0, 8, 8)}, "train_images", "no images"),
         ({"train_images": CONTENT["train_images"].astype(np.int64)}, "train_images", "int64"),
         ({"train_images": CONTENT["train_images"].astype(np.float32)}, "train_images", "255"),
-        ({"train_images": np.full((12, 8, 8, 3), np.nan)}, "train_images", "nan"),
-        ({"train_images": np.full((12, 8, 8, 3), -0.1)}, "train_images", "-0.1"),
+        ({"train_images": np.full((12, 8, 8, 3), np.nan)}, "train_images", "[0, 1]"),
+        ({"train_images": np.full((12, 8, 8, 3), -0.1)}, "train_images", "[0, 1]"),
         ({"train_images": [[1], [2, 3]]}, "train_images", "list"),
         ({"train_images": np.array([object()])}, "train_images", "no array"),
-        ({"train_labels": LABELS[:5]}, "train_labels", "12 images and 5 labels"),
+        ({"train_labels": LABELS[:5]}, "train_labels", "12 images"),
         ({"train_labels": np.eye(12)[:, :3]}, "train_labels", "[12, 3]"),
         ({"train_labels": LABELS.astype(float)}, "train_labels", "float64"),
         ({"test_labels": ["a"] * 6}, "test_labels", "strings"),
         ({"test_labels": None}, "test_labels", "missing"),
         ({"test_images": None}, "test_images", "missing"),
-        ({"test_images": pixels(6, 9, 8, 3)}, "test_images", "[3, 9, 8]"),
         ({"class_names": ["cat", "dog"]}, "class_names", "label 2"),
         ({"class_names": ["cat", "dog", "cat"]}, "class_names", "twice"),
         ({"test_images": None, "test_labels": None, "train_labels": [0] * 11 + [1]}, "test_images", "1 images"),
@@ -155,7 +154,7 @@ def test_what_does_not_fit_is_named(changes: dict[str, Any], option: str, fact: 
 
 def test_a_content_that_does_not_fit_is_named_with_its_file(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.npz", **{**CONTENT, "train_labels": LABELS[:5]})
-    with pytest.raises(ConfigurationError, match=r"data\.root=.*mine\.npz: train_labels .*12 images and 5 labels"):
+    with pytest.raises(ConfigurationError, match=r"data\.root=.*mine\.npz: train_labels \(int64 \[5\]\): .*12 images"):
         ImageDataModule("arrays", root=str(path)).setup()
 
 
@@ -172,14 +171,14 @@ def damaged(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "fact"),
     [
-        (lambda path: None, "no such file"),
-        (Path.mkdir, "no such file"),
+        (lambda path: None, "no such"),
+        (Path.mkdir, "no such"),
         (lambda path: path.write_bytes(b""), ""),
         (lambda path: path.write_bytes(b"not an archive"), ""),
         (lambda path: path.write_bytes(pickle.dumps(Hostile())), ""),
         (damaged, ""),
-        (lambda path: write(path, train_images=CONTENT["train_images"]), "no train_labels"),
-        (lambda path: write(path, x=LABELS), "no train_images, but x"),
+        (lambda path: write(path, train_images=CONTENT["train_images"]), "holds train_images"),
+        (lambda path: write(path, x=LABELS), "holds x"),
     ],
 )
 def test_files_that_cannot_be_used(

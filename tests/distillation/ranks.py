@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from ast_lightning.config.distill import DistillSettings, DistributionMatchingSettings
 from ast_lightning.data import LabelledImages, SiameseAugmentation
-from ast_lightning.distillation import DistillModule, TrajectoryMatching, TrajectoryMatchingSettings
+from ast_lightning.distillation import DistillModule, Method, TrajectoryMatching, TrajectoryMatchingSettings
+from ast_lightning.distillation.distribution_matching import DistributionMatching
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import EvaluationSettings, NetworkEvaluator
 from ast_lightning.networks import ConvNet
@@ -40,16 +42,22 @@ def network() -> ConvNet:
     return ConvNet(channels=3, num_classes=CLASSES, image_size=(8, 8), width=4, depth=1)
 
 
-def make_module(store: TrajectoryStore, settings: TrajectoryMatchingSettings, networks: int) -> DistillModule:
+def make_module(store: TrajectoryStore, settings: DistillSettings, networks: int) -> DistillModule:
     images = torch.randn(2 * CLASSES, 3, 8, 8, generator=torch.Generator().manual_seed(7))
     labels = torch.arange(CLASSES).repeat_interleave(2)
     families = SiameseAugmentation("color_crop_cutout_flip_scale_rotate")
-    method = TrajectoryMatching(settings, network, store, augmentation=families, seed=5)
+    real = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(8))
+    split = LabelledImages(real, torch.arange(60) % CLASSES)
+    method: Method
+    if isinstance(settings, TrajectoryMatchingSettings):
+        method = TrajectoryMatching(settings, network, store, augmentation=families, seed=5)
+    else:
+        assert isinstance(settings, DistributionMatchingSettings)
+        method = DistributionMatching(settings, network, split, augmentation=families, seed=5)
     evaluator = None
     if networks:
-        real = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(8))
-        splits = {"test": LabelledImages(real, torch.arange(60) % CLASSES)}
-        evaluator = NetworkEvaluator(network, EvaluationSettings(networks=networks, epochs=2), splits, seed=3)
+        protocol = EvaluationSettings(networks=networks, epochs=2)
+        evaluator = NetworkEvaluator(network, protocol, {"test": split}, seed=3)
     synthetic = method.synthetic_set(images, labels, settings.lr_teacher)
     return DistillModule(synthetic, method, evaluator=evaluator)
 
@@ -69,7 +77,8 @@ def alone(store: TrajectoryStore, part: dict[str, Any]) -> dict[str, torch.Tenso
 
 def fit(store: TrajectoryStore, folder: Path, part: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Distil as ``part["settings"]`` say; the images, what the optimiser got, and what was logged."""
-    settings = TrajectoryMatchingSettings(**part["settings"])
+    kind = DistributionMatchingSettings if part.get("method") == "dm" else TrajectoryMatchingSettings
+    settings = kind(**part["settings"])
     module = make_module(store, settings, part.get("networks", 0))
     gradients = Gradients()
     trainer = Trainer(
@@ -97,8 +106,8 @@ def fit(store: TrajectoryStore, folder: Path, part: dict[str, Any]) -> dict[str,
     except ConfigurationError as error:
         return {"refused": torch.tensor(list(str(error).encode()))}
     return {
-        "images": module.synthetic.images.detach(),
-        "rate": module.synthetic.learning_rate.detach(),
+        "images": module.training_set().images,
+        "rate": torch.tensor(module.training_set().learning_rate),
         "gradients": torch.stack(gradients.seen),
         **{name: value.detach().clone() for name, value in trainer.callback_metrics.items()},
     }

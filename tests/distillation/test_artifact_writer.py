@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import LightningModule
 
 from ast_lightning.callbacks import ArtifactWriter, StateOfIterations
 from ast_lightning.data import NoPreprocessing
@@ -162,9 +161,3 @@ def test_in_a_fit_it_writes_what_was_evaluated(
     assert set(written.metadata["accuracy"]) == {
         f"{split}/{name}" for split in ("test", "validation") for name in ("accuracy", "accuracy_std")
     }
-
-
-def test_other_modules_are_refused(tmp_path: Path) -> None:
-    writer = ArtifactWriter(tmp_path, make_dataset, select=True)
-    with pytest.raises(TypeError, match="DistillModule, not a LightningModule"):
-        writer.on_validation_end(evaluated(1), LightningModule())

@@ -153,7 +153,7 @@ def test_every_width_can_be_normalised_or_is_refused(width: int, normalization: 
 @pytest.mark.parametrize(
     ("arguments", "option", "says"),
     [
-        ({"normalization": "instnace"}, "network.normalization", "instance, layer, group, batch, none"),
+        ({"normalization": "instnace"}, "network.normalization", "instance, batch, layer, group, none"),
         ({"activation": "tanh"}, "network.activation", "relu, leaky_relu, gelu, silu, sigmoid"),
         ({"pooling": "average"}, "network.pooling", "avg, max, none"),
         ({"width": 0}, "network.width", "at least 1"),

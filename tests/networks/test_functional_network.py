@@ -19,8 +19,8 @@ from ast_lightning.networks import (
     build_network,
     describe_network,
     is_dropout,
-    parameter_layout,
 )
+from ast_lightning.networks.functional import parameter_layout
 
 
 def perturbed(network: FunctionalNetwork) -> Tensor:
@@ -270,8 +270,8 @@ def test_layout_is_that_of_named_parameters() -> None:
 
 def test_network_without_parameters_is_refused() -> None:
     frozen = functools.partial(lambda: nn.Linear(2, 2).requires_grad_(False))
-    for factory in (nn.Flatten, frozen):
-        with pytest.raises(ConfigurationError, match="no trainable parameters") as caught:
+    for factory, problem in ((nn.Flatten, "no parameters"), (frozen, "weight is frozen")):
+        with pytest.raises(ConfigurationError, match=problem) as caught:
             build_network(factory, 0)
         assert caught.value.option == "network"
 

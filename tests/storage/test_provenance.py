@@ -18,9 +18,9 @@ from ast_lightning.storage import provenance
 
 @pytest.fixture(autouse=True)
 def asked_anew() -> Iterator[None]:
-    provenance._revisions.cache_clear()
+    provenance.git_revision.cache_clear()
     yield
-    provenance._revisions.cache_clear()
+    provenance.git_revision.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -57,27 +57,15 @@ def test_versions_are_those_of_what_runs() -> None:
 
 def test_the_revision_of_the_package_and_whether_it_was_changed(checkout: Path) -> None:
     package, elsewhere = checkout / "package", Path("/")
-    found = provenance._revisions(package, elsewhere)
+    found = provenance.git_revision(package, elsewhere)
     assert found == {"of": "package", "commit": git(checkout, "rev-parse", "HEAD"), "dirty": False}
     (checkout / "untracked").touch()
-    provenance._revisions.cache_clear()
-    assert provenance._revisions(package, elsewhere) == found
+    provenance.git_revision.cache_clear()
+    assert provenance.git_revision(package, elsewhere) == found
     (package / "__init__.py").write_text("changed = True\n")
-    assert provenance._revisions(package, elsewhere) == found  # the code that this process began with
-    provenance._revisions.cache_clear()
-    assert provenance._revisions(package, elsewhere) == {**found, "dirty": True}
-
-
-def test_a_hook_of_another_repository_does_not_name_its_revision(
-    checkout: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = tmp_path_factory.mktemp("other")
-    git(other, "init", "-q")
-    expected = git(checkout, "rev-parse", "HEAD")
-    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
-    found = provenance._revisions(checkout / "package", checkout)
-    assert found is not None
-    assert found["commit"] == expected
+    assert provenance.git_revision(package, elsewhere) == found  # the code that this process began with
+    provenance.git_revision.cache_clear()
+    assert provenance.git_revision(package, elsewhere) == {**found, "dirty": True}
 
 
 def test_an_installed_package_leaves_the_working_directory_to_tell(checkout: Path) -> None:
@@ -85,19 +73,19 @@ def test_an_installed_package_leaves_the_working_directory_to_tell(checkout: Pat
     installed = checkout / "venv" / "package"
     installed.mkdir(parents=True)
     (installed / "__init__.py").touch()
-    found = provenance._revisions(installed, checkout)
+    found = provenance.git_revision(installed, checkout)
     assert found is not None
     assert found["of"] == "working directory"
 
 
 def test_outside_of_a_checkout_there_is_no_revision(tmp_path: Path) -> None:
-    assert provenance._revisions(tmp_path, tmp_path) is None
-    assert provenance._revisions(tmp_path / "gone", tmp_path / "gone") is None
+    assert provenance.git_revision(tmp_path, tmp_path) is None
+    assert provenance.git_revision(tmp_path / "gone", tmp_path / "gone") is None
 
 
 def test_without_git_there_is_no_revision(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert provenance._revisions(checkout / "package", checkout) is None
+    assert provenance.git_revision(checkout / "package", checkout) is None
     assert set(provenance.provenance()) == {"versions", "git", "command", "time"}
 
 

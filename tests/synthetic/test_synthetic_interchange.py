@@ -105,16 +105,16 @@ def test_published_variants_are_read(original: DistilledDataset, like: Likeness,
         ("images", torch.zeros(12, 90), r"images are \[12, 90\]"),
         ("images", torch.full((12, 3, 6, 5), float("nan")), "not finite"),
         ("images", torch.zeros(12, 3, 6, 5, dtype=torch.uint8), "images are torch.uint8"),
-        ("images", [torch.zeros(3)], "holds a list and not a tensor"),
-        ("images", torch.zeros(8, 3, 6, 5), "12 labels for 8 images"),
-        ("images", torch.zeros(0, 3, 6, 5), r"images_best\.pt: it holds no images: its tensor is \[0, 3, 6, 5\]"),
-        ("labels", torch.zeros(12, 4), r"soft labels"),
+        ("images", [torch.zeros(3)], "holds a list and not a dense tensor"),
+        ("images", torch.zeros(8, 3, 6, 5), "each of 8 images"),
+        ("images", torch.zeros(0, 3, 6, 5), r"images are \[0, 3, 6, 5\]"),
+        ("labels", torch.zeros(12, 4), r"\[12, 4\].*hard labels"),
         ("labels", torch.zeros(12).long(), "not the same number of each of 4 classes"),
         ("labels", torch.arange(12), "not the same number of each of 4 classes"),
         ("labels", torch.arange(12) % 4 - 1, "not the same number of each of 4 classes"),
-        ("labels", torch.arange(12) % 4 + 0.5, "no whole numbers"),
+        ("labels", torch.arange(12) % 4 + 0.5, "no whole number"),
         ("lr", torch.zeros(2), "not hold one number"),
-        ("lr", "0.1", "not hold one number"),
+        ("lr", "0.1", "lr_best.*holds a str"),
         ("lr", torch.tensor(-0.1), r"learning-rate=-0\.1.*must be positive"),
         ("lr", float("nan"), "must be positive"),
     ],
@@ -149,13 +149,13 @@ def test_code_is_not_run_and_missing_files_are_named(
 
 
 def test_a_folder_must_leave_no_choice(original: DistilledDataset, like: Likeness, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="not one set but 0"):
+    with pytest.raises(ConfigurationError, match="not none"):
         import_published(tmp_path, like)
     for name in ("best", "500"):
         export_published(original, tmp_path, name)
-    with pytest.raises(ConfigurationError, match=r"not one set but 2 \(images_500\.pt, images_best\.pt\)"):
+    with pytest.raises(ConfigurationError, match=r"not images_500\.pt, images_best\.pt"):
         import_published(tmp_path, like)
-    with pytest.raises(ConfigurationError, match="does not begin with images"):
+    with pytest.raises(ConfigurationError, match=r"expected one images_.*not labels_best\.pt"):
         import_published(tmp_path / "labels_best.pt", like)
 
 
@@ -196,15 +196,6 @@ def test_another_stores_statistics_give_no_likeness(
     (store.folder / "store.json").write_text("{}")
     with pytest.raises(ConfigurationError, match=r"^like=.*store\.json cannot be used"):
         read_likeness(store.folder)
-
-
-def test_statistics_of_other_images_are_named(original: DistilledDataset, make_distilled: Make, tmp_path: Path) -> None:
-    """A likeness that does not say its image size is held against its statistics."""
-    export_published(original, tmp_path / "files")
-    other = make_distilled("standardize", channels=1)
-    like = Likeness(other.preprocessing, original.class_names, None, {}, {})
-    with pytest.raises(ConfigurationError, match="mean of the preprocessing is not for images"):
-        import_published(tmp_path / "files", like)
 
 
 def test_an_export_that_fails_leaves_nothing_and_can_be_said_again(

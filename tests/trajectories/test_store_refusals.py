@@ -111,7 +111,7 @@ def test_open_says_that_nothing_is_there(tmp_path: Path, exists: bool) -> None:
     ("version", "remedy"),
     [
         (3, "install the version"),
-        (1, r"train these experts again with train_experts\.py"),
+        (1, r"train these experts in another folder"),
     ],
 )
 def test_open_refuses_another_format(store: TrajectoryStore, metadata: Metadata, version: Any, remedy: str) -> None:

@@ -179,9 +179,9 @@ def test_failed_write_keeps_the_old_snapshot(
         raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr("os.replace", refuse)
-    with pytest.raises(ConfigurationError, match=r"output_dir=.*epoch_0001.*no space.*make room and rerun"):
+    with pytest.raises(OSError, match=r"no space.*epoch_0001"):
         store.write_snapshot(0, 1, network.unflatten(snapshot(5, 5)))
-    with pytest.raises(ConfigurationError, match=r"epoch_0000.*no space"):
+    with pytest.raises(OSError, match=r"no space.*epoch_0000"):
         store.write_snapshot(1, 0, network.unflatten(snapshot(5, 5)))
     assert torch.equal(store.read_snapshot(0, 1), snapshot(0, 1))
     assert not list(store.folder.rglob("*partial*"))

@@ -96,11 +96,9 @@ class TrajectoryMatching(Method):
     @classmethod
     def build(cls, settings: TrajectoryMatchingSettings, context: Context) -> TrajectoryMatching:
         store, experts = context.experts()
-        images = context.data.num_classes * settings.ipc
         if settings.splits_batches(context.ranks):
             check_network(context.network)
-        windows = settings.max_steps * settings.windows_of_a_device(context.ranks)
-        passes = windows * settings.syn_steps * (settings.batch_syn or images) * PASSES_OF_A_STEP
+        passes = forward_passes(settings, context.data.num_classes * settings.ipc, context.ranks)
         never = "distill.engine=autograd is not compiled" if settings.engine == "autograd" else None
         method = cls(
             settings,
@@ -212,6 +210,12 @@ class TrajectoryMatching(Method):
             return self._augmentation.apply(images, draw), labels
 
         return batch
+
+
+def forward_passes(settings: TrajectoryMatchingSettings, images: int, ranks: int) -> int:
+    """The work of a run of so many synthetic images on each of so many devices, in forward passes of one image."""
+    steps = settings.max_steps * settings.windows_of_a_device(ranks) * settings.syn_steps
+    return steps * (settings.batch_syn or images) * PASSES_OF_A_STEP
 
 
 def _perturbation(settings: TrajectoryMatchingSettings) -> Perturbation:
