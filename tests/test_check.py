@@ -71,7 +71,6 @@ def test_a_quick_check_neither_compiles_nor_starts_processes(capsys: pytest.Capt
     found = {(each["check"], each["device"]): each for each in json.loads(capsys.readouterr().out)["checks"]}
     for name in ("bf16", "expert step", "distillation, float64", "distillation, float32"):
         assert found[name, "cpu"]["outcome"] == "ok", found[name, "cpu"]
-    assert "TensorFloat-32" in found["tf32", "cpu"]["detail"]
     left_out = ("expert step, compiled", "distillation, compiled", "DDP, gloo")
     assert not {name for name, _ in found} & set(left_out)
     assert {check.name for check in all_checks()} >= set(left_out)

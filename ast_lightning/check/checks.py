@@ -68,7 +68,6 @@ def all_checks(*, quick: bool = False) -> list[Check]:
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     checks = [Check("versions", "", functools.partial(_versions, gpus))]
     runs: dict[str, Callable[[torch.device], str]] = {
-        "tf32": _tf32,
         "bf16": _bf16,
         "expert step": _expert,
         "distillation, float64": _distillation_float64,
@@ -92,18 +91,6 @@ def _versions(gpus: Sequence[str]) -> str:
     parts = [f"{name} {found[name]}" for name in names if found.get(name)]
     parts += [f"{each.name} ({format_bytes(each.total_memory)}, {each.major}.{each.minor})" for each in devices]
     return ", ".join(parts if gpus else [*parts, "no CUDA device"])
-
-
-def _tf32(device: torch.device) -> str:
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-        raise Skipped("TensorFloat-32 is a mode of GPUs since Ampere")
-    left, right = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.set_float32_matmul_precision("high")
-    try:
-        product = left.to(device, torch.float32) @ right.to(device, torch.float32)
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    return _compared("a matrix product in tf32", product, left @ right, 5e-3)
 
 
 def _bf16(device: torch.device) -> str:
