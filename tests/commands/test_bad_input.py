@@ -78,7 +78,7 @@ def contents(folder: Path) -> dict[Path, int]:
         (["trainer.logger=csv"], "trainer.logger", ["logger=tensorboard, csv"]),
         (["+logger.mine=csv"], "logger.mine", ["+logger.mine._target_="]),
         (["+logger.mine._target_=no_such_package.Logger"], "logger.mine._target_", ["no_such_package"]),
-        (["+callbacks.mine._target_=collections.OrderedDict"], "callbacks.mine._target_", ["Callback"]),
+        (["+callbacks.mine._target_=collections.OrderedDict"], "callbacks.mine", ["Callback"]),
         (["+trainer.overfit_batch=1"], "trainer.overfit_batch", ["no such option"]),
         (["+trainer.max_steps=2"], "trainer.max_steps", ["sets this itself", "distill.max_steps"]),
         (["+trainer.val_check_interval=1"], "trainer.val_check_interval", ["distill.eval_every"]),
