@@ -43,16 +43,6 @@ class Compilation:
         return f"{'on' if self.enabled else 'off'} ({self.reason})"
 
 
-def check_choice(choice: object) -> None:
-    """Reject a ``compile`` option that does not exist.
-
-    Raises:
-        ConfigurationError: it is none of ``auto``, True and False.
-    """
-    if choice != "auto" and not isinstance(choice, bool):
-        raise ConfigurationError("compile", choice, "there is no such choice", "take one of auto, true, false")
-
-
 def choose_compilation(choice: str | bool, device_type: str, operations: float) -> Compilation:
     """Decide from what is configured, never from what remains, so that a resumed run decides alike.
 

@@ -6,12 +6,13 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ast_lightning.check.ranks import gradient_error
-from ast_lightning.check.steps import ExpertStep, Iteration, relative_error
+from ast_lightning.check.steps import Iteration, expert_gradient, relative_error
 from ast_lightning.compilation import Compilation, choose_compilation
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.files import format_bytes
@@ -40,36 +41,22 @@ class Check:
     run: Callable[[], str]
 
 
-@dataclass(frozen=True)
-class Result:
-    """The result of a check.
+def run_check(check: Check) -> dict[str, Any]:
+    """Run a check; its errors are results.
 
-    Attributes:
-        check: its name.
-        device: where.
-        outcome: ``ok``, ``failed`` or ``skipped``.
-        seconds: that it took.
-        detail: what was found, what is wrong, or why it was skipped.
+    Returns:
+        The ``check`` and its ``device``, the ``outcome`` (``ok``, ``failed`` or ``skipped``), the ``seconds`` that it
+        took, and in ``detail`` what was found, what is wrong, or why it was skipped.
     """
-
-    check: str
-    device: str
-    outcome: str
-    seconds: float
-    detail: str
-
-
-def run_check(check: Check) -> Result:
-    """Run a check; its errors are results."""
     start = time.monotonic()
     try:
         outcome, detail = "ok", check.run()
     except Skipped as reason:
         outcome, detail = "skipped", str(reason)
     except Exception as error:
-        text = " ".join(str(error).split())
-        outcome, detail = "failed", f"{type(error).__name__}: {text}"[:400]
-    return Result(check.name, check.device, outcome, time.monotonic() - start, detail)
+        outcome, detail = "failed", " ".join(f"{type(error).__name__}: {error}".split())[:400]
+    seconds = time.monotonic() - start
+    return {"check": check.name, "device": check.device, "outcome": outcome, "seconds": seconds, "detail": detail}
 
 
 def all_checks(*, quick: bool = False) -> list[Check]:
@@ -79,9 +66,8 @@ def all_checks(*, quick: bool = False) -> list[Check]:
         quick: without those that compile or start processes.
     """
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    checks = [Check("versions", "", _versions), Check("GPUs", "", functools.partial(_gpus, gpus))]
+    checks = [Check("versions", "", functools.partial(_versions, gpus))]
     runs: dict[str, Callable[[torch.device], str]] = {
-        "tf32": _tf32,
         "bf16": _bf16,
         "expert step": _expert,
         "distillation, float64": _distillation_float64,
@@ -98,66 +84,43 @@ def all_checks(*, quick: bool = False) -> list[Check]:
     return checks
 
 
-def _versions() -> str:
+def _versions(gpus: Sequence[str]) -> str:
     found = {**versions(), "CUDA": torch.version.cuda}
     names = ("ast_lightning", "python", "torch", "lightning", "CUDA")
-    return ", ".join(f"{name} {found[name]}" for name in names if found.get(name))
-
-
-def _gpus(gpus: Sequence[str]) -> str:
-    if not gpus:
-        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
-        raise Skipped(f"no CUDA device; this torch is built {built}")
-    properties = [torch.cuda.get_device_properties(name) for name in gpus]
-    return "; ".join(
-        f"{each.name}, {format_bytes(each.total_memory)}, {each.major}.{each.minor}" for each in properties
-    )
-
-
-def _tf32(device: torch.device) -> str:
-    if device.type != "cuda":
-        raise Skipped("TensorFloat-32 is a mode of GPUs")
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        raise Skipped("this GPU does not support it")
-    left, right = torch.randn(2, 256, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    torch.set_float32_matmul_precision("high")
-    try:
-        product = left.to(device, torch.float32) @ right.to(device, torch.float32)
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    return _require(relative_error(product, left @ right), 5e-3, "a matrix product in tf32")
+    devices = [torch.cuda.get_device_properties(name) for name in gpus]
+    parts = [f"{name} {found[name]}" for name in names if found.get(name)]
+    parts += [f"{each.name} ({format_bytes(each.total_memory)}, {each.major}.{each.minor})" for each in devices]
+    return ", ".join(parts if gpus else [*parts, "no CUDA device"])
 
 
 def _bf16(device: torch.device) -> str:
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise Skipped("this GPU does not support it")
     with torch.autocast(device.type, torch.bfloat16):
-        gradient = ExpertStep(device)()
-    return _require(relative_error(gradient, _expert_reference()), HALF, "an expert step under autocast")
+        gradient = expert_gradient(device)
+    return _compared("an expert step under autocast", gradient, _reference("expert"), HALF)
 
 
 def _expert(device: torch.device, compilation: Compilation | None = None) -> str:
-    return _measured(ExpertStep(device, compilation=compilation), _expert_reference(), device)
+    gradient = expert_gradient(device, compilation=compilation)
+    return _compared("the gradient", gradient, _reference("expert"), ROUNDED)
 
 
 def _distillation(device: torch.device, compilation: Compilation | None = None) -> str:
-    return _measured(Iteration(device, compilation=compilation).gradient, _iteration_reference(), device)
+    gradient = Iteration(device, compilation=compilation).gradient()
+    return _compared("the gradient", gradient, _reference("iteration"), ROUNDED)
 
 
 def _distillation_float64(device: torch.device) -> str:
     adjoint, autograd = (Iteration(device, torch.float64, engine).gradient() for engine in ("adjoint", "autograd"))
-    found = _require(relative_error(adjoint, autograd), EXACT, "the adjoint, against autograd")
-    if device.type == "cpu":
-        return found
-    return f"{found}; {_require(relative_error(adjoint, _iteration_reference()), EXACT, 'against the CPU')}"
+    found = _compared("the adjoint, against autograd", adjoint, autograd, EXACT)
+    return f"{found}; {_compared('against the CPU', adjoint, _reference('iteration'), EXACT)}"
 
 
 def _ddp(backend: str, devices: list[str]) -> str:
-    if not devices:
-        raise Skipped("no CUDA device")
-    if len(devices) == 1:
-        raise Skipped("there is one GPU only")
-    return _require(gradient_error(backend, devices), EXACT, f"averaged gradients of {len(devices)} processes")
+    if len(devices) < 2:
+        raise Skipped("there are fewer than two GPUs")
+    return _within(gradient_error(backend, devices), EXACT, f"averaged gradients of {len(devices)} processes")
 
 
 def _compilation(device: torch.device) -> Compilation:
@@ -167,29 +130,20 @@ def _compilation(device: torch.device) -> Compilation:
         raise Skipped(error.problem) from error
 
 
-def _measured(step: Callable[[], Tensor], reference: Tensor, device: torch.device, runs: int = 3) -> str:
-    """Compare a gradient with that of the CPU in float64, and time it."""
-    start = time.monotonic()
-    found = _require(relative_error(step(), reference), ROUNDED, "the gradient")  # copies it: nothing is pending
-    first, start = time.monotonic() - start, time.monotonic()
-    for _ in range(runs):
-        step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return f"{found}; first {first:.1f} s, then {1000 * (time.monotonic() - start) / runs:.3g} ms"
+def _compared(what: str, found: Tensor, expected: Tensor, tolerance: float) -> str:
+    return _within(relative_error(found, expected), tolerance, what)
 
 
-def _require(error: float, tolerance: float, what: str) -> str:
+def _within(error: float, tolerance: float, what: str) -> str:
     if not error <= tolerance:  # also if it is NaN
         raise RuntimeError(f"{what} is off by {error:.1e}, and {tolerance:.0e} is allowed")
     return f"{what}: error {error:.1e}"
 
 
 @functools.cache
-def _expert_reference() -> Tensor:
-    return ExpertStep(torch.device("cpu"), torch.float64)()
-
-
-@functools.cache
-def _iteration_reference() -> Tensor:
-    return Iteration(torch.device("cpu"), torch.float64, "autograd").gradient()
+def _reference(of: str) -> Tensor:
+    """The gradient on the CPU, in float64, by autograd."""
+    device = torch.device("cpu")
+    if of == "expert":
+        return expert_gradient(device, torch.float64)
+    return Iteration(device, torch.float64, "autograd").gradient()

@@ -36,9 +36,8 @@ def gradient_error(backend: str, devices: list[str], patience: float = PATIENCE)
     with TemporaryDirectory() as folder:
         store = (Path(folder) / "rendezvous").as_uri()
         arguments = {rank: (backend, devices, rank, store, patience) for rank in range(len(devices))}
-        environments: dict[int, dict[str, str]] = {rank: {} for rank in arguments}
         logs = DefaultLogsSpecs(folder, redirects=Std.ALL)
-        processes = start_processes("rank", _error_of_rank, arguments, environments, logs)
+        processes = start_processes("rank", _error_of_rank, arguments, {rank: {} for rank in arguments}, logs)
         try:
             result = processes.wait(patience, period=0.1)
         finally:

@@ -21,29 +21,21 @@ _SIZE, _IMAGES = (32, 32), 10
 _FACTORY = functools.partial(ConvNet, 3, 10, _SIZE, width=16, depth=2)
 
 
-class ExpertStep:
-    """The gradient of the expert objective with gradient penalty; calling it computes it.
+def expert_gradient(
+    device: torch.device, dtype: torch.dtype = torch.float32, compilation: Compilation | None = None
+) -> Tensor:
+    """The gradient ``[P]`` of the expert objective with gradient penalty.
 
     Args:
         device: where.
         dtype: of parameters and images.
         compilation: whether it is compiled; None for not.
     """
-
-    def __init__(
-        self, device: torch.device, dtype: torch.dtype = torch.float32, compilation: Compilation | None = None
-    ) -> None:
-        self._network = build_network(_FACTORY, 0, "network").to(device, dtype)
-        self._raw = _images("expert").to(device, dtype)
-        self._labels = (torch.arange(_IMAGES) % 10).to(device)
-        self._objective = ExpertObjective(_FACTORY, ExpertSettings(), compilation)
-
-    def __call__(self) -> Tensor:
-        """The gradient ``[P]``."""
-        self._network.zero_grad()
-        loss = self._objective(self._network, self._raw.flip(3), self._raw, self._labels, 0.5)
-        loss.total.backward()
-        return torch.cat([each.grad.reshape(-1) for each in self._network.parameters() if each.grad is not None])
+    network = build_network(_FACTORY, 0, "network").to(device, dtype)
+    raw, labels = _images("expert").to(device, dtype), (torch.arange(_IMAGES) % 10).to(device)
+    objective = ExpertObjective(_FACTORY, ExpertSettings(), compilation)
+    objective(network, raw.flip(3), raw, labels, 0.5).total.backward()
+    return torch.cat([each.grad.reshape(-1) for each in network.parameters() if each.grad is not None])
 
 
 class Iteration(nn.Module):

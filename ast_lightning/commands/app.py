@@ -42,17 +42,10 @@ from ast_lightning.terminal import is_rank_zero
 
 Metrics = dict[str, float]
 
-_FULL = "make room and rerun the command: it resumes"
-_CLOSED = "make the folder writable, or give another output_dir"
-_DISK_REMEDIES = {
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: _FULL,
-    errno.EROFS: _CLOSED,
-    errno.EACCES: _CLOSED,
-    errno.EPERM: _CLOSED,
-    errno.EEXIST: _CLOSED,  # a file in the place of a folder
-    errno.ENOTDIR: _CLOSED,
-}
+_FULL = "make room and rerun the command without fresh=true to resume"
+_CLOSED = "make the folder writable, or set another output_dir"
+_NO_FOLDER = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)  # the last: a file in its place
+_DISK_REMEDIES = {**dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL), **dict.fromkeys(_NO_FOLDER, _CLOSED)}
 
 
 def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
@@ -92,23 +85,13 @@ def _disk_trouble_named(config: DictConfig) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedy = _DISK_REMEDIES.get(error.errno or 0)
-        if remedy == _FULL and config.get("fresh"):
-            remedy = _FULL.replace("command", "command without fresh=true")
-        option = _written_by(config, error.filename)
-        if remedy is None or option is None:
+        path = Path(error.filename or config.output_dir).absolute()
+        folders = {name: config.get(name) for name in ("experts_dir", "output_dir")}
+        written = [name for name, folder in folders.items() if folder and path.is_relative_to(Path(folder).absolute())]
+        if error.errno not in _DISK_REMEDIES or not written:
             raise
-        where = f" ({error.filename})" if error.filename else ""
-        raise ConfigurationError(option, config[option], f"{error.strerror}{where}", remedy) from error
-
-
-def _written_by(config: DictConfig, path: str | None) -> str | None:
-    """The option that names the folder of a file; a file without a name is taken for one of ``output_dir``."""
-    for option in ("experts_dir", "output_dir"):
-        folder = config.get(option)
-        if path and folder and Path(path).absolute().is_relative_to(Path(folder).absolute()):
-            return option
-    return None if path else "output_dir"
+        problem = f"{error.strerror} ({path})"
+        raise ConfigurationError(written[0], folders[written[0]], problem, _DISK_REMEDIES[error.errno]) from error
 
 
 def build_run(config: DictConfig, in_sweep: bool = False, choices: Mapping[str, Any] | None = None) -> Run:
@@ -124,9 +107,7 @@ def build_run(config: DictConfig, in_sweep: bool = False, choices: Mapping[str, 
     """
     plain = checked(config)
     check_packages(plain.get("logger") or {})
-    _check_processes(plain["trainer"])
-    if in_sweep:
-        _check_tasks(plain["trainer"])
+    _check_processes(plain["trainer"], in_sweep)
     distill = _method_settings(plain["distill"])
     plain["distill"] = {**plain["distill"], **asdict(distill)}
     if choices is None:
@@ -145,38 +126,24 @@ def build_run(config: DictConfig, in_sweep: bool = False, choices: Mapping[str, 
     )
 
 
-def _check_processes(trainer: dict[str, Any]) -> None:
-    """Refuse processes that torchrun has started for a run of one.
+def _check_processes(trainer: dict[str, Any], in_sweep: bool) -> None:
+    """Reject another number of devices than there are processes, which torchrun or a launcher of Hydra has started.
 
     Raises:
         ConfigurationError: naming ``trainer.devices``.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if by_torchrun() and processes > 1 and devices_of(trainer) == 1:
-        raise ConfigurationError(
-            "trainer.devices",
-            trainer.get("devices"),
-            f"torchrun has started {processes} processes, each of which would do the whole work",
-            "set trainer=torchrun, which takes the numbers from it, or start python without torchrun",
-        )
-
-
-def _check_tasks(trainer: dict[str, Any]) -> None:
-    """Refuse a job of a multirun on other than as many devices as there are tasks to run it.
-
-    Raises:
-        ConfigurationError: naming ``trainer.devices``.
-    """
-    devices, tasks = devices_of(trainer), tasks_of_job()
-    if devices != tasks:
-        problem = f"the launcher gives each job {tasks} tasks, and there is a task a device"
-        raise ConfigurationError(
-            "trainer.devices",
-            trainer.get("devices"),
-            "the jobs of a multirun cannot each start processes of their own" if tasks == 1 else problem,
+    devices, processes = devices_of(trainer), int(os.environ.get("WORLD_SIZE", "1"))
+    if by_torchrun() and processes > 1 and devices == 1:
+        problem = f"torchrun has started {processes} processes, each of which would do the whole work"
+        remedy = "set trainer=torchrun, which takes the numbers from it, or start python without torchrun"
+        raise ConfigurationError("trainer.devices", trainer.get("devices"), problem, remedy)
+    if in_sweep and devices != (tasks := tasks_of_job()):
+        problem = f"the launcher runs tasks={tasks} for each job, one for each device; jobs cannot each start processes"
+        remedy = (
             f"take hydra/launcher=submitit_local or submitit_slurm with hydra.launcher.tasks_per_node={devices}, or "
-            f"trainer.devices={tasks}, or run the settings one after another without -m",
+            f"trainer.devices={tasks}, or run the settings one after another without -m"
         )
+        raise ConfigurationError("trainer.devices", trainer.get("devices"), problem, remedy)
 
 
 def _method_settings(section: dict[str, Any]) -> DistillSettings:
@@ -186,17 +153,16 @@ def _method_settings(section: dict[str, Any]) -> DistillSettings:
     if not (isinstance(kind, type) and issubclass(kind, DistillSettings)):
         remedy = "give the class an attribute Settings, a dataclass that extends DistillSettings"
         raise ConfigurationError("distill._target_", target, "its options are not known", remedy)
-    names = {field.name for field in fields(kind)}
-    return settings_from(kind, {name: value for name, value in section.items() if name in names or name != "_target_"})
+    own = {field.name for field in fields(kind)}
+    return settings_from(kind, {name: value for name, value in section.items() if name != "_target_" or name in own})
 
 
 def _network(section: dict[str, Any]) -> Callable[..., Any]:
     arguments = {name: value for name, value in section.items() if name != "_target_"}
     kind = _class("network", section["_target_"])
-    accepted = inspect.signature(kind).parameters.values()
-    names = {each.name for each in accepted}
-    others = [name for name in arguments if name not in names]
-    if others and not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in accepted):
+    accepted = inspect.signature(kind).parameters
+    others = [name for name in arguments if name not in accepted]
+    if others and not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in accepted.values()):
         remedy = "add " + " ".join(f"~network.{name}" for name in others)
         if {each.name for each in fields(ConvNetSettings)} <= set(section):
             remedy = f"choose network=custom network._target_={section['_target_']}"
@@ -229,13 +195,10 @@ def _instantiate(section: str, values: dict[str, Any], **options: Any) -> Any:
     try:
         return instantiate(values, **options)
     except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, ConfigurationError):
-            raise cause from error
-        option = f"{section}._target_"
-        raise ConfigurationError(
-            option, values.get("_target_"), str(cause or error), f"check the options of {section}"
-        ) from error
+        if isinstance(error.__cause__, ConfigurationError):
+            raise error.__cause__ from error
+        option, problem = f"{section}._target_", str(error.__cause__ or error)
+        raise ConfigurationError(option, values.get("_target_"), problem, f"check the options of {section}") from error
 
 
 def _quieten() -> None:

@@ -44,22 +44,17 @@ def run_command(name: str, config: DictConfig) -> dict[str, float]:
         config: as Hydra composed it.
     """
     in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    if not in_sweep:  # whose jobs have been checked before the first began
-        reject_here(config)
+    try:
+        if not in_sweep:  # whose jobs have been checked before the first began
+            checked(config)
+    except ConfigurationError as error:
+        if not int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0):  # once for each machine
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from error
     from ast_lightning.commands.app import execute
 
     metrics: dict[str, float] = execute(getattr(import_module(f"ast_lightning.commands.{name}"), name), config)
     return metrics
-
-
-def reject_here(config: DictConfig) -> None:
-    """End with status 2 and one line where a configuration cannot work; one process of each machine prints it."""
-    try:
-        checked(config)
-    except ConfigurationError as error:
-        if not int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from error
 
 
 def _inside_command(trace: TracebackType | None) -> TracebackType | None:

@@ -35,7 +35,7 @@ class DataSettings(Settings):
     seed: int = option("${seed}", "of the subset and of the held-out split")
 
     def __post_init__(self) -> None:
-        self.require_at_least_one("image_size", "per_class", "batch_size", "eval_batch_size", "zca_max_features")
+        self.require_at_least(1, "image_size", "per_class", "batch_size", "eval_batch_size", "zca_max_features")
         self.require_not_negative("zca_eps")
         self.require_choice("preprocessing", PREPROCESSINGS)
         if not 0 <= self.validation_fraction < 1:

@@ -9,13 +9,7 @@ from ast_lightning.config.settings import Settings, option
 from ast_lightning.errors import ConfigurationError
 
 ENGINES = ("adjoint", "autograd")
-INTERMEDIATE = ("none", "aggregate", "adaptive")
-INITIALIZATIONS = ("representative", "real", "noise")
-MATCHINGS = ("trajectory",)
-OUTER_STEPS = ("sgd",)
 PRECISIONS = ("32-true", "64-true")
-SPLITS = ("auto", "windows", "batch")
-WINDOWS = ("uniform",)
 
 
 @dataclass(frozen=True)
@@ -38,22 +32,16 @@ class DistillSettings(Settings):
     outer: Any = option("sgd", "the outer step")
     outer_momentum: float = option(0.5, "momentum of the outer step")
     max_steps: int = option(5000, "outer iterations", result=False)
-    eval_every: int = option(
-        500, "iterations between evaluations; the last iteration is always evaluated", result=False
-    )
-    save_every: int = option(
-        50, "iterations between the checkpoints that an interrupted run resumes from", result=False
-    )
-    eval_networks: int | None = option(
-        None, "networks of an evaluation while distilling; null: evaluation.networks", result=False
-    )
+    eval_every: int = option(500, "iterations between evaluations; the last is always evaluated", result=False)
+    save_every: int = option(50, "iterations between checkpoints, from which a run resumes", result=False)
+    eval_networks: int | None = option(None, "networks of these evaluations; null: evaluation.networks", result=False)
 
     def __post_init__(self) -> None:
-        self.require_at_least_one("ipc", "init_clusters", "max_steps", "eval_every", "save_every", "eval_networks")
+        self.require_at_least(1, "ipc", "init_clusters", "max_steps", "eval_every", "save_every", "eval_networks")
         self.require_positive("lr_teacher", "lr_img")
         self.require_momentum("outer_momentum")
-        self.require_choice("init", INITIALIZATIONS, or_target=True)
-        self.require_choice("outer", OUTER_STEPS, or_target=True)
+        self.require_part("init", "representative", "real", "noise")
+        self.require_part("outer", "sgd")
 
 
 @dataclass(frozen=True)
@@ -66,9 +54,7 @@ class TrajectoryMatchingSettings(DistillSettings):
     max_start_epoch: int = option(20, "T⁺, exclusive bound on the start epoch of a window")
     windows: Any = option("uniform", "how expert and start epoch of a window are drawn")
     windows_per_step: int = option(1, "W, windows of an outer iteration over all devices; gradients are averaged")
-    split: str = option(
-        "auto", "what devices divide: windows | batch | auto (windows where they divide evenly)", result=False
-    )
+    split: str = option("auto", "what devices divide: windows | batch | auto (windows if even)", result=False)
     batch_syn: int | None = option(None, "synthetic images of an inner step; null: all")
     momentum: float = option(0.9, "μ of the student")
     balance: Any = option(True, "scale the inner loss by c(s), AST's balanced inner loop")
@@ -77,44 +63,32 @@ class TrajectoryMatchingSettings(DistillSettings):
     intermediate: str = option("aggregate", "intermediate matching: none | aggregate (β = 1) | adaptive (β = i / M)")
     learn_lr: bool = option(True, "learn α")
     lr_lr: float = option(1e-5, "outer learning rate of α")
-    engine: str = option(
-        "adjoint", "adjoint: exact in constant memory | autograd: the graph of all K steps", result=False
-    )
-    recompute: bool = option(
-        False, "keep every √K-th step only; for networks of ten million parameters and more", result=False
-    )
+    engine: str = option("adjoint", "adjoint: constant memory | autograd: the graph of all K steps", result=False)
+    recompute: bool = option(False, "keep every √K-th step only, for ten million parameters and more", result=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least_one("syn_steps", "expert_epochs", "max_start_epoch", "batch_syn", "windows_per_step")
+        self.require_at_least(1, "syn_steps", "expert_epochs", "max_start_epoch", "batch_syn", "windows_per_step")
         self.require_not_negative("lr_lr")
         self.require_momentum("momentum")
-        self.require_choice("intermediate", INTERMEDIATE)
+        self.require_choice("intermediate", ("none", "aggregate", "adaptive"))
         self.require_choice("engine", ENGINES)
-        self.require_choice("split", SPLITS)
-        self.require_choice("windows", WINDOWS, or_target=True)
-        self.require_choice("matching", MATCHINGS, or_target=True)
+        self.require_choice("split", ("auto", "windows", "batch"))
+        self.require_part("windows", "uniform")
+        self.require_part("matching", "trajectory")
         if not isinstance(self.balance, bool):
-            self.require_choice("balance", ("true", "false"), or_target=True)
+            self.require_part("balance", "true", "false")
         if isinstance(self.perturbation, int | float):
             self.require_not_negative("perturbation")
         else:
-            self.require_choice("perturbation", ("a number",), or_target=True)
+            self.require_part("perturbation", "a number")
         if self.recompute and self.engine != "adjoint":
             raise self.refused("recompute", "the autograd engine keeps every step", "set distill.engine=adjoint")
         if self.split == "batch" and self.engine != "adjoint":
-            raise self.refused(
-                "engine",
-                "derivatives of a batch that is split over devices (distill.split=batch) are summed in the adjoint",
-                "set distill.engine=adjoint",
-            )
+            raise self.refused("engine", "distill.split=batch needs the adjoint", "set distill.engine=adjoint")
         if self.intermediate != "none" and self.syn_steps < self.expert_epochs:
-            raise self.refused(
-                "syn_steps",
-                "intermediate matching needs at least one inner step for each of "
-                f"distill.expert_epochs={self.expert_epochs}",
-                "raise distill.syn_steps or set distill.intermediate=none",
-            )
+            problem = f"intermediate matching needs at least distill.expert_epochs={self.expert_epochs} inner steps"
+            raise self.refused("syn_steps", problem, "raise distill.syn_steps or set distill.intermediate=none")
 
     def splits_batches(self, devices: int) -> bool:
         """Whether so many devices divide the rows of every inner batch, and not the windows."""
@@ -130,14 +104,9 @@ class TrajectoryMatchingSettings(DistillSettings):
         if self.splits_batches(devices):
             return windows
         if windows % devices:
-            below = windows // devices * devices
-            near = f"{below} or {below + devices}" if below else str(devices)
-            raise self.refused(
-                "windows_per_step",
-                f"{devices} devices cannot divide so many windows evenly",
-                f"set distill.windows_per_step={near}, distill.split=batch, or use a number of devices that divides "
-                f"{windows}",
-            )
+            problem = f"{devices} devices cannot divide so many windows evenly"
+            remedy = f"use a multiple of {devices}, or set distill.split=batch, or use fewer devices"
+            raise self.refused("windows_per_step", problem, remedy)
         return windows // devices
 
     def check_batch(self, num_images: int) -> None:
@@ -147,11 +116,8 @@ class TrajectoryMatchingSettings(DistillSettings):
             ConfigurationError: with the size of the set.
         """
         if self.batch_syn is not None and self.batch_syn > num_images:
-            raise self.refused(
-                "batch_syn",
-                f"the synthetic set has only {num_images} images",
-                f"give at most {num_images}, or null for all of them",
-            )
+            problem, remedy = f"the synthetic set has only {num_images} images", f"give at most {num_images}, or null"
+            raise self.refused("batch_syn", problem, remedy)
 
 
 @dataclass(frozen=True)
@@ -166,7 +132,7 @@ class DistributionMatchingSettings(DistillSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least_one("real_batch")
+        self.require_at_least(1, "real_batch")
 
 
 def check_precision(precision: str, experts: object = "<their folder>") -> None:
@@ -180,10 +146,7 @@ def check_precision(precision: str, experts: object = "<their folder>") -> None:
         ConfigurationError: it is neither float32 nor float64.
     """
     if precision not in PRECISIONS:
+        remedy = f"set trainer.precision={PRECISIONS[0]} experts_dir={experts}"
         raise ConfigurationError(
-            "trainer.precision",
-            precision,
-            "distillation is exact to float32 or float64, and 16 bits spoil it",
-            f"distil with trainer.precision={PRECISIONS[0]}; the experts of trainer.precision={precision} are "
-            f"found with experts_dir={experts}",
+            "trainer.precision", precision, "distillation needs float32 or float64: 16 bits spoil it", remedy
         )

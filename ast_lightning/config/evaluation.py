@@ -26,7 +26,7 @@ class EvaluationSettings(Settings):
     at_once: int = option(1, "networks trained together, as one stacked computation", result=False)
 
     def __post_init__(self) -> None:
-        self.require_at_least_one("networks", "epochs", "batch_size", "at_once")
+        self.require_at_least(1, "networks", "epochs", "batch_size", "at_once")
         self.require_positive("lr", "lr_decay")
         self.require_not_negative("weight_decay")
         self.require_momentum("momentum", "momentum_after_decay")

@@ -38,21 +38,19 @@ class ExpertSettings(Settings):
     every_n_epochs: int = option(1, "n: store epochs 0, n, 2n, … and E; distill.expert_epochs must be a multiple of n")
     max_epoch: int | None = option(None, "store nothing beyond this epoch but the last; training runs to the end")
     optimizer: Any = option("sgd", "the optimiser of an expert: sgd, or {_target_: …} for one of your own")
-    regularizers: Any = option([], "terms added to the loss: a list of {_target_: …}, each with its own weight")
+    regularizers: list[Any] = option([], "terms added to the loss: a list of {_target_: …}, each with its own weight")
     samples: Any = option("all", "the training images of an epoch: all, or {_target_: …} for a curriculum")
 
     def __post_init__(self) -> None:
-        self.require_at_least_one("epochs", "batch_size", "every_n_epochs", "max_epoch")
+        self.require_at_least(1, "epochs", "batch_size", "every_n_epochs", "max_epoch")
         self.require_positive("lr", "lr_decay")
         self.require_not_negative("weight_decay", "clip_start", "clip_end", "clip_epochs")
         self.require_not_negative("gradient_penalty", "lr_decay_epoch")
         self.require_momentum("momentum")
         self.require_choice("penalty_norm", PENALTY_NORMS)
         self.require_choice("snapshot_dtype", SNAPSHOT_DTYPES)
-        for name in ("optimizer", "samples"):
-            check_part(getattr(self, name), (str(_PARTS[name]),), f"{self.section}.{name}")
-        if not isinstance(self.regularizers, list | tuple):
-            raise self.refused("regularizers", "it must be a list", "give [{_target_: package.module.name}]")
+        self.require_part("optimizer", "sgd")
+        self.require_part("samples", "all")
         for each in self.regularizers:
             check_part(each, (), f"{self.section}.regularizers")
 

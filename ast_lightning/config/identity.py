@@ -6,9 +6,9 @@ or another default renames no folder of a run that computes what it did before.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -61,9 +61,11 @@ def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
     """
     values = dict(config["distill"])
     target = values.pop("_target_", _TRAJECTORY_MATCHING)
-    if target == _TRAJECTORY_MATCHING:
-        values["windows_per_step"] = _windows(values, config["trainer"])
-    method = {} if target == _TRAJECTORY_MATCHING else {"method": target}
+    if target == _TRAJECTORY_MATCHING and values.get("windows_per_step") is None:  # 571d69b: one for each device
+        trainer = config["trainer"]
+        values["windows_per_step"] = (
+            trainer["devices"] * trainer["num_nodes"] if values.get("split") == "windows" else 1
+        )
     own = {"seed": config["seed"], "data": _data(config), **_arithmetic(config)}
     folder = config.get("experts_dir")
     return {
@@ -72,7 +74,7 @@ def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
         "distill": without_neutral(kind_of("distill", {"_target_": target}) or kind, values),
         "num_experts": config["num_experts"],
         **({"experts_dir": _absolute(folder)} if folder else {}),
-        **method,
+        **({} if target == _TRAJECTORY_MATCHING else {"method": target}),
     }
 
 
@@ -85,10 +87,9 @@ def find_folder(folder: Path, record: str, identity: Config, identity_of: Callab
         identity: of this run.
         identity_of: makes the identity of a recorded configuration.
     """
-    if folder.exists() or not folder.parent.is_dir():
+    if folder.exists():
         return folder
-    name = re.compile(re.escape(folder.name[:-8]) + "[0-9a-f]{8}")
-    for path in sorted(each for each in folder.parent.iterdir() if name.fullmatch(each.name)):
+    for path in sorted(folder.parent.glob(glob.escape(folder.name[:-8]) + "?" * 8)):
         try:
             content = json.loads((path / record).read_text(encoding="utf-8"))
             if identity_of(content.get("config", content)) == identity:
@@ -154,17 +155,6 @@ def _imported_identity(config: Config) -> Config:
         **without_neutral(ExpertSettings, stored),
         "buffers": _absolute(config["buffers"]),
     }
-
-
-def _windows(values: Config, trainer: Config) -> Any:
-    """The windows of an iteration; earlier versions wrote null for one window per device, or one of a split batch."""
-    windows = values.get("windows_per_step")
-    if windows is not None or values.get("split") != "windows":
-        return windows or 1
-    devices = trainer.get("devices", 1)
-    count = len(devices) if isinstance(devices, list) else devices
-    nodes = trainer.get("num_nodes") or 1
-    return int(count) * nodes if str(count).isdigit() else f"one for each of {count} devices"
 
 
 def _absolute(folder: str) -> str:

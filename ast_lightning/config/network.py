@@ -26,7 +26,7 @@ class ConvNetSettings(Settings):
     pooling: str = option("avg", "avg | max | none")
 
     def __post_init__(self) -> None:
-        self.require_at_least_one("width", "depth")
+        self.require_at_least(1, "width", "depth")
         self.require_choice("normalization", NORMALIZATIONS)
         self.require_choice("activation", ACTIVATIONS)
         self.require_choice("pooling", POOLINGS)

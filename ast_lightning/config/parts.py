@@ -5,6 +5,7 @@ This module imports neither torch nor Hydra, so that a wrong value is rejected b
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import pkgutil
@@ -27,17 +28,12 @@ def check_part(value: Any, names: Collection[str], option: str) -> None:
     Raises:
         ConfigurationError: naming the option.
     """
-    if isinstance(value, Mapping):
-        if isinstance(value.get(_TARGET), str):
-            return
-        raise ConfigurationError(
-            option, value, "a mapping must name a function or class", "give {_target_: package.module.name}"
-        )
-    if value in names if isinstance(value, str) else callable(value):
+    target = value.get(_TARGET) if isinstance(value, Mapping) else None
+    if isinstance(target, str) or (value in names if isinstance(value, str) else callable(value)):
         return
     own = "{_target_: package.module.name}"
     remedy = f"choose one of {', '.join(names)}, or {own} for one of your own" if names else f"give {own}"
-    raise ConfigurationError(option, value, "there is no such choice", remedy)
+    raise ConfigurationError(option, "null" if value is None else value, "there is no such choice", remedy)
 
 
 def resolve(value: Any, built_in: Mapping[str, Callable[..., Any]], option: str) -> Callable[..., Any]:
@@ -46,8 +42,7 @@ def resolve(value: Any, built_in: Mapping[str, Callable[..., Any]], option: str)
     Args:
         value: a name of ``built_in``; a callable, which is returned as it is; or a mapping with ``_target_``. The
             other keys of a mapping are keyword arguments: they are bound to a function, and a class is instantiated
-            with them. With ``_partial_: true`` they are bound to a class as well, and calling the part makes the
-            instance.
+            with them. With ``_partial_: true`` they are bound to a class as well.
         built_in: the named parts.
         option: as on the command line, for error messages.
 
@@ -61,9 +56,34 @@ def resolve(value: Any, built_in: Mapping[str, Callable[..., Any]], option: str)
     2.7
     """
     check_part(value, built_in, option)
-    if isinstance(value, str):
-        return built_in[value]
-    return _from_target(value, option) if isinstance(value, Mapping) else value
+    if not isinstance(value, Mapping):
+        return built_in[value] if isinstance(value, str) else value
+    name = value[_TARGET]
+
+    def wrong(problem: str, remedy: str) -> ConfigurationError:
+        return ConfigurationError(f"{option}.{_TARGET}", name, problem, remedy)
+
+    arguments = {key: each for key, each in value.items() if key not in (_TARGET, _PARTIAL)}
+    try:
+        part = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise wrong(
+            f"it cannot be imported ({error})", "give package.module.name, with its folder on PYTHONPATH"
+        ) from error
+    try:
+        with contextlib.suppress(ValueError):  # written in C, without a signature
+            inspect.signature(part).bind_partial(**arguments)
+    except TypeError as error:
+        raise wrong(f"it cannot take these arguments: {error}", f"correct the keys of {option}") from error
+    if inspect.isclass(part) and not value.get(_PARTIAL):
+        part = part(**arguments)
+    elif arguments:
+        part = functools.partial(part, **arguments)
+    if not callable(part):
+        raise wrong(
+            f"it gives {type(part).__name__}, which cannot be called", "name a function or a class with __call__"
+        )
+    return part
 
 
 def describe_part(value: Any) -> Any:
@@ -78,46 +98,3 @@ def describe_part(value: Any) -> Any:
         return value
     named = value if hasattr(value, "__qualname__") else type(value)
     return f"{named.__module__}.{named.__qualname__}"
-
-
-def _from_target(section: Mapping[str, Any], option: str) -> Callable[..., Any]:
-    name = section[_TARGET]
-    arguments = {key: value for key, value in section.items() if key not in (_TARGET, _PARTIAL)}
-    try:
-        target = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigurationError(
-            f"{option}.{_TARGET}",
-            name,
-            f"it cannot be imported ({error})",
-            "give an importable package.module.name, with its folder on PYTHONPATH",
-        ) from error
-    if not callable(target):
-        raise _not_callable(option, name, target)
-    _check_arguments(target, arguments, option, name)
-    if not inspect.isclass(target) or section.get(_PARTIAL):
-        return functools.partial(target, **arguments) if arguments else target
-    part = target(**arguments)
-    if not callable(part):
-        raise _not_callable(option, name, part)
-    return part
-
-
-def _check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], option: str, name: str) -> None:
-    try:
-        inspect.signature(target).bind_partial(**arguments)
-    except TypeError as error:
-        raise ConfigurationError(
-            f"{option}.{_TARGET}", name, f"it cannot take these arguments: {error}", f"correct the keys of {option}"
-        ) from error
-    except ValueError:  # written in C, without a signature
-        pass
-
-
-def _not_callable(option: str, name: str, found: Any) -> ConfigurationError:
-    return ConfigurationError(
-        f"{option}.{_TARGET}",
-        name,
-        f"it gives a {type(found).__name__}, which cannot be called",
-        "give a function, a class whose instances can be called, or a class with _partial_: true",
-    )

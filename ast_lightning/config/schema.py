@@ -31,37 +31,35 @@ FREE_SECTIONS = ("logger", "callbacks")
 GLOBAL_GROUPS = ("experiment", "method", "search", "launch")
 """Groups whose files set options of other sections, and none of their own."""
 
-_SCHEMAS: tuple[tuple[str | None, str, type[Settings], bool], ...] = (
-    # group, name, dataclass, whether it is typed: an untyped one takes further keys from files that start from it
-    (None, "base", RootSettings, False),
-    ("data", "base", DataSettings, True),
-    ("network", "base_convnet", ConvNetSettings, True),
-    ("expert", "base", ExpertSettings, True),
-    ("distill", "common", DistillSettings, False),
-    ("distill", "trajectory_matching", TrajectoryMatchingSettings, True),
-    ("distill", "distribution_matching", DistributionMatchingSettings, True),
-    ("evaluation", "base", EvaluationSettings, True),
-    ("trainer", "base", TrainerSettings, True),
-)
+_NAMES: dict[type[Settings], str] = {
+    ConvNetSettings: "base_convnet",
+    DistillSettings: "common",
+    TrajectoryMatchingSettings: "trajectory_matching",
+    DistributionMatchingSettings: "distribution_matching",
+}
+"""The schemas that are not called ``base``."""
 
 
 def register() -> None:
     """Add the schemas to Hydra's store; a second call changes nothing."""
-    store = ConfigStore.instance()
-    for group, name, kind, typed in _SCHEMAS:
-        node = OmegaConf.structured(kind) if typed else OmegaConf.create(defaults_of(kind))
+    kinds: list[type[Settings]] = [*all_kinds(), DistillSettings]
+    for kind in kinds:
+        name, group = _NAMES.get(kind, "base"), kind.section or None
+        node = OmegaConf.structured(kind)
+        if name == "common" or group is None:  # untyped: files that start from these add keys of their own
+            node = OmegaConf.create({each.name: default_of(each) for each in fields(kind)})
         OmegaConf.set_readonly(node, None)  # a frozen dataclass would make it so, and overrides could not be applied
-        store.store(name=name, group=group, node=node, provider="ast_lightning")
-
-
-def defaults_of(kind: type[Settings]) -> dict[str, Any]:
-    """The options of a dataclass with their defaults."""
-    return {each.name: default_of(each) for each in fields(kind)}  # type: ignore[arg-type]
+        ConfigStore.instance().store(name=name, group=group, node=node, provider="ast_lightning")
 
 
 def default_of(field: Field[Any]) -> Any:
     """The default of an option."""
     return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def all_kinds() -> list[type[Settings]]:
+    """The dataclasses of all sections, and that of the top level."""
+    return [RootSettings, *(kind for kinds in SECTIONS.values() for kind in kinds)]
 
 
 def kind_of(section: str, values: Mapping[str, Any]) -> type[Settings] | None:
@@ -74,12 +72,7 @@ def kind_of(section: str, values: Mapping[str, Any]) -> type[Settings] | None:
 
 def known_options() -> dict[str, Field[Any]]:
     """Every option by its full name, such as ``distill.ipc``."""
-    kinds: list[type[Settings]] = [RootSettings, *(kind for section in SECTIONS.values() for kind in section)]
-    return {
-        f"{kind.section}.{each.name}".lstrip("."): each
-        for kind in kinds
-        for each in fields(kind)  # type: ignore[arg-type]
-    }
+    return {f"{kind.section}.{each.name}".lstrip("."): each for kind in all_kinds() for each in fields(kind)}
 
 
 register()  # with the import, as the options are needed wherever a configuration is composed

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
+from ast_lightning.config.parts import check_part
 from ast_lightning.errors import ConfigurationError
 
 
@@ -57,6 +58,7 @@ def _same(neutral: Any, value: Any) -> bool:
     return type(neutral) is type(value) and bool(neutral == value)  # True == 1.0
 
 
+@dataclass(frozen=True)
 class Settings:
     """Base of the settings dataclasses; ``section`` is the configuration section whose keys are their fields, or empty.
 
@@ -67,15 +69,15 @@ class Settings:
 
     def refused(self, name: str, problem: str, remedy: str) -> ConfigurationError:
         """The error that names the option and its value."""
-        option = f"{self.section}.{name}" if self.section else name
         value = getattr(self, name)
+        option = f"{self.section}.{name}".lstrip(".")
         return ConfigurationError(option, "null" if value is None else value, problem, remedy)
 
-    def require_at_least_one(self, *names: str) -> None:
-        """Reject counts below 1."""
+    def require_at_least(self, least: int, *names: str) -> None:
+        """Reject what is no whole number, or below ``least``."""
         for name, value in self._given(names):
-            if value < 1:
-                raise self.refused(name, "it must be a whole number of at least 1", "give a positive whole number")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise self.refused(name, f"it must be a whole number of at least {least}", f"give {least} or more")
 
     def require_positive(self, *names: str) -> None:
         """Reject 0, negative numbers, infinity and NaN."""
@@ -89,26 +91,20 @@ class Settings:
             if not 0 <= value < math.inf:
                 raise self.refused(name, "it must be finite and not negative", "give 0 or a positive number")
 
-    def require_whole(self, name: str, least: int, remedy: str) -> None:
-        """Reject what is no whole number, or below ``least``."""
-        value = getattr(self, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise self.refused(name, f"it must be a whole number of at least {least}", remedy)
-
     def require_momentum(self, *names: str) -> None:
         """Reject what lies outside [0, 1)."""
         for name, value in self._given(names):
             if not 0 <= value < 1:
                 raise self.refused(name, "it must lie in [0, 1)", "give 0 for no momentum")
 
-    def require_choice(self, name: str, choices: Sequence[str], *, or_target: bool = False) -> None:
-        """Reject anything but one of ``choices``, or where allowed a mapping with ``_target_``."""
-        value = getattr(self, name)
-        if or_target and isinstance(value, Mapping) and "_target_" in value:
-            return
-        if value not in choices:
-            own = ", or {_target_: package.module.name} for one of your own" if or_target else ""
-            raise self.refused(name, "there is no such choice", f"choose one of {', '.join(choices)}{own}")
+    def require_choice(self, name: str, choices: Sequence[str]) -> None:
+        """Reject anything but one of ``choices``."""
+        if getattr(self, name) not in choices:
+            raise self.refused(name, "there is no such choice", f"choose one of {', '.join(choices)}")
+
+    def require_part(self, name: str, *choices: str) -> None:
+        """Reject what is neither one of ``choices`` nor a part of the user's own."""
+        check_part(getattr(self, name), choices, f"{self.section}.{name}")
 
     def _given(self, names: Sequence[str]) -> list[tuple[str, Any]]:
         return [(name, getattr(self, name)) for name in names if getattr(self, name) is not None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,40 +12,14 @@ PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-t
 SHORT_PRECISIONS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
 """Lightning's short names of precisions: runs that differ only in the name are the same run."""
 
-OTHER_ARGUMENTS = (
-    "logger",
-    "callbacks",
-    "max_epochs",
-    "min_epochs",
-    "max_steps",
-    "min_steps",
-    "max_time",
-    "limit_train_batches",
-    "limit_val_batches",
-    "limit_test_batches",
-    "limit_predict_batches",
-    "overfit_batches",
-    "val_check_interval",
-    "check_val_every_n_epoch",
-    "num_sanity_val_steps",
-    "enable_checkpointing",
-    "enable_model_summary",
-    "accumulate_grad_batches",
-    "gradient_clip_val",
-    "gradient_clip_algorithm",
-    "deterministic",
-    "benchmark",
-    "inference_mode",
-    "use_distributed_sampler",
-    "detect_anomaly",
-    "barebones",
-    "plugins",
-    "sync_batchnorm",
-    "reload_dataloaders_every_n_epochs",
-    "default_root_dir",
-    "enable_autolog_hparams",
-    "model_registry",
-)
+OTHER_ARGUMENTS = """
+    logger callbacks max_epochs min_epochs max_steps min_steps max_time limit_train_batches limit_val_batches
+    limit_test_batches limit_predict_batches overfit_batches val_check_interval check_val_every_n_epoch
+    num_sanity_val_steps enable_checkpointing enable_model_summary accumulate_grad_batches gradient_clip_val
+    gradient_clip_algorithm deterministic benchmark inference_mode use_distributed_sampler detect_anomaly
+    barebones plugins sync_batchnorm reload_dataloaders_every_n_epochs default_root_dir enable_autolog_hparams
+    model_registry
+""".split()  # noqa: SIM905
 """What else Lightning's Trainer accepts: ``+trainer.name=value``."""
 
 CHANGE_RESULTS = ("gradient_clip_val", "gradient_clip_algorithm")
@@ -56,18 +29,15 @@ _SET_ELSEWHERE = {  # arguments that the commands set themselves, and what to se
     "logger": "use logger=tensorboard, csv, wandb, mlflow or none",
     "callbacks": "use +callbacks.mine._target_=my_package.MyCallback",
     "default_root_dir": "set output_dir",
-    "enable_checkpointing": "leave it out",
-    "inference_mode": "leave it out",
-    "num_sanity_val_steps": "leave it out",
+    **dict.fromkeys(("enable_checkpointing", "inference_mode", "num_sanity_val_steps"), "leave it out"),
     "use_distributed_sampler": "leave it out",
 }
 _FALSIFY = {  # arguments with which reports would be wrong, and what to set instead
-    "limit_train_batches": "set data.per_class, a number of images of each class",
+    **dict.fromkeys(("limit_train_batches", "overfit_batches"), "set data.per_class, a number of images of each class"),
     "limit_val_batches": "set evaluation.networks, distill.eval_networks or data.per_class",
     "limit_test_batches": "set evaluation.networks",
     "check_val_every_n_epoch": "set distill.eval_every; experts are tested after every epoch",
     "val_check_interval": "set distill.eval_every; experts are tested after every epoch",
-    "overfit_batches": "set data.per_class, a number of images of each class",
     "accumulate_grad_batches": "set distill.windows_per_step or expert.batch_size",
 }
 
@@ -90,20 +60,18 @@ class TrainerSettings(Settings):
     profiler: Any = option(None, "simple | advanced", result=False)
 
     def __post_init__(self) -> None:
-        self.require_at_least_one("num_nodes")
+        object.__setattr__(self, "precision", SHORT_PRECISIONS.get(str(self.precision), self.precision))
+        self.require_at_least(1, "num_nodes")
+        self.require_positive("timeout_seconds")
         self.require_choice("precision", PRECISIONS)
 
 
-def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Reject arguments of Lightning's Trainer that the commands set, or with which reports would be wrong.
-
-    Raises:
-        ConfigurationError: naming what to set instead.
-    """
+def rejected_argument(name: str, value: object) -> ConfigurationError | None:
+    """The error for an argument of Lightning's Trainer that the commands set, or that would make reports wrong."""
     for remedies, problem in (
         (_SET_ELSEWHERE, "the command sets this itself"),
         (_FALSIFY, "what is reported would not be what was trained and tested"),
     ):
-        for name, remedy in remedies.items():
-            if arguments.get(name) is not None:
-                raise ConfigurationError(f"trainer.{name}", arguments[name], problem, remedy)
+        if name in remedies:
+            return ConfigurationError(f"trainer.{name}", value, problem, remedies[name])
+    return None

@@ -14,12 +14,10 @@ import torch
 def devices_of(trainer: Mapping[str, Any]) -> int:
     """How many processes a Trainer of these options will have."""
     devices = trainer.get("devices", 1)
-    if isinstance(devices, str) and devices.lstrip("-").isdigit():
-        devices = int(devices)
     if isinstance(devices, list):
         count = len(devices)
-    elif isinstance(devices, int) and devices > 0:
-        count = devices
+    elif str(devices).isdigit():
+        count = int(devices)
     else:  # "auto" or -1: all
         count = torch.cuda.device_count() if trainer.get("accelerator") in ("auto", "gpu", "cuda") else 1
     return max(count, 1) * int(trainer.get("num_nodes") or 1)

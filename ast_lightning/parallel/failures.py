@@ -26,7 +26,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed import DistError, PrefixStore, TCPStore
 
-from ast_lightning.errors import ConfigurationError, foreseen
+from ast_lightning.errors import foreseen
 from ast_lightning.parallel.devices import by_torchrun, local_rank
 from ast_lightning.terminal import rank
 
@@ -74,17 +74,9 @@ def shared_failures(ranks: int) -> Iterator[None]:
 
 
 def strategy_of(trainer: Mapping[str, Any]) -> Any:
-    """``trainer.strategy``; that of ``ddp`` waits for other processes for ``trainer.timeout_seconds``.
-
-    Raises:
-        ConfigurationError: ``trainer.timeout_seconds`` is not a positive number.
-    """
+    """``trainer.strategy``; that of ``ddp`` waits for other processes for ``trainer.timeout_seconds``."""
     strategy, seconds = trainer.get("strategy", "auto"), trainer.get("timeout_seconds")
-    if seconds is None:
-        return strategy
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-        raise ConfigurationError("trainer.timeout_seconds", seconds, "it must be a positive number", "set 1800 or so")
-    return DDPStrategy(timeout=timedelta(seconds=seconds)) if strategy == "ddp" else strategy
+    return DDPStrategy(timeout=timedelta(seconds=seconds)) if strategy == "ddp" and seconds else strategy
 
 
 class EndOfRank(Callback):

@@ -6,21 +6,13 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch.distributed.elastic.multiprocessing import (
-    DefaultLogsSpecs,
-    PContext,
-    RunProcsResult,
-    SignalException,
-    Std,
-    start_processes,
-)
+from torch.distributed.elastic import multiprocessing
 
 from ast_lightning.errors import ConfigurationError, WorkerFailed
 from ast_lightning.parallel.devices import devices_of, gpus_of
@@ -48,12 +40,9 @@ def count_processes(choice: int | str, trainer: Mapping[str, Any], *, in_sweep: 
         alone = not in_sweep and "LOCAL_RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) == 1
         return max(len(gpus_of(trainer)), 1) if free and alone else 1
     if int(choice) > 1 and devices_of(trainer) > 1:
-        raise ConfigurationError(
-            "expert_processes",
-            choice,
-            f"trainer.devices={trainer.get('devices')} trains each expert on {devices_of(trainer)} devices",
-            "set trainer.devices=1 for one device per expert, or expert_processes=1 for all devices on each expert",
-        )
+        problem = f"trainer.devices={trainer.get('devices')} trains each expert on {devices_of(trainer)} devices"
+        remedy = "set trainer.devices=1 for one device per expert, or expert_processes=1 for all devices on each expert"
+        raise ConfigurationError("expert_processes", choice, problem, remedy)
     return int(choice)
 
 
@@ -74,21 +63,30 @@ def run_workers(work: Callable[..., None], arguments: tuple[Any, ...], count: in
     silence_torch()
     threads = None if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // count)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # the workers' lines pass through it
-    with TemporaryDirectory(prefix="ast_lightning_") as folder, _signal_handlers_restored() as handlers:
+    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # by torch, while its processes run
+    handlers = {number: signal.getsignal(number) for number in handled}
+    with TemporaryDirectory(prefix="ast_lightning_") as folder:
         try:
-            processes = start_processes(
+            processes = multiprocessing.start_processes(
                 "worker",
                 _begin,
                 {number: (work, arguments, number, count, threads) for number in range(count)},
                 {number: worker_environment(trainer, number) for number in range(count)},
-                DefaultLogsSpecs(folder, tee=Std.ALL),
+                multiprocessing.DefaultLogsSpecs(folder, tee=multiprocessing.Std.ALL),
                 {number: f"[{number}] " for number in range(count)},
             )
-            for ignored in (signal.SIGHUP, signal.SIGQUIT):  # torch handles them too, which would undo nohup
+            for ignored in (signal.SIGHUP, signal.SIGQUIT):  # torch's handlers would undo nohup
                 signal.signal(ignored, handlers[ignored])
-            result = _wait(processes)
-        except SignalException as received:
+            try:
+                result = processes.wait(period=_POLL)
+            finally:
+                processes.close(timeout=_PATIENCE)
+        except multiprocessing.SignalException as received:
             raise SystemExit(128 + received.sigval) from received
+        finally:
+            for each, handler in handlers.items():
+                signal.signal(each, handler)
+        assert result is not None  # without a timeout
         for failure in result.failures.values():
             last = _last_line(result, failure.local_rank) if failure.exitcode > 0 else ""
             raise WorkerFailed(failure.local_rank, count, failure.exitcode, last)
@@ -136,30 +134,9 @@ def _begin(work: Callable[..., None], arguments: tuple[Any, ...], number: int, c
     work(*arguments, number, count)
 
 
-def _wait(processes: PContext) -> RunProcsResult:
-    try:
-        result = processes.wait(period=_POLL)
-    finally:
-        processes.close(timeout=_PATIENCE)
-    assert result is not None  # without a timeout
-    return result
-
-
-def _last_line(result: RunProcsResult, number: int) -> str:
+def _last_line(result: multiprocessing.RunProcsResult, number: int) -> str:
     """What a worker printed last, an error if there is one."""
     for path in (result.stderrs[number], result.stdouts[number]):
         if path and (text := Path(path).read_text(encoding="utf-8", errors="replace").strip()):
             return text.splitlines()[-1].strip()
     return ""
-
-
-@contextmanager
-def _signal_handlers_restored() -> Iterator[dict[int, Any]]:
-    """Yield the handlers of the signals that torch handles while its processes run; restore them at the end."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield handlers
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -19,6 +18,13 @@ OBJECTIVE = "validation_accuracy"
 """The result that a search maximises, in per cent."""
 WORST = 0.0
 """The objective of a trial that diverged."""
+
+_SAME_IMAGES = {
+    "evaluation.": "distil once, and list the values for evaluate.py",
+    "distill.eval_networks": "distil once, and list the values for evaluate.py",
+    "distill.max_steps": "give the largest: the accuracy is logged every distill.eval_every iterations",
+}
+"""Options, or how they start, that do not change the distilled images, and what to do instead of listing values."""
 
 _CHECKED_VALUES = 16  # of each list, as composing takes a tenth of a second; further values are checked as jobs begin
 
@@ -37,13 +43,14 @@ def check_multirun(config: Any) -> None:
     Raises:
         ConfigurationError: naming the option.
     """
-    launcher = str(config.hydra.launcher.get("_target_"))
-    if not _is_installed(launcher):
-        raise ConfigurationError(
-            "hydra/launcher", launcher, "its package is not installed", "pip install '.[sweep]' in this environment"
-        )
-    if launcher.endswith(".LocalLauncher") and not config.hydra.launcher.get("gpus_per_node"):
-        _check_hidden_gpus(config)
+    launcher = config.hydra.launcher
+    if str(launcher.get("_target_")).endswith(".LocalLauncher") and not launcher.get("gpus_per_node"):
+        from ast_lightning.parallel.devices import device_type  # late: loads torch
+
+        if device_type(config.trainer) == "cuda":
+            option, problem = "hydra.launcher.gpus_per_node", "the jobs would not see the GPUs of this machine"
+            remedy = f"set {option}=1, the number of devices of a job, or trainer=cpu"
+            raise ConfigurationError(option, launcher.get("gpus_per_node"), problem, remedy)
     check_jobs(config)
     if is_search(config):
         _check_search(config)
@@ -104,68 +111,34 @@ def objective(results: Mapping[str, float]) -> float:
     """
     value = float(results.get(OBJECTIVE, math.nan))
     if not math.isfinite(value):
-        raise ConfigurationError(
-            OBJECTIVE, value, "the job has no such number to steer a search", "hold out data.validation_fraction=0.1"
-        )
+        remedy = "hold out data.validation_fraction=0.1"
+        raise ConfigurationError(OBJECTIVE, value, "the job has no such number to steer a search", remedy)
     return value
-
-
-def _check_hidden_gpus(config: Any) -> None:
-    from ast_lightning.parallel.devices import device_type  # late: loads torch
-
-    if device_type(config.trainer) == "cuda":
-        raise ConfigurationError(
-            "hydra.launcher.gpus_per_node",
-            config.hydra.launcher.get("gpus_per_node"),
-            "the jobs would not see the GPUs of this machine",
-            "set hydra.launcher.gpus_per_node=1, the number of devices of a job, or trainer=cpu",
-        )
 
 
 def _check_listed(overrides: Sequence[str]) -> None:
     """Reject a list of values of an option that does not change the distilled images."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         name = override.get_key_element().lstrip("+")
-        remedy = None
-        if name.startswith("evaluation.") or name == "distill.eval_networks":
-            remedy = "distil once, and list the values for evaluate.py"
-        elif name == "distill.max_steps":
-            remedy = "give the largest: the accuracy is logged every distill.eval_every iterations"
-        if remedy and override.is_sweep_override():
+        remedies = [remedy for start, remedy in _SAME_IMAGES.items() if name.startswith(start)]
+        if remedies and override.is_sweep_override():
             value = str(override.input_line).partition("=")[2]
-            raise ConfigurationError(name, value, "this option does not change the distilled images", remedy)
+            raise ConfigurationError(name, value, "this option does not change the distilled images", remedies[0])
 
 
 def _check_search(config: Any) -> None:
     script = str(config.hydra.job.name)
     if script != "distill":
-        raise ConfigurationError(
-            "hydra/sweeper",
-            config.hydra.runtime.choices.get("hydra/sweeper"),
-            f"{script}.py measures on the test set alone, which must not steer a search",
-            "search with distill.py, or leave the sweeper out and list the values: -m option=1,2,3",
-        )
+        problem = f"{script}.py measures on the test set alone, which must not steer a search"
+        remedy = "search with distill.py, or leave the sweeper out and list the values: -m option=1,2,3"
+        raise ConfigurationError("hydra/sweeper", config.hydra.runtime.choices.get("hydra/sweeper"), problem, remedy)
     fraction = config.data.validation_fraction
     if not isinstance(fraction, float) or not fraction > 0:
-        raise ConfigurationError(
-            "data.validation_fraction",
-            fraction,
-            "nothing is held out of the training data, so the test set would steer the search",
-            "set data.validation_fraction=0.2 or so, for train_experts.py as well",
-        )
+        problem = "nothing is held out of the training data, so the test set would steer the search"
+        remedy = "set data.validation_fraction=0.2 or so, for train_experts.py as well"
+        raise ConfigurationError("data.validation_fraction", fraction, problem, remedy)
     direction = config.hydra.sweeper.get("direction", "maximize")
     direction = getattr(direction, "name", direction)  # Optuna's sweeper has an enumeration
     if direction != "maximize":
-        raise ConfigurationError(
-            "hydra.sweeper.direction",
-            direction,
-            f"the objective is the {OBJECTIVE.replace('_', ' ')}, more of which is better",
-            "set hydra.sweeper.direction=maximize",
-        )
-
-
-def _is_installed(target: str) -> bool:
-    try:
-        return find_spec(target.rpartition(".")[0]) is not None
-    except ModuleNotFoundError:
-        return False
+        problem, option = "more validation accuracy is better", "hydra.sweeper.direction"
+        raise ConfigurationError(option, direction, problem, f"set {option}=maximize")

@@ -79,7 +79,7 @@ class SweepTable(Callback):
             trainer: Any = OmegaConf.to_container(config.trainer, resolve=True)
             take_gpu(trainer, config.hydra.job.num)
         if number_of_task() == 0:
-            self._lock = self._lock_of(config.hydra.job.num)
+            self._lock = FolderLock(self._jobs / f"{config.hydra.job.num:04d}")  # held as long as this process lives
             self._lock.take()
             self._write_row(_row(config, "running"))
 
@@ -90,7 +90,6 @@ class SweepTable(Callback):
         message = "" if error is None else _describe(error)
         if message:
             print(f"job {config.hydra.job.num} failed: {message}", file=sys.stderr, flush=True)
-        _tell_sweeper(config, job_return, results, error)
         if number_of_task() == 0:
             self._write_row(_row(config, "failed" if message else "completed", results, message))
             self._write_table()
@@ -110,10 +109,6 @@ class SweepTable(Callback):
     @property
     def _jobs(self) -> Path:
         return self.folder / "jobs"
-
-    def _lock_of(self, number: int) -> FolderLock:
-        """Held by the process of a job for as long as it lives."""
-        return FolderLock(self._jobs / f"{number:04d}")
 
     def _write_row(self, row: Row) -> None:
         write_json(self._jobs / f"{row['job']:04d}.json", row)
@@ -136,8 +131,7 @@ class SweepTable(Callback):
         if self._lock is not None:
             self._lock.release()
         for path in sorted(self._jobs.glob("*.json")):
-            if read_json(path)["status"] == "running":
-                self._settle(path)
+            self._settle(path)
         rows = self._write_table()
         if rows:
             print(f"settings and results of {len(rows)} jobs: {self.folder / 'results.csv'}", flush=True)
@@ -172,30 +166,24 @@ def _row(config: Any, status: str, results: Row | None = None, error: str = "") 
 
 
 def _outcome(config: Any, job_return: Any) -> tuple[Row, BaseException | None]:
-    """The numbers that a job returned, and why it failed, a search's job also where it has no objective."""
-    value = job_return._return_value  # its property would raise the error of a failed job
-    if job_return.status != JobStatus.COMPLETED:
-        return {}, value
-    results = dict(value or {})
-    try:
-        if is_search(config) and number_of_task() == 0:
-            objective(results)
-    except ConfigurationError as error:
-        return results, error
-    return results, None
+    """The numbers that a job returned, and why it failed; a job of a search fails also if it has no objective.
 
-
-def _tell_sweeper(config: Any, job_return: Any, results: Row, error: BaseException | None) -> None:
-    """Give Hydra's sweeper what it can use, in a form that survives the way back to its process."""
-    job_return.status = JobStatus.COMPLETED
-    if not is_search(config):  # Hydra's own would raise the first error, and leave the batches that follow
-        job_return.return_value = None
-    elif isinstance(error, DistillationDiverged):
-        job_return.return_value = WORST
-    elif error is not None:
-        job_return.status, job_return.return_value = JobStatus.FAILED, RuntimeError(str(error))
-    elif number_of_task() == 0:
-        job_return.return_value = objective(results)
+    Hydra's sweeper is given what it can use, in a form that survives the way back to its process. Its own sweeper gets
+    no errors: it would raise the first and leave out the batches that follow.
+    """
+    value, told = job_return._return_value, None  # its property would raise the error of a failed job
+    results, error = (dict(value or {}), None) if job_return.status == JobStatus.COMPLETED else ({}, value)
+    if is_search(config) and number_of_task() == 0 and error is None:
+        try:
+            told = objective(results)
+        except ConfigurationError as missing:
+            error = missing
+    if isinstance(error, DistillationDiverged):
+        told = WORST
+    failed = is_search(config) and error is not None and told is None
+    job_return.status = JobStatus.FAILED if failed else JobStatus.COMPLETED
+    job_return.return_value = RuntimeError(str(error)) if failed else told if is_search(config) else None
+    return results, error
 
 
 def _describe(error: BaseException) -> str:

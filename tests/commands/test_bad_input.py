@@ -73,7 +73,7 @@ def contents(folder: Path) -> dict[Path, int]:
         (["baselines=random"], "baselines", ["it must be a list"]),
         (["trainer.num_nodes=auto"], "trainer.num_nodes", ["whole number"]),
         (["+trainer.limit_train_batches=2"], "trainer.limit_train_batches", ["data.per_class"]),
-        (["expert_index=-1"], "expert_index", ["from 0"]),
+        (["expert_index=-1"], "expert_index", ["at least 0"]),
         (["baselines=[guess]"], "baselines", ["random, representative, whole"]),
         (["trainer.logger=csv"], "trainer.logger", ["logger=tensorboard, csv"]),
         (["+logger.mine=csv"], "logger.mine", ["+logger.mine._target_="]),

@@ -210,13 +210,6 @@ def test_values_that_tell_no_distillations_apart_are_not_listed(word: str, words
     check_multirun(other)
 
 
-def test_a_launcher_that_is_not_installed_is_named() -> None:
-    config = job(Path())
-    config.hydra.launcher["_target_"] = "hydra_plugins.hydra_of_nobody.launcher.Launcher"
-    with pytest.raises(ConfigurationError, match=r"hydra/launcher=.*pip install '\.\[sweep\]'"):
-        check_multirun(config)
-
-
 def test_a_search_is_told_the_validation_accuracy_and_its_failures(tmp_path: Path, table: SweepTable) -> None:
     config = job(tmp_path, 0, "seed=0", sweeper=OPTUNA)
     good = returned({"test_accuracy": 90.0, "validation_accuracy": 40.0})

@@ -9,6 +9,7 @@ import pytest
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
+from ast_lightning.callbacks import RunProgress
 from ast_lightning.commands.app import build_run, execute
 from ast_lightning.commands.train_experts import train_experts
 from ast_lightning.errors import ConfigurationError
@@ -49,7 +50,7 @@ def test_a_job_may_not_start_processes_of_its_own(word: str) -> None:
 def test_a_job_has_a_task_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, 2)
     assert build_run(composed(*SMALL, *TWO), in_sweep=True).in_sweep
-    with pytest.raises(ConfigurationError, match=r"trainer\.devices=1: the launcher gives each job 2 tasks"):
+    with pytest.raises(ConfigurationError, match=r"trainer\.devices=1: .*tasks=2"):
         build_run(composed(*SMALL), in_sweep=True)
 
 
@@ -77,7 +78,7 @@ def test_under_slurm_submitit_requeues_and_lightning_does_not(tmp_path: Path, mo
     assert "LOCAL_RANK" not in os.environ  # SLURM's own variables say it
     pretend(monkeypatch, 2, executor="slurm")
     options = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "logger": False}
-    trainer = build_trainer(options, tmp_path, callbacks=[])
+    trainer = build_trainer(options, tmp_path, callbacks=[], progress=RunProgress("test"))
     used = trainer.strategy.cluster_environment
     assert isinstance(used, SLURMEnvironment)
     assert (used.auto_requeue, used.creates_processes_externally) == (False, True)
@@ -95,7 +96,7 @@ def test_processes_that_are_not_there_are_not_counted_on(tmp_path: Path, monkeyp
     with pytest.raises(
         ConfigurationError, match=r"^trainer\.devices=2: .* 2 processes, and 1 are there.*trainer=slurm"
     ):
-        build_trainer(options, tmp_path, callbacks=[])
+        build_trainer(options, tmp_path, callbacks=[], progress=RunProgress("test"))
 
 
 def test_a_task_with_one_device_is_a_run_of_its_own(

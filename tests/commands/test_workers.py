@@ -176,7 +176,7 @@ def test_the_error_of_a_worker_is_shown_and_its_status_is_that_of_the_command(tm
     (folder / "epoch_0002.safetensors").write_bytes(b"work without a state")
     result = trained(tmp_path, *LONG, "expert_processes=2")
     assert result.returncode == 2
-    assert re.search(r"^\[\d\] error: fresh=false: there is work, but no state .*expert_0001", result.stderr, re.M)
+    assert re.search(r"^\[\d\] error: fresh=false: there is work, but no checkpoint .*expert_0001", result.stderr, re.M)
     assert re.search(r"^error: process \d of 2 ended with status 2 after printing 'error: fresh=", result.stderr, re.M)
     assert "Traceback" not in result.stderr
     assert "rerun the command" in result.stderr

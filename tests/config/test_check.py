@@ -55,6 +55,8 @@ def rejected(*overrides: str) -> ConfigurationError:
         ("experts_dir=[a]", "experts_dir", "text or null"),
         ("fresh=some", "fresh", "true or false"),
         ("compile=some", "compile", "auto, true, false"),
+        ("compile=1", "compile", "auto, true, false"),
+        ("compile=null", "compile", "auto, true, false"),
         ("expert_processes=0", "expert_processes", "at least 1"),
         ("trainer=null", "trainer", "conf/trainer/"),
         ("~trainer", "trainer", "conf/trainer/"),
@@ -70,6 +72,7 @@ def rejected(*overrides: str) -> ConfigurationError:
         ("expert.gradient_penalty=inf", "expert.gradient_penalty", "finite"),
         ("distill.lr_img=nan", "distill.lr_img", "finite"),
         ("distill.ipc=1,2", "distill.ipc", "-m"),
+        ("hydra/launcher=nothing", "hydra/launcher", "pip install '.[sweep]'"),
         ("distill.lr_img=[1", "distill.lr_img", "cannot be parsed"),
         ("output_dir=${nothing}", "output_dir", "nothing"),
     ],
@@ -172,4 +175,4 @@ def test_every_option_has_a_help_text_and_the_document_is_current() -> None:
     for name, field in known_options().items():
         assert len(field.metadata["help"]) > 5, name
     written = (ROOT / "docs" / "options.md").read_text()
-    assert written == markdown(), "run: python -m ast_lightning.config --markdown > docs/options.md"
+    assert written == markdown(), "run: python -m ast_lightning.config > docs/options.md"

@@ -59,7 +59,7 @@ def test_a_target_with_arguments() -> None:
         ({"_target_": ""}, "test.part._target_", "imported"),
         ({"_target_": f"{HERE}.scaled", "facto": 2}, "test.part._target_", "facto"),
         ({"_target_": f"{HERE}.Power", "base": 2}, "test.part._target_", "base"),
-        ({"_target_": f"{HERE}.VALUE"}, "test.part._target_", "int"),
+        ({"_target_": f"{HERE}.VALUE"}, "test.part._target_", "callable"),
         ({"_target_": "builtins.dict"}, "test.part._target_", "dict"),
     ],
 )

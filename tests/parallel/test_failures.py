@@ -9,6 +9,8 @@ import pytest
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed import TCPStore
 
+from ast_lightning.config.check import settings_from
+from ast_lightning.config.trainer import TrainerSettings
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.parallel import failures
 from ast_lightning.parallel.failures import Failure, of_network, shared_failures, strategy_of
@@ -49,7 +51,7 @@ def test_ddp_waits_as_long_as_the_option_says() -> None:
 @pytest.mark.parametrize("value", [0, -1, True, "long", float("nan")])
 def test_times_that_are_none(value: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"^trainer\.timeout_seconds="):
-        strategy_of({"strategy": "ddp", "timeout_seconds": value})
+        settings_from(TrainerSettings, {"strategy": "ddp", "timeout_seconds": value})
 
 
 def test_errors_of_the_network_are_consequences() -> None:
