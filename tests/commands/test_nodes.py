@@ -115,7 +115,7 @@ def test_two_nodes_end_like_one_device(trained: Path, alone: dict[str, torch.Ten
     assert (status, other) == (0, 0), errors
     assert "distill" not in said  # the second node is silent
     found = state_of(run_in(folder, *TWO_DEVICES))
-    assert found["images"].dtype == torch.float64
+    assert found["synthetic.images"].dtype == torch.float64
     for name, value in alone.items():
         torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-12)
 
