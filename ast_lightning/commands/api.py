@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 import ast_lightning.sweeps.table  # noqa: F401  it registers the resolver ${sweep_name:}
 from ast_lightning.commands import distill as distillation
@@ -16,10 +18,12 @@ from ast_lightning.commands.run import Run
 from ast_lightning.commands.train_experts import train_experts
 from ast_lightning.config.composition import is_rejection, rejection
 from ast_lightning.data import arrays
+from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import bytes_checksum
 from ast_lightning.storage.files import write_file
 from ast_lightning.synthetic import DistilledDataset, load_distilled
 
+_OWN = ("data", "data.source", "data.root", "output_dir", "synthetic", "trainer.fast_dev_run")
 CONFIGURATION = Path(__file__).parents[2] / "conf"
 
 
@@ -62,12 +66,19 @@ def distill(
     arrays(images, labels, test_images, test_labels, class_names)  # rejects what does not fit by its argument
     given = {"train_images": images, "train_labels": labels, "test_images": test_images, "test_labels": test_labels}
     given = {**given, "class_names": None if class_names is None else list(class_names)}
-    path = _save({name: np.asarray(value) for name, value in given.items() if value is not None}, Path(output_dir))
+    path = _save({name: _plain(value) for name, value in given.items() if value is not None}, Path(output_dir))
     run = _run(["data=arrays", f"distill.ipc={ipc}", *options], path, output_dir)
-    if run.method.needs_experts or run.distill.init == "representative":
+    if run.distill.needs_experts or (run.distill.init == "representative" and not run.distill.warm_start):
         train_experts(run)
     distillation.distill(run)
     return load_distilled(run.synthetic_folder())
+
+
+def _plain(value: Any) -> np.ndarray:
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value
+    return np.asarray(value)
 
 
 def _save(contents: dict[str, np.ndarray], folder: Path) -> Path:
@@ -81,6 +92,12 @@ def _save(contents: dict[str, np.ndarray], folder: Path) -> Path:
 
 
 def _run(overrides: list[str], path: Path, output_dir: str | Path) -> Run:
+    for word in overrides[2:]:
+        name, _, value = word.lstrip("+").partition("=")
+        if name in _OWN:
+            raise ConfigurationError(name, value, "distill() sets this itself", "leave it out of options")
+    outer = GlobalHydra.instance().hydra  # of a script that is a Hydra application itself
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
             config = compose("config", overrides=overrides, return_hydra_config=True)
@@ -88,5 +105,7 @@ def _run(overrides: list[str], path: Path, output_dir: str | Path) -> Run:
         if is_rejection(error):
             raise rejection(error, overrides) from error
         raise
+    finally:
+        GlobalHydra.instance().hydra = outer
     config.data.root, config.output_dir = str(path), str(output_dir)  # after parsing: any character may be in a path
     return build_run(config, choices=config.hydra.runtime.choices)

@@ -34,6 +34,7 @@ from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.storage.files import clear_leftovers, write_json
 from ast_lightning.synthetic import DistilledDataset, load_distilled
 from ast_lightning.terminal import is_rank_zero, say
+from ast_lightning.trajectories.lineage import experts_checksum
 from ast_lightning.trajectories.records import first_difference
 
 
@@ -134,6 +135,10 @@ def _inputs(run: Run, context: Context) -> dict[str, Any]:
         ConfigurationError: some of it is missing or damaged.
     """
     found = run.method.inputs(run.distill, context)
+    if not run.distill.needs_experts:  # whose store is compared with the data
+        found["data"] = run.data.fingerprint
+        if run.distill.uses_experts(vars(run.distill)) and run.distill.init == "representative":
+            found["experts"] = experts_checksum(*context.open_experts())
     if run.distill.warm_start:
         found["warm_start"] = load_distilled(run.distill.warm_start, "distill.warm_start").checksum()
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,6 +22,8 @@ class DistillSettings(Settings):
     """
 
     section: ClassVar[str] = "distill"
+    needs_experts: ClassVar[bool] = False
+    """Whether the method distils from trajectories of experts."""
 
     ipc: int = option(1, "images per class")
     init: Any = option("representative", "what the images start from: representative | real | noise")
@@ -36,6 +39,13 @@ class DistillSettings(Settings):
     save_every: int = option(50, "iterations between checkpoints, from which a run resumes", result=False)
     eval_networks: int | None = option(None, "networks of these evaluations; null: evaluation.networks", result=False)
 
+    @classmethod
+    def uses_experts(cls, values: Mapping[str, Any]) -> bool:
+        """Whether a run with these options looks at experts: the method, or the initial images, which a part may."""
+        init = values.get("init")
+        initial = not values.get("warm_start") and (init == "representative" or isinstance(init, Mapping))
+        return cls.needs_experts or initial
+
     def __post_init__(self) -> None:
         self.require_at_least(1, "ipc", "init_clusters", "max_steps", "eval_every", "save_every", "eval_networks")
         self.require_positive("lr_teacher", "lr_img")
@@ -47,6 +57,8 @@ class DistillSettings(Settings):
 @dataclass(frozen=True)
 class TrajectoryMatchingSettings(DistillSettings):
     """Trajectory matching with AST's components; the defaults are AST's published values."""
+
+    needs_experts: ClassVar[bool] = True
 
     _target_: str = option("ast_lightning.distillation.TrajectoryMatching", "the method")
     syn_steps: int = option(20, "K, inner steps of the student")
@@ -78,7 +90,7 @@ class TrajectoryMatchingSettings(DistillSettings):
         self.require_part("matching", "trajectory")
         if not isinstance(self.balance, bool):
             self.require_part("balance", "true", "false")
-        if isinstance(self.perturbation, int | float):
+        if isinstance(self.perturbation, int | float) and not isinstance(self.perturbation, bool):
             self.require_not_negative("perturbation")
         else:
             self.require_part("perturbation", "a number")

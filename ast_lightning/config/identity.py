@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ast_lightning.config.distill import TrajectoryMatchingSettings
+from ast_lightning.config.distill import DistillSettings, TrajectoryMatchingSettings
 from ast_lightning.config.evaluation import EvaluationSettings
 from ast_lightning.config.expert import ExpertSettings
 from ast_lightning.config.network import ConvNetSettings
@@ -53,7 +53,7 @@ def experts_identity(config: Config) -> Config:
 
 
 def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
-    """What determines the synthetic images, save for how many iterations they are trained.
+    """What determines the synthetic images; how many iterations they are trained only where a part is given.
 
     Args:
         config: see :func:`experts_identity`.
@@ -66,15 +66,25 @@ def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
         values["windows_per_step"] = (
             trainer["devices"] * trainer["num_nodes"] if values.get("split") == "windows" else 1
         )
+    kind = kind_of("distill", {"_target_": target}) or kind
+    if values.get("warm_start"):
+        values["warm_start"] = _absolute(values["warm_start"])
     own = {"seed": config["seed"], "data": _data(config), **_arithmetic(config)}
+    identity = {"distill": without_neutral(kind, values)}
+    if any(isinstance(value, Mapping) for value in values.values()):  # a part sees the length of the run
+        identity["distill"]["max_steps"] = comparable(values.get("max_steps"))
+    if target != _TRAJECTORY_MATCHING:
+        identity["method"] = target
+    if isinstance(kind, type) and issubclass(kind, DistillSettings) and not kind.uses_experts(values):
+        data = {name: value for name, value in own["data"].items() if name != "batch_size"}  # of expert training
+        return {**own, "data": data, "network": _section("network", config), **identity}
     folder = config.get("experts_dir")
     return {
         **experts_identity(config),
         **(own if config.get("buffers") else {}),  # of what is done here with imported trajectories
-        "distill": without_neutral(kind_of("distill", {"_target_": target}) or kind, values),
+        **identity,
         "num_experts": config["num_experts"],
         **({"experts_dir": _absolute(folder)} if folder else {}),
-        **({} if target == _TRAJECTORY_MATCHING else {"method": target}),
     }
 
 
@@ -92,11 +102,18 @@ def find_folder(folder: Path, record: str, identity: Config, identity_of: Callab
     for path in sorted(folder.parent.glob(glob.escape(folder.name[:-8]) + "?" * 8)):
         try:
             content = json.loads((path / record).read_text(encoding="utf-8"))
-            if identity_of(content.get("config", content)) == identity:
+            recorded = content.get("config", content)
+            if _located(recorded) and identity_of(recorded) == identity:
                 return path
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # of another kind, or damaged: then it is not found by what it records
     return folder
+
+
+def _located(config: Config) -> bool:
+    """Whether the paths of a recorded configuration mean the same in every working directory."""
+    paths = [config["data"].get("root"), config.get("buffers"), config.get("experts_dir")]
+    return all(Path(path).is_absolute() for path in paths if path)
 
 
 def complete_record(key: str, record: Any, other: Any) -> Any:

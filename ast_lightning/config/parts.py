@@ -72,9 +72,11 @@ def resolve(value: Any, built_in: Mapping[str, Callable[..., Any]], option: str)
         ) from error
     try:
         with contextlib.suppress(ValueError):  # written in C, without a signature
-            inspect.signature(part).bind_partial(**arguments)
+            now = inspect.isclass(part) and not value.get(_PARTIAL)
+            (inspect.signature(part).bind if now else inspect.signature(part).bind_partial)(**arguments)
     except TypeError as error:
-        raise wrong(f"it cannot take these arguments: {error}", f"correct the keys of {option}") from error
+        remedy = f"correct the keys of {option}, or give a class _partial_: true"
+        raise wrong(f"it cannot take these arguments: {error}", remedy) from error
     if inspect.isclass(part) and not value.get(_PARTIAL):
         part = part(**arguments)
     elif arguments:

@@ -78,7 +78,9 @@ class DistributionMatching(Method):
     @classmethod
     def build(cls, settings: DistributionMatchingSettings, context: Context) -> DistributionMatching:
         data = context.data
-        return cls(settings, context.network, data.train, augmentation=data.augmentation, seed=context.seed)
+        method = cls(settings, context.network, data.train, augmentation=data.augmentation, seed=context.seed)
+        method.compilation = context.choose_compilation(0, "distribution matching is not compiled")
+        return method
 
     def announce(self) -> str:
         return f"{self.settings.max_steps} iterations of {self.settings.real_batch} real images of each class"
@@ -146,17 +148,19 @@ class _Features:
 
     def __call__(self, images: Tensor) -> Tensor:
         self._network(images)
-        assert self._seen is not None
+        if self._seen is None:
+            raise _without_linear(self._network)
         return self._seen.flatten(1)
 
 
 def _last_linear(network: nn.Module) -> nn.Linear:
     layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not layers:
-        raise ConfigurationError(
-            "network._target_",
-            type(network).__name__,
-            "distribution matching compares what enters the last linear layer, and there is none",
-            "choose a network that ends in torch.nn.Linear",
-        )
+        raise _without_linear(network)
     return layers[-1]
+
+
+def _without_linear(network: nn.Module) -> ConfigurationError:
+    problem = "distribution matching compares what enters the last linear layer, and there is none in use"
+    name = type(network).__name__
+    return ConfigurationError("network._target_", name, problem, "choose a network that ends in torch.nn.Linear")

@@ -75,13 +75,11 @@ class Method(ABC):
 
     Attributes:
         Settings: the dataclass of its options, which are the keys of section ``distill``.
-        needs_experts: whether it distils from trajectories of experts.
         settings: the options of this run.
         compilation: whether its derivatives are compiled, and why.
     """
 
     Settings: ClassVar[type[DistillSettings]] = DistillSettings
-    needs_experts: ClassVar[bool] = False
     settings: DistillSettings
     compilation: Compilation = Compilation(reason="nothing to compile")
 

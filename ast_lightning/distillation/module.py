@@ -61,6 +61,7 @@ class DistillModule(LightningModule):
         self.synthetic = synthetic
         self.method = method  # a plain object: nothing in it is trained or wrapped by DDP
         self._evaluator = evaluator
+        self._outer = outer_step(method.settings)
         self._means: dict[str, Tensor] = {"train/loss": torch.tensor(math.nan)}
         self._scores: dict[int, dict[str, float]] = {}
 
@@ -70,7 +71,7 @@ class DistillModule(LightningModule):
         return self.method.compilation
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        return outer_step(self.settings)(self.synthetic.groups(self.settings), self.settings)
+        return self._outer(self.synthetic.groups(self.settings), self.settings)
 
     def train_dataloader(self) -> DataLoader[list[Any]]:
         step, rank, ranks = self.global_step, self.global_rank, self.trainer.world_size

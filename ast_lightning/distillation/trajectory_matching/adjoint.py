@@ -125,7 +125,7 @@ class AdjointUnroll(torch.autograd.Function):
             kept.append((start, theta.unsqueeze(0) if student.recompute else thetas, before))
             theta = thetas[-1].clone()
             del thetas
-        matched += sorted({*known}) if isinstance(wanted, Collection) else sorted({*wanted.chosen()})
+        matched += chosen_steps(wanted, student.steps)
         for step in matched:
             if step not in found:
                 found[step] = _again(student, kept, step, tensors, learning_rate)
@@ -138,6 +138,18 @@ class AdjointUnroll(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(cotangents[0].device.type, enabled=False):
             return walk_back(ctx, *cotangents)
+
+
+def chosen_steps(wanted: Steps, steps: int) -> list[int]:
+    """The steps k that are wanted, in ascending order.
+
+    Raises:
+        ValueError: there are none, or one outside 1 … K.
+    """
+    chosen = sorted({*(wanted if isinstance(wanted, Collection) else wanted.chosen())})
+    if not chosen or chosen[0] < 1 or chosen[-1] > steps:
+        raise ValueError(f"match_at={chosen} must lie in 1 … steps={steps}")
+    return chosen
 
 
 def _again(

@@ -60,7 +60,6 @@ class TrajectoryMatching(Method):
     """
 
     Settings = TrajectoryMatchingSettings
-    needs_experts = True
     settings: TrajectoryMatchingSettings
 
     def __init__(

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from ast_lightning.config.distill import ENGINES
-from ast_lightning.distillation.trajectory_matching.adjoint import AdjointUnroll, StepBatch, Steps, Student
+from ast_lightning.distillation.trajectory_matching.adjoint import (
+    AdjointUnroll,
+    StepBatch,
+    Steps,
+    Student,
+    chosen_steps,
+)
 from ast_lightning.distillation.trajectory_matching.inner import Apply, InnerProblem
 
 
@@ -66,8 +72,8 @@ def unroll(
     >>> matched[1].tolist()
     [0.5, -0.5]
     """
-    if isinstance(match_at, Collection) and (not match_at or min(match_at) < 1 or max(match_at) > steps):
-        raise ValueError(f"match_at={sorted(match_at)} must lie in 1 … steps={steps}")
+    if isinstance(match_at, Collection):
+        chosen_steps(match_at, steps)
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r} must be one of {', '.join(ENGINES)}")
     if theta.dtype not in (torch.float32, torch.float64):
@@ -100,5 +106,4 @@ def _differentiable_walk(
         else:
             match_at.see(step + 1, theta.detach())
             walked[step + 1] = theta
-    wanted = match_at if isinstance(match_at, Collection) else match_at.chosen()
-    return {step: walked[step] for step in sorted({*wanted})}
+    return {step: walked[step] for step in chosen_steps(match_at, student.steps)}

@@ -114,6 +114,10 @@ class TrajectoryWindows:
     def window(self, index: int) -> Window:
         """Read window ``index``."""
         expert, start = self._schedule(index, self.experts, self.every_n_epochs, self.settings, self.seed)
+        end = start + self.settings.expert_epochs
+        if expert not in self.experts or not (self.store.schedule.holds(start) and self.store.schedule.holds(end)):
+            problem = f"window {index} is expert {expert} from epoch {start}, and the trajectories do not hold it"
+            raise ConfigurationError("distill.windows", self.settings.windows, problem, "correct the schedule")
         snapshots = self.store.read_window(expert, start, self.settings.expert_epochs)
         return Window(index, expert, start, snapshots[0], snapshots[1:])
 
