@@ -21,6 +21,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_class, instantiate
+from lightning import Callback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
@@ -121,8 +123,8 @@ def build_run(config: DictConfig, in_sweep: bool = False, choices: Mapping[str, 
         evaluation=EvaluationSettings(**plain["evaluation"]),
         choices={group: str(choice) for group, choice in choices.items()},
         in_sweep=in_sweep,
-        loggers=_factories("logger", plain.get("logger")),
-        callbacks=_factories("callbacks", plain.get("callbacks")),
+        loggers=_factories("logger", plain.get("logger"), Logger, save_dir=""),
+        callbacks=_factories("callbacks", plain.get("callbacks"), Callback),
     )
 
 
@@ -180,14 +182,28 @@ def _class(section: str, target: object) -> Any:
     return found
 
 
-def _factories(group: str, nodes: dict[str, Any] | None) -> dict[str, Callable[..., Any]]:
+def _factories(
+    group: str, nodes: dict[str, Any] | None, kind: type[Any], **arguments: Any
+) -> dict[str, Callable[..., Any]]:
     """What creates each object of a configuration group, by name: imported now, called later."""
     factories = {}
     for name, node in (nodes or {}).items():
         if not isinstance(node, dict) or "_target_" not in node:
             remedy = f"add +{group}.{name}._target_=my_package.MyClass"
             raise ConfigurationError(f"{group}.{name}", node, "it has no _target_", remedy)
-        factories[name] = _instantiate(f"{group}.{name}", node, _partial_=True, _convert_="all")
+        option = f"{group}.{name}"
+        factory = _instantiate(option, node, _partial_=True, _convert_="all")
+        target = getattr(factory, "func", factory)
+        if isinstance(target, type) and not issubclass(target, kind):
+            problem, remedy = f"it is not a {kind.__module__}.{kind.__name__}", "give a subclass of it"
+            raise ConfigurationError(option, target.__name__, problem, remedy)
+        try:  # before anything of an earlier run is moved aside
+            inspect.signature(factory).bind(**arguments)
+        except TypeError as error:
+            raise ConfigurationError(
+                option, node["_target_"], str(error), f"correct its arguments: {option}.…"
+            ) from error
+        factories[name] = factory
     return factories
 
 

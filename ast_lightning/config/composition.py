@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException, ValidationError
+from yaml import YAMLError
 
 from ast_lightning.config.check import LIST_OPTIONS, unknown_option, wrong_type
-from ast_lightning.config.schema import GLOBAL_GROUPS, SECTIONS, known_options
+from ast_lightning.config.schema import FREE_SECTIONS, GLOBAL_GROUPS, SECTIONS, known_options
 from ast_lightning.errors import ConfigurationError
 
 _NO_CHOICE = "Config group override must be a string or a list"  # a ValueError of Hydra, for group=null or a number
@@ -17,7 +18,8 @@ _NO_CHOICE = "Config group override must be a string or a list"  # a ValueError 
 
 def is_rejection(error: Exception) -> bool:
     """Whether an exception is one with which Hydra rejects overrides or files."""
-    return isinstance(error, HydraException | OmegaConfBaseException) or str(error).startswith(_NO_CHOICE)
+    kinds = HydraException | OmegaConfBaseException | YAMLError
+    return isinstance(error, kinds) or str(error).startswith(_NO_CHOICE)
 
 
 def rejection(error: Exception, overrides: Sequence[str]) -> ConfigurationError:
@@ -37,13 +39,20 @@ def rejection(error: Exception, overrides: Sequence[str]) -> ConfigurationError:
         install = "pip install '.[sweep]', or " if group.startswith("hydra/") else ""  # launchers and sweepers
         return ConfigurationError(group, choice, "there is no such choice", f"{install}choose one of {choices}")
     if message.startswith(_NO_CHOICE):
-        group = next(name for name in given if name in SECTIONS or name in GLOBAL_GROUPS)
+        groups = [name for name in given if name in (*SECTIONS, *FREE_SECTIONS, *GLOBAL_GROUPS)]
+        group = next(name for name in groups if given[name] == "null" or not given[name].isidentifier())
         remedy = f"choose one of the files in conf/{group}/"
         return ConfigurationError(group, given[group], "there is no such choice", remedy)
     if isinstance(error, OverrideParseException):
         option, _, value = error.override.partition("=")
         remedy = "quote the whole override and its text: 'name=\"text\"'"
         return ConfigurationError(option, value, f"it cannot be parsed ({summary})", remedy)
+    if isinstance(error, YAMLError):
+        problem = " ".join(message.split())
+        return ConfigurationError("configuration file", "…", f"it is not valid YAML ({problem})", "correct the file")
+    if there := re.search(r"An item is already at '([^']+)'", message):
+        remedy = f"leave out the +: {there[1]}={given.get(there[1], '…')}"
+        return ConfigurationError(there[1], given.get(there[1], "…"), "there is such an option already", remedy)
     file = re.match(r"In '([^']+)'", message)
     key = str(getattr(cause, "full_key", None) or "overrides")
     option = key if file else max((each for each in given if each in message), key=len, default=key)
@@ -57,5 +66,7 @@ def rejection(error: Exception, overrides: Sequence[str]) -> ConfigurationError:
         found = unknown_option(option, value)
     else:
         return ConfigurationError(option, value, summary, LIST_OPTIONS)
-    where = f" (in {file[1]}.yaml)" if file else ""
-    return ConfigurationError(option, found.value, f"{found.problem}{where}", found.remedy)
+    if not file:
+        return found
+    remedy = f"correct {file[1]}.yaml, or choose another file: the command line cannot remove what a file sets"
+    return ConfigurationError(option, found.value, f"{found.problem} (in {file[1]}.yaml)", remedy)

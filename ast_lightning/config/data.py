@@ -40,5 +40,6 @@ class DataSettings(Settings):
         self.require_choice("preprocessing", PREPROCESSINGS)
         if not 0 <= self.validation_fraction < 1:
             raise self.refused("validation_fraction", "it must lie in [0, 1)", "give e.g. 0.1, or 0 for none")
-        if self.source == "image_folder" and self.root is None:
-            raise self.refused("root", "it must name the folder that holds train/ and test/", "add data.root=…")
+        needed = {"image_folder": "the folder that holds train/ and test/", "arrays": "a .npz or .pt file"}
+        if isinstance(self.source, str) and self.source in needed and self.root is None:
+            raise self.refused("root", f"it must name {needed[self.source]}", "add data.root=…")
