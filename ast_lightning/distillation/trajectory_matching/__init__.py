@@ -1,12 +1,11 @@
 """Trajectory matching: a student follows a window of an expert trajectory (MTT, CVPR 2022; AST, arXiv 2310.10541)."""
 
-from ast_lightning.distillation.trajectory_matching.adjoint import StepBatch, StepChooser, Steps
+from ast_lightning.distillation.trajectory_matching.adjoint import StepChooser
 from ast_lightning.distillation.trajectory_matching.inner import InnerProblem
 from ast_lightning.distillation.trajectory_matching.matching import (
     Guide,
     Match,
     MatchingLoss,
-    TrajectoryMatch,
     balance_factor,
     intermediate_weight,
     matching_loss,
@@ -14,7 +13,6 @@ from ast_lightning.distillation.trajectory_matching.matching import (
 )
 from ast_lightning.distillation.trajectory_matching.method import TrajectoryMatching
 from ast_lightning.distillation.trajectory_matching.perturbation import perturb
-from ast_lightning.distillation.trajectory_matching.split import SplitProblem
 from ast_lightning.distillation.trajectory_matching.unroll import unroll
 from ast_lightning.distillation.trajectory_matching.windows import (
     TrajectoryWindows,
@@ -28,11 +26,7 @@ __all__ = [
     "InnerProblem",
     "Match",
     "MatchingLoss",
-    "SplitProblem",
-    "StepBatch",
     "StepChooser",
-    "Steps",
-    "TrajectoryMatch",
     "TrajectoryMatching",
     "TrajectoryWindows",
     "Window",
