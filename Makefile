@@ -26,7 +26,7 @@ lint: install
 
 test: lint
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest --cov --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
 
 stress: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --kills 100 --scripts
