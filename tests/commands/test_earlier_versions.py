@@ -21,6 +21,7 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.synthetic.__main__ import main as synthetic_command
 from ast_lightning.trajectories.__main__ import main as trajectories_command
+from tests.threads import one_thread
 
 from .conftest import run_of
 
@@ -39,10 +40,8 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy to work on, where the commands look for it."""
     shutil.copytree(EARLIER, tmp_path / "runs", symlinks=True)
     monkeypatch.chdir(tmp_path)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path / "runs"
-    torch.set_num_threads(before)
+    with one_thread():
+        yield tmp_path / "runs"
 
 
 def test_its_files_are_listed_and_verified(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

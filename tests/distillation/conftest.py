@@ -16,18 +16,16 @@ from ast_lightning.distillation import DistillModule, TrajectoryMatching, Trajec
 from ast_lightning.evaluation import EvaluationSettings, NetworkEvaluator
 from ast_lightning.networks import ConvNet, build_network, describe_network
 from ast_lightning.trajectories import TrajectoryStore
+from tests.threads import one_thread
 
 CLASSES = 3
 FAMILIES = "color_crop_cutout_flip_scale_rotate"
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny networks on a busy machine: threads cost more than they give."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def few_threads() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture

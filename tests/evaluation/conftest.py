@@ -11,17 +11,15 @@ import torch
 from ast_lightning.data import LabelledImages
 from ast_lightning.networks import ConvNet
 from ast_lightning.synthetic import TrainingSet
+from tests.threads import one_thread
 
 CLASSES = 10
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny networks on a busy machine: threads cost more than they give."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def few_threads() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:

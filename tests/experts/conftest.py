@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ast_lightning.data import ImageDataModule
 from ast_lightning.experts import ExpertModule, ExpertSettings, TrajectoryRecorder
 from ast_lightning.networks import ConvNet, NetworkFactory, describe_network
 from ast_lightning.trajectories import TrajectoryStore
+from tests.threads import one_thread
 
 SEED = 11
 # The decay comes after epoch 6 // 2 + 1 = 4 and clipping ends before epoch 4: the last epochs see both.
@@ -27,17 +27,6 @@ SETTINGS = ExpertSettings(epochs=6, batch_size=32, lr=0.03, clip_epochs=4, gradi
 def make_data() -> ImageDataModule:
     """A data module of its own for each training, as on another machine."""
     return ImageDataModule("digits", per_class=10, batch_size=32, augmentation="crop_rotate")
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Networks this small only lose time to threads, the more so on a busy machine; and bits depend on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass
