@@ -99,8 +99,12 @@ class DistributionMatching(Method):
         network = build_network(self._network, self._seed, "distribution matching", item.iteration)
         features = _Features(network.to(self._device, self._dtype))
         *tensors, _ = synthetic.tensors()
+        labels = synthetic.training_set().labels.cpu()
         real = [self._real_batch(item.iteration, label) for label in item.classes]
-        made = [self._synthetic_batch(item.iteration, label, synthetic, tensors) for label in item.classes]
+        made = []
+        for label in item.classes:
+            draw = BatchDraw((labels == label).nonzero()[:, 0], (self._seed, "synthetic batch", item.iteration, label))
+            made.append(self._augmented(synthetic.batch(draw, *tensors)[0], item.iteration, label))
         with torch.no_grad():
             targets = self._means(features, real)
         distances = [(a - b).square().sum() for a, b in zip(targets, self._means(features, made), strict=True)]
@@ -118,11 +122,6 @@ class DistributionMatching(Method):
         members = self._members[label]
         order = torch.randperm(len(members), generator=keyed_generator(self._seed, "real batch", iteration, label))
         images = self._real.images[members[order[: self.settings.real_batch]]].to(self._device, self._dtype)
-        return self._augmented(images, iteration, label)
-
-    def _synthetic_batch(self, iteration: int, label: int, synthetic: SyntheticSet, tensors: list[Tensor]) -> Tensor:
-        rows = (synthetic.training_set().labels == label).nonzero().flatten().cpu()
-        images, _ = synthetic.batch(BatchDraw(rows, (self._seed, "synthetic batch", iteration, label)), *tensors)
         return self._augmented(images, iteration, label)
 
     def _augmented(self, images: Tensor, iteration: int, label: int) -> Tensor:
