@@ -13,17 +13,15 @@ from hydra.utils import get_class
 from torch import nn
 
 from ast_lightning.config.identity import distill_identity, experts_identity, find_folder, short_hash
-from ast_lightning.config.trainer import CHANGE_RESULTS
 from ast_lightning.data import ImageDataModule
 from ast_lightning.distillation import Method
 from ast_lightning.evaluation import EvaluationSettings
 from ast_lightning.experts import ExpertSettings
 from ast_lightning.networks import NetworkFactory
 from ast_lightning.parallel.devices import devices_of
+from ast_lightning.trajectories.records import STORE_FILE
 
 Config = dict[str, Any]
-
-STORE_RECORD = "store.json"
 
 
 @dataclass(frozen=True)
@@ -80,13 +78,6 @@ class Run:
         """The factory of networks for the data, which must have been set up."""
         return partial(self.make_network, **self.data.network_arguments)
 
-    def arithmetic(self) -> Config:
-        """What of the machine's and the Trainer's options changes the numbers, as stores record it."""
-        trainer = self.config["trainer"]
-        changed = {name: trainer[name] for name in CHANGE_RESULTS if trainer.get(name) is not None}
-        tf32 = {"tf32": True} if self.config["tf32"] else {}
-        return {"precision": trainer.get("precision"), **changed, **tf32}
-
     def experts_folder(self) -> Path:
         """Where the trajectories are: ``experts_dir``, or a name that follows from what determines them."""
         return self._experts_folder
@@ -105,7 +96,7 @@ class Run:
             return Path(self.config["experts_dir"])
         origin = "imported" if self.config["buffers"] else f"{self._label('expert')}_seed{self.seed}"
         name = f"{self._label('data')}_{self._label('network')}_{origin}"
-        return self._folder("experts", name, STORE_RECORD, experts_identity)
+        return self._folder("experts", name, STORE_FILE, experts_identity)
 
     @cached_property
     def _distill_folder(self) -> Path:

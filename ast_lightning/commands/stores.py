@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ast_lightning import compilation
 from ast_lightning.commands.run import Run
 from ast_lightning.compilation import Compilation
+from ast_lightning.config.identity import arithmetic
 from ast_lightning.data import load_preprocessing, save_preprocessing
 from ast_lightning.distillation import Context
 from ast_lightning.errors import ConfigurationError
@@ -38,7 +39,7 @@ def context_of(run: Run) -> Context:
         seed=run.seed,
         ranks=devices_of(trainer),
         open_experts=cache(lambda: _open_experts(run)),
-        check_experts=lambda store: check_store(store, run),
+        check_experts=cache(lambda store: check_store(store, run)),
         choose_compilation=lambda passes, never: choose_compilation(run, passes, never),
         schedule=None if run.config["experts_dir"] else run.expert.schedule,
     )
@@ -182,7 +183,7 @@ def make_store(run: Run, **differs: Any) -> TrajectoryStore:
         "expert": run.expert.describe(),
         "epochs": run.expert.epochs,
         "seed": run.seed,
-        "arithmetic": run.arithmetic(),
+        "arithmetic": arithmetic(run.config),
         **provenance(),
         "config": run.config,
         **differs,

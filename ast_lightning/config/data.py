@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 from ast_lightning.config.settings import Settings, option
 
 PREPROCESSINGS = ("standardize", "zca", "none")
+READ_FROM_ROOT = {"image_folder": "the folder that holds train/ and test/", "arrays": "a .npz or .pt file"}
+"""Sources that are what ``data.root`` holds, and what that is; files of the others are the same wherever they are."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,5 @@ class DataSettings(Settings):
         self.require_choice("preprocessing", PREPROCESSINGS)
         if not 0 <= self.validation_fraction < 1:
             raise self.refused("validation_fraction", "it must lie in [0, 1)", "give e.g. 0.1, or 0 for none")
-        needed = {"image_folder": "the folder that holds train/ and test/", "arrays": "a .npz or .pt file"}
-        if isinstance(self.source, str) and self.source in needed and self.root is None:
-            raise self.refused("root", f"it must name {needed[self.source]}", "add data.root=…")
+        if isinstance(self.source, str) and self.source in READ_FROM_ROOT and self.root is None:
+            raise self.refused("root", f"it must name {READ_FROM_ROOT[self.source]}", "add data.root=…")

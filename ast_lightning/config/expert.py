@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from ast_lightning.config.parts import check_part, describe_part
@@ -10,8 +10,7 @@ from ast_lightning.config.schedule import SNAPSHOT_DTYPES, Schedule
 from ast_lightning.config.settings import Settings, option
 
 PENALTY_NORMS = ("pixel", "sample")
-_PARTS = {"optimizer": "sgd", "regularizers": [], "samples": "all"}
-"""Options that hold parts, and their neutral values."""
+_PARTS = ("optimizer", "regularizers", "samples")
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,8 @@ class ExpertSettings(Settings):
         before there were parts keep their description.
         """
         values = {name: describe_part(value) for name, value in asdict(self).items()}
-        return {name: value for name, value in values.items() if name not in _PARTS or value != _PARTS[name]}
+        neutral = {each.name: each.metadata["neutral"] for each in fields(self) if each.name in _PARTS}
+        return {name: value for name, value in values.items() if name not in neutral or value != neutral[name]}
 
     def clip_factor(self, epoch: int) -> float:
         """Scale of the cross-entropy in ``epoch``.

@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ast_lightning.config.data import READ_FROM_ROOT
 from ast_lightning.config.distill import DistillSettings, TrajectoryMatchingSettings
 from ast_lightning.config.evaluation import EvaluationSettings
 from ast_lightning.config.expert import ExpertSettings
@@ -88,6 +89,14 @@ def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
     }
 
 
+def arithmetic(config: Config) -> Config:
+    """What of the machine's and the Trainer's options changes numbers, as stores record it."""
+    trainer = config["trainer"]
+    changed = {name: trainer[name] for name in CHANGE_RESULTS if trainer.get(name) is not None}
+    tf32 = {"tf32": True} if config.get("tf32") else {}
+    return {"precision": trainer.get("precision"), **changed, **tf32}
+
+
 def find_folder(folder: Path, record: str, identity: Config, identity_of: Callable[[Config], Config]) -> Path:
     """``folder``, or where it is missing, the folder beside it that an earlier version gave another hash.
 
@@ -112,8 +121,8 @@ def find_folder(folder: Path, record: str, identity: Config, identity_of: Callab
 
 def _located(config: Config) -> bool:
     """Whether the paths of a recorded configuration mean the same in every working directory."""
-    paths = [config["data"].get("root"), config.get("buffers"), config.get("experts_dir")]
-    return all(Path(path).is_absolute() for path in paths if path)
+    root = _root(config["data"])
+    return all(Path(path).is_absolute() for path in (root, config.get("buffers"), config.get("experts_dir")) if path)
 
 
 def complete_record(key: str, record: Any, other: Any) -> Any:
@@ -143,19 +152,20 @@ def _section(section: str, config: Config) -> Config:
 
 
 def _data(config: Config) -> Config:
-    data = config["data"]
-    located = {"root": _absolute(data["root"])} if data.get("source") in ("image_folder", "arrays") else {}
-    return {**_section("data", config), **located}
+    root = _root(config["data"])
+    return {**_section("data", config), **({} if root is None else {"root": _absolute(root)})}
+
+
+def _root(data: Config) -> str | None:
+    """``data.root`` where another folder means other images."""
+    return data["root"] if data.get("source") in tuple(READ_FROM_ROOT) else None  # a source may be a mapping
 
 
 def _arithmetic(config: Config) -> Config:
-    """Options of the machine and of the Trainer that change numbers."""
-    trainer = config["trainer"]
-    precision = str(trainer.get("precision"))
+    others = arithmetic(config)
+    precision = str(others.pop("precision"))
     named = {"precision": SHORT_PRECISIONS.get(precision, precision)}
-    others = {name: trainer[name] for name in CHANGE_RESULTS if trainer.get(name) is not None}
-    tf32 = {"tf32": True} if config.get("tf32") else {}
-    return {**without_neutral(TrainerSettings, named), **comparable(others), **tf32}
+    return {**without_neutral(TrainerSettings, named), **comparable(others)}
 
 
 def _imported_identity(config: Config) -> Config:

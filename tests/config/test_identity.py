@@ -193,6 +193,20 @@ def test_a_folder_of_an_earlier_version_is_found_by_what_it_records(tmp_path: Pa
     assert find_folder(folder, "config.json", own, distill_identity) == folder
 
 
+def test_a_relative_root_hides_an_earlier_folder_only_where_it_names_the_images(tmp_path: Path) -> None:
+    def found(*overrides: str) -> bool:
+        config = composed(*overrides)
+        own = distill_identity(config)
+        folder, earlier = tmp_path / f"run_{short_hash(own)}", tmp_path / "run_00000000"
+        earlier.mkdir(exist_ok=True)
+        (earlier / "config.json").write_text(json.dumps(as_571d69b(config)))
+        return find_folder(folder, "config.json", own, distill_identity) == earlier
+
+    assert found("data=cifar10")  # whose root is the relative folder data
+    assert found("data=image_folder", f"data.root={tmp_path}")
+    assert not found("data=image_folder", "data.root=photos")
+
+
 def test_records_are_compared_with_options_that_were_added_since(monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclass(frozen=True)
     class Later(ExpertSettings):
