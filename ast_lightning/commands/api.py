@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
@@ -17,9 +17,9 @@ from ast_lightning.commands.app import build_run
 from ast_lightning.commands.run import Run
 from ast_lightning.commands.train_experts import train_experts
 from ast_lightning.config.composition import is_rejection, rejection
-from ast_lightning.data import arrays
+from ast_lightning.data import RawDataset, arrays
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.storage.checksums import bytes_checksum
+from ast_lightning.storage.checksums import tensor_checksum
 from ast_lightning.storage.files import write_file
 from ast_lightning.synthetic import DistilledDataset, load_distilled
 
@@ -63,30 +63,22 @@ def distill(
 
         distilled = ast_lightning.distill(images, labels, ipc=1, options=["expert.epochs=10", "distill.max_steps=300"])
     """
-    arrays(images, labels, test_images, test_labels, class_names)  # rejects what does not fit by its argument
-    given = {"train_images": images, "train_labels": labels, "test_images": test_images, "test_labels": test_labels}
-    given = {**given, "class_names": None if class_names is None else list(class_names)}
-    path = _save({name: _plain(value) for name, value in given.items() if value is not None}, Path(output_dir))
+    path = _save(arrays(images, labels, test_images, test_labels, class_names), Path(output_dir))
     run = _run(["data=arrays", f"distill.ipc={ipc}", *options], path, output_dir)
-    if run.distill.needs_experts or (run.distill.init == "representative" and not run.distill.warm_start):
+    if run.distill.needs_experts or run.distill.starts_from_experts:
         train_experts(run)
     distillation.distill(run)
     return load_distilled(run.synthetic_folder())
 
 
-def _plain(value: Any) -> np.ndarray:
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        value = value.float() if value.is_floating_point() else value
-    return np.asarray(value)
-
-
-def _save(contents: dict[str, np.ndarray], folder: Path) -> Path:
-    """The file of these arrays, which their content names."""
-    parts = [part for name, each in sorted(contents.items()) for part in (f"{name}{each.dtype}{each.shape}", each)]
-    content = b"".join(each.encode() if isinstance(each, str) else each.tobytes() for each in parts)
-    path = folder / "arrays" / f"{bytes_checksum(content)[:16]}.npz"
+def _save(data: RawDataset, folder: Path) -> Path:
+    """The file of these images, which their content names."""
+    tensors = {"train_images": data.train.images, "train_labels": data.train.labels}
+    tensors |= {"test_images": data.test.images, "test_labels": data.test.labels}
+    checksum = tensor_checksum(tensors, {"class_names": json.dumps(data.class_names)})
+    path = folder / "arrays" / f"{checksum[:16]}.npz"
     if not path.exists():
+        contents = {**{name: each.numpy() for name, each in tensors.items()}, "class_names": np.array(data.class_names)}
         write_file(path, lambda stream: np.savez(stream, **contents))  # type: ignore[arg-type]
     return path
 

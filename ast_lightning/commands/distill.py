@@ -137,7 +137,7 @@ def _inputs(run: Run, context: Context) -> dict[str, Any]:
     found = run.method.inputs(run.distill, context)
     if not run.distill.needs_experts:  # whose store is compared with the data
         found["data"] = run.data.fingerprint
-        if run.distill.uses_experts(vars(run.distill)) and run.distill.init == "representative":
+        if run.distill.starts_from_experts:
             found["experts"] = experts_checksum(*context.open_experts())
     if run.distill.warm_start:
         found["warm_start"] = load_distilled(run.distill.warm_start, "distill.warm_start").checksum()

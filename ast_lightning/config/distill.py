@@ -46,6 +46,11 @@ class DistillSettings(Settings):
         initial = not values.get("warm_start") and (init == "representative" or isinstance(init, Mapping))
         return cls.needs_experts or initial
 
+    @property
+    def starts_from_experts(self) -> bool:
+        """Whether the initial images cannot be chosen without an expert."""
+        return bool(self.init == "representative") and not self.warm_start
+
     def __post_init__(self) -> None:
         self.require_at_least(1, "ipc", "init_clusters", "max_steps", "eval_every", "save_every", "eval_networks")
         self.require_positive("lr_teacher", "lr_img")
