@@ -51,7 +51,7 @@ _DISK_REMEDIES = {**dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL), **dict.f
 
 
 def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
-    """Run a command; end the process with status 2 and a plain message on an error that the user can mend.
+    """Run a command; end the process with status 2 and a plain message on an error that the user can fix.
 
     Where one of several processes has failed, the status is that of the process; after SIGTERM it is 143. In a multirun
     the error is raised instead, so that the other jobs of the sweep still run.

@@ -1,4 +1,4 @@
-"""Checksums: what is read equals what was written, or is refused.
+"""Checksums: what is read equals what was written, or is rejected.
 
 XXH3, 128 bits: made to find accidents, not forgeries, and far faster than the disk. A checksum of tensors covers their
 names, types, shapes and values, and whatever else must belong to them (which expert, which epoch), so that files that
