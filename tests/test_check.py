@@ -17,6 +17,8 @@ from ast_lightning.check.__main__ import main
 from ast_lightning.check.checks import Check, Skipped, all_checks, run_check
 from ast_lightning.distillation.trajectory_matching import adjoint
 
+from . import PATIENCE
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -124,7 +126,7 @@ def test_two_processes_average(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 def test_the_whole_check_of_this_machine() -> None:
     words = [sys.executable, "-m", "ast_lightning.check", "--json"]
-    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     found = json.loads(result.stdout)
     assert result.returncode == 0, found
     assert found["failed"] == 0

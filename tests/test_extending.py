@@ -16,6 +16,7 @@ import torch
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.trajectories import TrajectoryStore
 
+from . import PATIENCE
 from .commands.conftest import SMALL, run_of
 
 ROOT = Path(__file__).parents[1]
@@ -97,7 +98,7 @@ def test_the_method_through_the_scripts(my_parts: Any, tmp_path: Path) -> None:
         line = [sys.executable, str(ROOT / words[1]), *words[2:], *small, f"output_dir={tmp_path}"]
         environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            line, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False, env=environment
+            line, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment
         )
         assert done.returncode == 0, done.stderr
     assert "distilled images" in done.stdout
@@ -112,7 +113,9 @@ def test_the_method_through_the_scripts(my_parts: Any, tmp_path: Path) -> None:
         "distill=means",
         "distill.syn_steps=3",
     ]
-    done = subprocess.run(wrong, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    done = subprocess.run(
+        wrong, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment
+    )
     assert (done.returncode, "distill.syn_steps=3" in done.stderr) == (2, True)
 
 

@@ -17,6 +17,8 @@ from ast_lightning.commands.app import build_run
 from ast_lightning.commands.run import Run
 from ast_lightning.config.composition import is_rejection, rejection
 
+from .. import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 SMALL = (
     "experiment=digits_quickstart",
@@ -86,7 +88,7 @@ def script() -> Script:
         flags = [word for word in overrides if word.startswith("-")]
         words = [sys.executable, f"{name}.py", *flags, *SMALL, f"output_dir={folder}"]
         words += [word for word in overrides if word not in flags]
-        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
     return call
 

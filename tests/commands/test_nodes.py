@@ -19,6 +19,7 @@ from ast_lightning.commands.run import Run
 from ast_lightning.distillation.trajectory_matching import choose_window
 from ast_lightning.trajectories import TrajectoryStore
 
+from .. import PATIENCE
 from .conftest import ROOT, SMALL, Command, run_of
 
 pytestmark = pytest.mark.slow
@@ -34,7 +35,7 @@ DOUBLE = (
 )
 TWO_DEVICES = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 TORCHRUN = ("trainer=torchrun", "trainer.accelerator=cpu")
-SOON = 120  # seconds within which the survivors of a killed process must have ended, their start included
+SOON = 300  # seconds within which the survivors of a killed process must have ended, their start included
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def start_nodes(folder: Path, *words: str) -> list[subprocess.Popen[str]]:
     ]
 
 
-def ended(processes: list[subprocess.Popen[str]], seconds: float = 240) -> list[tuple[int, str, str]]:
+def ended(processes: list[subprocess.Popen[str]], seconds: float = PATIENCE) -> list[tuple[int, str, str]]:
     """Status, output and errors of each."""
     found = [process.communicate(timeout=seconds) for process in processes]
     return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]

@@ -24,6 +24,7 @@ from ast_lightning.runs.expert_locks import claim_experts
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.trajectories import TrajectoryStore
 
+from .. import PATIENCE
 from .conftest import ROOT, SMALL, Command, composed, run_of
 
 HELD_OUT = ("data.validation_fraction=0.2", "num_experts=1", "logger=none")
@@ -293,7 +294,7 @@ def test_two_processes_share_the_experts(tmp_path: Path) -> None:
     line = [sys.executable, "train_experts.py", *SMALL, *words, f"output_dir={tmp_path}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     both = [subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
-    printed = [process.communicate(timeout=240)[0] for process in both]
+    printed = [process.communicate(timeout=PATIENCE)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     store = TrajectoryStore.open(experts_of(tmp_path, *words))
     assert store.experts() == [0, 1, 2, 3]
@@ -315,6 +316,8 @@ def test_killed_commands_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
     """The short form of ``make stress``."""
     line = [sys.executable, "-m", "tests.faults", "--kills", "6", "--seed", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
-    result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    result = subprocess.run(
+        line, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("all identical") == 3

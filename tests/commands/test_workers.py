@@ -20,6 +20,7 @@ from ast_lightning.parallel import workers
 from ast_lightning.storage.files import read_json
 from ast_lightning.trajectories import TrajectoryStore
 
+from .. import PATIENCE
 from .conftest import ROOT, SMALL, run_of
 
 FEW = ("num_experts=4", "data.preprocessing=zca", "logger=none", "trainer.enable_progress_bar=true")
@@ -33,7 +34,7 @@ def line(folder: Path, *words: str) -> list[str]:
 
 def trained(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        line(folder, *words), cwd=ROOT, env=ALONE, capture_output=True, text=True, timeout=240, check=False
+        line(folder, *words), cwd=ROOT, env=ALONE, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 
@@ -86,7 +87,7 @@ def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]
     )
     try:
         folder = store_of(tmp_path, *LONG)
-        wait_for(lambda: all((folder / f"expert_{each:04d}/epoch_0003.safetensors").exists() for each in (0, 1)), 120)
+        wait_for(lambda: all((folder / f"expert_{each:04d}/epoch_0003.safetensors").exists() for each in (0, 1)))
         holders = [read_json(folder / ".locks" / f"expert_{each:04d}.holder.json")["process"] for each in (0, 1)]
         assert parent.pid not in holders
         yield parent, holders
@@ -95,9 +96,9 @@ def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]
         parent.communicate()
 
 
-def wait_for(happens: object, seconds: float) -> None:
+def wait_for(happens: object) -> None:
     assert callable(happens)
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     while not happens():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.05)
@@ -117,7 +118,7 @@ Running = tuple[subprocess.Popen[str], list[int]]
 def test_a_worker_that_is_killed_ends_them_all_and_the_same_command_goes_on(running: Running, tmp_path: Path) -> None:
     parent, pids = running
     os.kill(pids[1], signal.SIGKILL)
-    printed, _ = parent.communicate(timeout=30)
+    printed, _ = parent.communicate(timeout=PATIENCE)
     assert parent.returncode == 128 + signal.SIGKILL
     assert re.search(r"^error: process \d of 2 was ended by signal 9", printed, re.MULTILINE)
     assert not any(map(is_alive, pids))
@@ -138,7 +139,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(running: Running) -> Non
     parent, pids = running
     parent.kill()
     parent.wait()
-    wait_for(lambda: not any(map(is_alive, pids)), 10)
+    wait_for(lambda: not any(map(is_alive, pids)))
 
 
 @pytest.mark.slow
@@ -146,7 +147,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(running: Running) -> Non
 def test_a_signal_to_the_parent_ends_its_workers_first(running: Running, number: signal.Signals) -> None:
     parent, pids = running
     parent.send_signal(number)
-    parent.communicate(timeout=30)
+    parent.communicate(timeout=PATIENCE)
     assert parent.returncode in (128 + number, -number)
     assert not any(map(is_alive, pids))
 
@@ -159,9 +160,9 @@ def test_a_command_that_sigterm_ends_has_not_succeeded(tmp_path: Path, multirun:
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     with subprocess.Popen(line(tmp_path, *words, *multirun), cwd=ROOT, env=ALONE, text=True, **pipes) as process:
         try:
-            wait_for((folder / "expert_0000/epoch_0001.safetensors").exists, 120)
+            wait_for((folder / "expert_0000/epoch_0001.safetensors").exists)
             process.send_signal(signal.SIGTERM)
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=PATIENCE)
         finally:
             process.kill()
     assert process.returncode == 128 + signal.SIGTERM, errors

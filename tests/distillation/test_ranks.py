@@ -19,6 +19,7 @@ from ast_lightning.distillation.trajectory_matching.split import check_network
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ConvNet
 
+from .. import PATIENCE
 from .conftest import make_trajectories
 from .ranks import CLASSES, network
 
@@ -54,7 +55,7 @@ def run_ranks(folder: Path, ranks: int, parts: dict[str, Any]) -> list[Results]:
             variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
         words = [sys.executable, "-m", "tests.distillation.ranks", str(folder)]
         processes.append(subprocess.Popen(words, cwd=ROOT, env={**os.environ, **variables}))
-    assert [process.wait(timeout=240) for process in processes] == [0] * ranks
+    assert [process.wait(timeout=PATIENCE) for process in processes] == [0] * ranks
     return [
         {name: torch.load(folder / f"{name}_{rank}.pt", weights_only=True) for name in parts} for rank in range(ranks)
     ]

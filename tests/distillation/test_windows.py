@@ -23,6 +23,8 @@ from ast_lightning.distillation.trajectory_matching import TrajectoryWindows, Wi
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.trajectories import TrajectoryStore
 
+from .. import PATIENCE
+
 MakeStore = Callable[..., TrajectoryStore]
 
 
@@ -262,7 +264,7 @@ print(next(stream).index)
 sys.kept = stream
 """
     words = [sys.executable, "-c", code]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert (result.stdout.strip(), result.stderr) == ("0", "")
 
 

@@ -22,6 +22,8 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.experts import ExpertModule, ExpertObjective, ExpertSettings, TrajectoryRecorder
 from ast_lightning.networks import build_network
 
+from .. import PATIENCE
+
 HERE = "tests.experts.parts"
 RELOAD = {"reload_dataloaders_every_n_epochs": 1}
 
@@ -184,7 +186,7 @@ def train_ranks(path: Path, ranks: int) -> dict[str, Any]:
             variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
         words = [sys.executable, "-m", HERE, str(path)]
         processes.append(subprocess.Popen(words, cwd=Path(__file__).parents[2], env={**os.environ, **variables}))
-    assert [process.wait(timeout=120) for process in processes] == [0] * ranks
+    assert [process.wait(timeout=PATIENCE) for process in processes] == [0] * ranks
     result: dict[str, Any] = torch.load(path, weights_only=True)
     return result
 

@@ -29,6 +29,8 @@ from ast_lightning.trajectories.interchange import (
     scan_buffers,
 )
 
+from .. import PATIENCE
+
 Trajectory = list[list[Any]]
 Fill = Callable[[int], None]
 EPOCHS = 4  # of the fixture ``store``
@@ -390,7 +392,7 @@ def test_an_export_that_was_killed_can_be_said_again(store: TrajectoryStore, fil
     fill(0)
     fill(1)
     out = tmp_path / "files"
-    result = subprocess.run([sys.executable, "-c", KILLED, str(store.folder), str(out)], timeout=120, check=False)
+    result = subprocess.run([sys.executable, "-c", KILLED, str(store.folder), str(out)], timeout=PATIENCE, check=False)
     assert result.returncode == -signal.SIGKILL
     assert not list(out.glob("replay_buffer_*.pt"))
     export_buffers(store, out)

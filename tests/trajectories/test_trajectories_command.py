@@ -23,6 +23,8 @@ from ast_lightning.runs.checkpoints import RunStates
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.__main__ import main
 
+from .. import PATIENCE
+
 Fill = Callable[[int], None]
 Run = Callable[..., tuple[int, str, str]]
 Report = dict[str, dict[str, str]]
@@ -389,7 +391,7 @@ for words in (["ls", {str(store.folder)!r}], ["info", {str(store.folder)!r}], ["
         assert end.code == 0
 assert "torch" not in sys.modules, "torch"
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert result.returncode == 0, result.stderr
     for word in ("verify", "ls", "info", "status 1 if any"):
         assert word in " ".join(result.stdout.split())
@@ -421,9 +423,9 @@ def test_what_the_disk_refuses_is_said_in_a_line(
 def test_it_is_a_module_that_runs(store: TrajectoryStore, fill: Fill) -> None:
     fill(0)
     words = [sys.executable, "-m", "ast_lightning.trajectories", "verify", str(store.folder)]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     store.snapshot_path(0, 0).unlink()
-    result = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert result.returncode == 1
     assert "epoch_0000.safetensors" in result.stdout
