@@ -16,8 +16,7 @@ from ast_lightning.check import checks, ranks
 from ast_lightning.check.__main__ import main
 from ast_lightning.check.checks import Check, Skipped, all_checks, run_check
 from ast_lightning.distillation.trajectory_matching import adjoint
-
-from . import PATIENCE
+from tests import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,8 +15,8 @@ import torch
 
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.trajectories import TrajectoryStore
+from tests import PATIENCE
 
-from . import PATIENCE
 from .commands.conftest import SMALL, run_of
 
 ROOT = Path(__file__).parents[1]

@@ -16,8 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from ast_lightning.commands.app import build_run
 from ast_lightning.commands.run import Run
 from ast_lightning.config.composition import is_rejection, rejection
-
-from .. import PATIENCE
+from tests import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 SMALL = (

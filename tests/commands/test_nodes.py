@@ -18,8 +18,8 @@ import torch
 from ast_lightning.commands.run import Run
 from ast_lightning.distillation.trajectory_matching import choose_window
 from ast_lightning.trajectories import TrajectoryStore
+from tests import PATIENCE
 
-from .. import PATIENCE
 from .conftest import ROOT, SMALL, Command, run_of
 
 pytestmark = pytest.mark.slow

@@ -23,8 +23,8 @@ from ast_lightning.parallel.locks import FolderLock
 from ast_lightning.runs.expert_locks import claim_experts
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.trajectories import TrajectoryStore
+from tests import PATIENCE
 
-from .. import PATIENCE
 from .conftest import ROOT, SMALL, Command, composed, run_of
 
 HELD_OUT = ("data.validation_fraction=0.2", "num_experts=1", "logger=none")

@@ -19,8 +19,8 @@ from ast_lightning.errors import ConfigurationError, WorkerFailed
 from ast_lightning.parallel import workers
 from ast_lightning.storage.files import read_json
 from ast_lightning.trajectories import TrajectoryStore
+from tests import PATIENCE
 
-from .. import PATIENCE
 from .conftest import ROOT, SMALL, run_of
 
 FEW = ("num_experts=4", "data.preprocessing=zca", "logger=none", "trainer.enable_progress_bar=true")

@@ -18,8 +18,8 @@ from ast_lightning.distillation import TrajectoryMatchingSettings
 from ast_lightning.distillation.trajectory_matching.split import check_network
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ConvNet
+from tests import PATIENCE
 
-from .. import PATIENCE
 from .conftest import make_trajectories
 from .ranks import CLASSES, network
 

@@ -22,8 +22,7 @@ from ast_lightning.config.schedule import Schedule
 from ast_lightning.distillation.trajectory_matching import TrajectoryWindows, Window, check_window, choose_window
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.trajectories import TrajectoryStore
-
-from .. import PATIENCE
+from tests import PATIENCE
 
 MakeStore = Callable[..., TrajectoryStore]
 

@@ -21,8 +21,7 @@ from ast_lightning.compilation import Compilation
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.experts import ExpertModule, ExpertObjective, ExpertSettings, TrajectoryRecorder
 from ast_lightning.networks import build_network
-
-from .. import PATIENCE
+from tests import PATIENCE
 
 HERE = "tests.experts.parts"
 RELOAD = {"reload_dataloaders_every_n_epochs": 1}

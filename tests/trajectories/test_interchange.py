@@ -28,8 +28,7 @@ from ast_lightning.trajectories.interchange import (
     import_buffers,
     scan_buffers,
 )
-
-from .. import PATIENCE
+from tests import PATIENCE
 
 Trajectory = list[list[Any]]
 Fill = Callable[[int], None]

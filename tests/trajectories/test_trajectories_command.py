@@ -22,8 +22,7 @@ from ast_lightning.parallel.locks import FolderLock
 from ast_lightning.runs.checkpoints import RunStates
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.__main__ import main
-
-from .. import PATIENCE
+from tests import PATIENCE
 
 Fill = Callable[[int], None]
 Run = Callable[..., tuple[int, str, str]]
