@@ -35,7 +35,7 @@ DOUBLE = (
 )
 TWO_DEVICES = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 TORCHRUN = ("trainer=torchrun", "trainer.accelerator=cpu")
-SOON = 300  # seconds within which the survivors of a killed process must have ended, their start included
+SOON = 120  # seconds within which the survivors of a killed process must have ended, their start included
 
 
 @pytest.fixture(scope="module")

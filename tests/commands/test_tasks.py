@@ -89,11 +89,14 @@ def as_task_of_slurm(monkeypatch: pytest.MonkeyPatch, tasks: int, rank: int = 0)
     monkeypatch.delenv("SUBMITIT_EXECUTOR")
 
 
+MISSING = r"^trainer\.devices=2: 2 processes are expected \(trainer\.num_nodes=1\), and 1 are there.*trainer=slurm"
+
+
 def test_processes_that_are_not_there_are_not_counted_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job of one task with two devices: Lightning would take it for the whole of the run."""
     as_task_of_slurm(monkeypatch, 1)
     options = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "logger": False}
-    with pytest.raises(ConfigurationError, match=r"^trainer\.devices=2: .*2 processes.*1 are there.*trainer=slurm"):
+    with pytest.raises(ConfigurationError, match=MISSING):
         build_trainer(options, tmp_path, callbacks=[], progress=RunProgress("test"))
 
 

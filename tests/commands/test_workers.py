@@ -96,9 +96,9 @@ def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]
         parent.communicate()
 
 
-def wait_for(happens: object) -> None:
+def wait_for(happens: object, seconds: float = PATIENCE) -> None:
     assert callable(happens)
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + seconds
     while not happens():
         assert time.monotonic() < end, "it did not happen in time"
         time.sleep(0.05)
@@ -118,7 +118,7 @@ Running = tuple[subprocess.Popen[str], list[int]]
 def test_a_worker_that_is_killed_ends_them_all_and_the_same_command_goes_on(running: Running, tmp_path: Path) -> None:
     parent, pids = running
     os.kill(pids[1], signal.SIGKILL)
-    printed, _ = parent.communicate(timeout=PATIENCE)
+    printed, _ = parent.communicate(timeout=30)
     assert parent.returncode == 128 + signal.SIGKILL
     assert re.search(r"^error: process \d of 2 was ended by signal 9", printed, re.MULTILINE)
     assert not any(map(is_alive, pids))
@@ -139,7 +139,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(running: Running) -> Non
     parent, pids = running
     parent.kill()
     parent.wait()
-    wait_for(lambda: not any(map(is_alive, pids)))
+    wait_for(lambda: not any(map(is_alive, pids)), 10)
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(running: Running) -> Non
 def test_a_signal_to_the_parent_ends_its_workers_first(running: Running, number: signal.Signals) -> None:
     parent, pids = running
     parent.send_signal(number)
-    parent.communicate(timeout=PATIENCE)
+    parent.communicate(timeout=30)
     assert parent.returncode in (128 + number, -number)
     assert not any(map(is_alive, pids))
 
@@ -162,7 +162,7 @@ def test_a_command_that_sigterm_ends_has_not_succeeded(tmp_path: Path, multirun:
         try:
             wait_for((folder / "expert_0000/epoch_0001.safetensors").exists)
             process.send_signal(signal.SIGTERM)
-            _, errors = process.communicate(timeout=PATIENCE)
+            _, errors = process.communicate(timeout=60)
         finally:
             process.kill()
     assert process.returncode == 128 + signal.SIGTERM, errors
