@@ -23,7 +23,7 @@ from ast_lightning.storage.checksums import tensor_checksum
 from ast_lightning.storage.files import write_file
 from ast_lightning.synthetic import DistilledDataset, load_distilled
 
-_OWN = ("data", "data.source", "data.root", "output_dir", "synthetic", "trainer.fast_dev_run")
+_OWN = ("data", "data.source", "data.root", "distill.ipc", "output_dir", "synthetic", "trainer.fast_dev_run")
 CONFIGURATION = Path(__file__).parents[2] / "conf"
 
 

@@ -79,7 +79,7 @@ def unknown_option(option: str, value: object) -> ConfigurationError:
     if section == "trainer" and (error := rejected_argument(name, value)):
         return error
     if option in known_options():
-        remedy = f"leave it out (~{option}), or choose another {section}"
+        remedy = f"leave it out, or choose another {section}"
         return ConfigurationError(option, value, f"the chosen {section} has no such option", remedy)
     near = nearest(option)
     return ConfigurationError(

@@ -60,6 +60,9 @@ def rejection(error: Exception, overrides: Sequence[str]) -> ConfigurationError:
     if message.startswith(("Ambiguous value", "Sweep parameters")):
         remedy = "add -m to run each of them, or write a list as [a,b]"
         return ConfigurationError(option, value, "it has several values", remedy)
+    if "does not support deletion" in str(cause):
+        remedy = f"leave out ~{option}; to change it, give a value: {option}=…"
+        return ConfigurationError(f"~{option}", "…", "an option cannot be removed", remedy)
     if isinstance(cause, ValidationError) and option in known_options():
         found = wrong_type(option, value, str(known_options()[option].type))
     elif isinstance(cause, OmegaConfBaseException) or message.startswith("Could not delete"):

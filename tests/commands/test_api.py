@@ -52,6 +52,7 @@ def test_a_method_without_experts_trains_none(tmp_path: Path) -> None:
     ("options", "words"),
     [
         (["distill.syn_step=3"], r"distill\.syn_step=3: .*distill\.syn_steps"),
+        (["distill.ipc=3"], r"distill\.ipc=3: .*sets this itself"),
         (["distill.max_steps=some"], r"distill\.max_steps=some: it must be a whole number"),
         (["expert.momentum=2"], r"expert\.momentum=2"),
     ],

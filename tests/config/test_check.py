@@ -45,6 +45,7 @@ def rejected(*overrides: str) -> ConfigurationError:
         ("+trainer.limit_train_batch=1", "trainer.limit_train_batch", "no such option"),
         ("+network.widths=3", "network.widths", "network.width"),
         ("~distill.nothing", "distill.nothing", "no such option"),
+        ("~distill.syn_steps", "~distill.syn_steps", "cannot be removed"),
         ("distill.ipc=abc", "distill.ipc", "whole number"),
         ("distill.ipc.two=3", "distill.ipc.two", "no such option"),
         ("network.width=2.5", "network.width", "whole number"),
