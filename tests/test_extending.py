@@ -22,8 +22,8 @@ from .commands.conftest import SMALL, run_of
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "extending.md").read_text()
 TINY = (*SMALL, "logger=none", "compile=false", "evaluation.networks=1", "evaluation.epochs=2", "distill.max_steps=2")
-TINY += ("distill.learn_lr=false",)
-OF_TRAJECTORIES = ("experiment=", "distill.syn_steps=", "distill.max_start_epoch=", "distill.learn_lr=")
+TINY += ("distill.alpha=fixed",)
+OF_TRAJECTORIES = ("experiment=", "distill.syn_steps=", "distill.max_start_epoch=", "distill.alpha=")
 
 
 def blocks(language: str) -> list[str]:

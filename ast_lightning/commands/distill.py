@@ -16,7 +16,7 @@ from ast_lightning.callbacks import (
     SyntheticImageLogger,
 )
 from ast_lightning.commands.run import Run
-from ast_lightning.commands.stores import context_of
+from ast_lightning.commands.stores import context_of, say_derived
 from ast_lightning.compilation import Compilation
 from ast_lightning.config.distill import check_precision
 from ast_lightning.config.evaluation import EvaluationSettings
@@ -212,12 +212,14 @@ def dataset_maker(run: Run, method: Method) -> MakeDataset:
         lineage["warm_start"] = {"folder": run.distill.warm_start, **describe_set(earlier)}
 
     def make(module: DistillModule, found: dict[str, Any]) -> DistilledDataset:
-        return DistilledDataset.from_training(module.training_set(), run.data, {**found, **lineage})
+        events = {"recoveries": module.recovery.events} if module.recovery.events else {}
+        return DistilledDataset.from_training(module.training_set(), run.data, {**found, **events, **lineage})
 
     return make
 
 
 def _announce(run: Run, method: Method, count: int) -> None:
+    say_derived(run)
     settings = run.distill
     networks = settings.eval_networks or run.evaluation.networks
     say(

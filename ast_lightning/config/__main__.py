@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from ast_lightning.config.schema import all_kinds, default_of
+from ast_lightning.config.settings import type_of
 
 _HEADER = """# Options
 
@@ -30,7 +31,7 @@ def _table(kind: Any) -> str:
     for each in fields(kind):
         if each.name in inspect.get_annotations(kind):
             name = f"{kind.section}.{each.name}".lstrip(".")
-            kind_name = str(each.type).replace("None", "null").replace("Any", "any").replace(" | ", " or ")
+            kind_name = type_of(each).replace("None", "null").replace("Any", "any").replace(" | ", " or ")
             cells = (f"`{name}`", kind_name, f"`{_written(default_of(each))}`", each.metadata["help"])
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from ast_lightning.config.derived import derived_options
 from ast_lightning.config.distill import DistillSettings
 from ast_lightning.config.root import RootSettings
 from ast_lightning.config.schema import FREE_SECTIONS, GLOBAL_GROUPS, SECTIONS, kind_of, known_options
-from ast_lightning.config.settings import Settings
+from ast_lightning.config.settings import Settings, schema_of, type_of
 from ast_lightning.config.trainer import OTHER_ARGUMENTS, rejected_argument
 from ast_lightning.errors import ConfigurationError
 
@@ -42,6 +43,11 @@ def checked(config: DictConfig) -> Config:
     result: Config = asdict(settings_from(RootSettings, root))  # first, as sections refer to these options
     plain = _resolved(config, names)
     result |= {section: _checked_section(section, plain) for section in SECTIONS}
+    result["derived"] = derived = derived_options(result, plain)
+    for option, value in derived.items():  # and what the sections check of several options at once
+        section, _, name = option.partition(".")
+        plain[section] = {**plain[section], name: value}
+    result |= {section: _checked_section(section, plain) for section in {each.partition(".")[0] for each in derived}}
     return result | {section: plain[section] for section in FREE_SECTIONS if section in plain}
 
 
@@ -57,9 +63,8 @@ def settings_from(kind: type[Kind], values: Mapping[str, Any], context: Mapping[
         ConfigurationError: an option that the dataclass does not have, a value of another type, or one that cannot
             work.
     """
-    node = OmegaConf.structured(kind)
-    OmegaConf.set_readonly(node, False)
-    types = {each.name: str(each.type) for each in fields(kind)}
+    node = schema_of(kind)
+    types = {each.name: type_of(each) for each in fields(kind)}
     for name, value in values.items():
         option = f"{kind.section}.{name}".lstrip(".")
         if name not in types:

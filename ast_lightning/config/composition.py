@@ -11,6 +11,7 @@ from yaml import YAMLError
 
 from ast_lightning.config.check import LIST_OPTIONS, unknown_option, wrong_type
 from ast_lightning.config.schema import FREE_SECTIONS, GLOBAL_GROUPS, SECTIONS, known_options
+from ast_lightning.config.settings import type_of
 from ast_lightning.errors import ConfigurationError
 
 _NO_CHOICE = "Config group override must be a string or a list"  # a ValueError of Hydra, for group=null or a number
@@ -60,11 +61,13 @@ def rejection(error: Exception, overrides: Sequence[str]) -> ConfigurationError:
     if message.startswith(("Ambiguous value", "Sweep parameters")):
         remedy = "add -m to run each of them, or write a list as [a,b]"
         return ConfigurationError(option, value, "it has several values", remedy)
-    if "does not support deletion" in str(cause):
+    if "does not support deletion" in str(cause) or (
+        message.startswith("Could not delete") and option in known_options()
+    ):
         remedy = f"leave out ~{option}; to change it, give a value: {option}=…"
         return ConfigurationError(f"~{option}", "…", "an option cannot be removed", remedy)
     if isinstance(cause, ValidationError) and option in known_options():
-        found = wrong_type(option, value, str(known_options()[option].type))
+        found = wrong_type(option, value, type_of(known_options()[option]))
     elif isinstance(cause, OmegaConfBaseException) or message.startswith("Could not delete"):
         found = unknown_option(option, value)
     else:

@@ -11,6 +11,10 @@ from ast_lightning.errors import ConfigurationError
 
 ENGINES = ("adjoint", "autograd")
 PRECISIONS = ("32-true", "64-true")
+NORMALIZED_STEP = 0.1
+"""Standard deviations of the initial images in an iteration of the normalised step."""
+NORMALIZED_RATE_STEP = 0.005
+"""Change of log α in an iteration of its normalised step."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,22 @@ class DistillSettings(Settings):
     init_clusters: int = option(10, "k-means clusters per class of init=representative; at most ipc are used")
     warm_start: str | None = option(None, "folder of a distilled dataset to start from, with its learning rate")
     augment: bool = option(True, "Siamese augmentation of the synthetic images, with the families of the data")
-    lr_teacher: float = option(0.01, "initial learning rate α of networks that are trained on the set")
-    lr_img: float = option(1000.0, "outer learning rate of the images")
-    outer: Any = option("sgd", "the outer step")
+    lr_teacher: float = option(
+        None, "initial learning rate α of networks that are trained on the set; null: expert.lr", neutral=0.01
+    )
+    outer: Any = option("normalized", "the outer step: normalized (no tuning) | sgd (as published)", neutral="sgd")
+    lr_img: float = option(
+        None,
+        "outer learning rate of the images; of outer=normalized in standard deviations of the initial images; null: "
+        "0.1, for sgd 1000",
+        neutral=1000.0,
+    )
     outer_momentum: float = option(0.5, "momentum of the outer step")
-    max_steps: int = option(5000, "outer iterations", result=False)
+    schedule: str = option("constant", "of the outer step: constant | cosine (to 0 at max_steps)")
+    recoveries: int = option(
+        3, "how often a run that diverges goes back to its last good images, with half the step", result=False
+    )
+    max_steps: int = option(5000, "outer iterations; with schedule=constant a run can be made longer", result=False)
     eval_every: int = option(500, "iterations between evaluations; the last is always evaluated", result=False)
     save_every: int = option(50, "iterations between checkpoints, from which a run resumes", result=False)
     eval_networks: int | None = option(None, "networks of these evaluations; null: evaluation.networks", result=False)
@@ -51,12 +66,21 @@ class DistillSettings(Settings):
         """Whether the initial images cannot be chosen without an expert."""
         return bool(self.init == "representative") and not self.warm_start
 
+    def follow(self) -> dict[str, Any]:
+        return {"lr_img": NORMALIZED_STEP} if self.outer == "normalized" else {}
+
     def __post_init__(self) -> None:
+        self.complete()
         self.require_at_least(1, "ipc", "init_clusters", "max_steps", "eval_every", "save_every", "eval_networks")
         self.require_positive("lr_teacher", "lr_img")
         self.require_momentum("outer_momentum")
         self.require_part("init", "representative", "real", "noise")
-        self.require_part("outer", "sgd")
+        self.require_part("outer", "normalized", "sgd")
+        self.require_choice("schedule", ("constant", "cosine"))
+        self.require_at_least(0, "recoveries")
+        if self.outer == "normalized" and self.lr_img is not None and self.lr_img > 10:
+            problem = "with distill.outer=normalized it is a number of standard deviations, about 0.1"
+            raise self.refused("lr_img", problem, "leave it out, or set distill.outer=sgd for a rate of plain SGD")
 
 
 @dataclass(frozen=True)
@@ -66,9 +90,13 @@ class TrajectoryMatchingSettings(DistillSettings):
     needs_experts: ClassVar[bool] = True
 
     _target_: str = option("ast_lightning.distillation.TrajectoryMatching", "the method")
-    syn_steps: int = option(20, "K, inner steps of the student")
-    expert_epochs: int = option(2, "M, expert epochs of a window")
-    max_start_epoch: int = option(20, "T⁺, exclusive bound on the start epoch of a window")
+    syn_steps: int = option(None, "K, inner steps of the student; null: 20", neutral=20)
+    expert_epochs: int = option(None, "M, expert epochs of a window; null: 2", neutral=2)
+    max_start_epoch: int = option(
+        None,
+        "T⁺, exclusive bound on the start epoch of a window; null: expert.epochs · (0.3 + 0.2 · log10 ipc)",
+        neutral=20,
+    )
     windows: Any = option("uniform", "how expert and start epoch of a window are drawn")
     windows_per_step: int = option(1, "W, windows of an outer iteration over all devices; gradients are averaged")
     split: str = option("auto", "what devices divide: windows | batch | auto (windows if even)", result=False)
@@ -78,10 +106,22 @@ class TrajectoryMatchingSettings(DistillSettings):
     perturbation: Any = option(1.0, "η of AST's weight perturbation; 0: off")
     matching: Any = option("trajectory", "the matching loss")
     intermediate: str = option("aggregate", "intermediate matching: none | aggregate (β = 1) | adaptive (β = i / M)")
-    learn_lr: bool = option(True, "learn α")
-    lr_lr: float = option(1e-5, "outer learning rate of α")
+    alpha: str = option(
+        None,
+        "what is learned: log (log α, which keeps α positive) | raw (α, as published) | fixed (nothing); null: log, "
+        "with outer=sgd raw",
+        neutral="raw",
+    )
+    lr_lr: float = option(
+        None, "outer learning rate of α; of alpha=log, of its relative change; null: 0.005, for raw 1e-5", neutral=1e-5
+    )
     engine: str = option("adjoint", "adjoint: constant memory | autograd: the graph of all K steps", result=False)
     recompute: bool = option(False, "keep every √K-th step only, for ten million parameters and more", result=False)
+
+    def follow(self) -> dict[str, Any]:
+        alpha = self.alpha or ("raw" if self.outer == "sgd" else "log")
+        rate = {"lr_lr": NORMALIZED_RATE_STEP} if alpha == "log" else {}
+        return {**super().follow(), **rate, "alpha": alpha, "syn_steps": max(20, self.expert_epochs or 0)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,6 +130,9 @@ class TrajectoryMatchingSettings(DistillSettings):
         self.require_momentum("momentum")
         self.require_choice("intermediate", ("none", "aggregate", "adaptive"))
         self.require_choice("engine", ENGINES)
+        self.require_choice("alpha", ("log", "raw", "fixed"))
+        if self.alpha == "log" and self.outer == "sgd":
+            raise self.refused("alpha", "its step is that of distill.outer=normalized", "choose raw or fixed")
         self.require_choice("split", ("auto", "windows", "batch"))
         self.require_part("windows", "uniform")
         self.require_part("matching", "trajectory")
@@ -143,7 +186,10 @@ class DistributionMatchingSettings(DistillSettings):
 
     _target_: str = option("ast_lightning.distillation.distribution_matching.DistributionMatching", "the method")
     init: Any = option("real", "what the images start from: real | noise | representative (needs experts)")
-    lr_img: float = option(1.0, "outer learning rate of the images")
+    outer: Any = option("sgd", "the outer step: sgd (as published) | normalized (no tuning)")
+    lr_img: float = option(
+        None, "outer learning rate of the images; null: 1, for normalized 0.1 standard deviations", neutral=1.0
+    )
     max_steps: int = option(20000, "outer iterations", result=False)
     real_batch: int = option(256, "real images of each class in an iteration, drawn at random")
 

@@ -15,7 +15,9 @@ class EvaluationSettings(Settings):
     section: ClassVar[str] = "evaluation"
 
     networks: int = option(5, "networks to train; mean and spread are over them")
-    epochs: int = option(1000, "passes over the synthetic set")
+    epochs: int = option(
+        None, "passes over the synthetic set; null: 3 / distill.lr_teacher, from 300 to 1000", neutral=1000
+    )
     batch_size: int = option(256, "synthetic images of a training step")
     lr: float | None = option(None, "learning rate; null: the learned learning rate of the set")
     momentum: float = option(0.9, "momentum until the learning rate falls")
@@ -26,6 +28,7 @@ class EvaluationSettings(Settings):
     at_once: int = option(1, "networks trained together, as one stacked computation", result=False)
 
     def __post_init__(self) -> None:
+        self.complete()
         self.require_at_least(1, "networks", "epochs", "batch_size", "at_once")
         self.require_positive("lr", "lr_decay")
         self.require_not_negative("weight_decay")

@@ -67,12 +67,15 @@ def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
         values["windows_per_step"] = (
             trainer["devices"] * trainer["num_nodes"] if values.get("split") == "windows" else 1
         )
+    if values.pop("learn_lr", True) is False:  # until version 0.1
+        values["alpha"] = "fixed"
     kind = kind_of("distill", {"_target_": target}) or kind
     if values.get("warm_start"):
         values["warm_start"] = _absolute(values["warm_start"])
     own = {"seed": config["seed"], "data": _data(config), **_arithmetic(config)}
     identity = {"distill": without_neutral(kind, values)}
-    if any(isinstance(value, Mapping) for value in values.values()):  # a part sees the length of the run
+    parts = any(isinstance(value, Mapping) for value in values.values())
+    if parts or values.get("schedule", "constant") != "constant":  # they see the length of the run
         identity["distill"]["max_steps"] = comparable(values.get("max_steps"))
     if target != _TRAJECTORY_MATCHING:
         identity["method"] = target

@@ -15,7 +15,7 @@ from ast_lightning.config.evaluation import EvaluationSettings
 from ast_lightning.config.expert import ExpertSettings
 from ast_lightning.config.network import ConvNetSettings
 from ast_lightning.config.root import RootSettings
-from ast_lightning.config.settings import Settings
+from ast_lightning.config.settings import Settings, schema_of
 from ast_lightning.config.trainer import TrainerSettings
 
 SECTIONS: dict[str, tuple[type[Settings], ...]] = {  # the dataclasses that a section may have; _target_ chooses
@@ -45,10 +45,9 @@ def register() -> None:
     kinds: list[type[Settings]] = [*all_kinds(), DistillSettings]
     for kind in kinds:
         name, group = _NAMES.get(kind, "base"), kind.section or None
-        node = OmegaConf.structured(kind)
+        node = schema_of(kind)
         if name == "common" or group is None:  # untyped: files that start from these add keys of their own
             node = OmegaConf.create({each.name: default_of(each) for each in fields(kind)})
-        OmegaConf.set_readonly(node, None)  # a frozen dataclass would make it so, and overrides could not be applied
         ConfigStore.instance().store(name=name, group=group, node=node, provider="ast_lightning")
 
 

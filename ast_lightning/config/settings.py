@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar
+from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
+from typing import Any, ClassVar, Optional, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
 
 from ast_lightning.config.parts import check_part
 from ast_lightning.errors import ConfigurationError
@@ -15,7 +17,8 @@ def option(default: Any, help: str, *, neutral: Any = MISSING, result: bool = Tr
     """A field of a settings dataclass.
 
     Args:
-        default: the value where none is given; a list or dict is copied.
+        default: the value where none is given; a list or dict is copied. None beside another neutral value: a value
+            that follows from other options (see :func:`follows`).
         help: what the option does, one sentence in plain English.
         neutral: the value at which the option leaves no trace in the identity of a run: for ever the one with which a
             run is what it was before the option existed. The first default unless given. A default may change later;
@@ -26,6 +29,31 @@ def option(default: Any, help: str, *, neutral: Any = MISSING, result: bool = Tr
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def follows(field: Field[Any]) -> bool:
+    """Whether an option may be null and then follows from others; a settings dataclass never holds None for it."""
+    return field.default is None and field.metadata["neutral"] is not None
+
+
+def type_of(field: Field[Any]) -> str:
+    """The type of the values that can be given, such as ``int | None``."""
+    return f"{field.type} | None" if follows(field) else str(field.type)
+
+
+def schema_of(kind: type[Settings]) -> DictConfig:
+    """The options of a settings dataclass with their defaults, as OmegaConf checks their types."""
+    types = get_type_hints(kind)
+    nullable = [
+        (each.name, Optional[types[each.name]] if follows(each) else types[each.name], _copied(each))  # noqa: UP045
+        for each in fields(kind)
+    ]
+    schema: DictConfig = OmegaConf.structured(make_dataclass(kind.__name__, nullable))
+    return schema
+
+
+def _copied(each: Field[Any]) -> Any:
+    return field(default=each.default, default_factory=each.default_factory)
 
 
 def without_neutral(kind: type[Any] | None, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,6 +94,17 @@ class Settings:
     """
 
     section: ClassVar[str]
+
+    def follow(self) -> dict[str, Any]:
+        """What null options follow from others of this section; those that it lacks get their neutral values."""
+        return {}
+
+    def complete(self) -> None:
+        """Replace null where an option follows from others: a run has a value there."""
+        derived = self.follow()
+        for each in fields(self):
+            if follows(each) and getattr(self, each.name) is None:
+                object.__setattr__(self, each.name, derived.get(each.name, each.metadata["neutral"]))
 
     def refused(self, name: str, problem: str, remedy: str) -> ConfigurationError:
         """The error that names the option and its value."""

@@ -17,12 +17,15 @@ from ast_lightning.config.distill import check_precision
 from ast_lightning.distillation.accumulation import KnownGradients
 from ast_lightning.distillation.method import Method
 from ast_lightning.distillation.outer import outer_step
+from ast_lightning.distillation.recovery import Recovery
 from ast_lightning.distillation.synthetic_set import SyntheticSet
 from ast_lightning.errors import DistillationDiverged
 from ast_lightning.evaluation import NetworkEvaluator, evaluation_loader, gather_scores
 from ast_lightning.synthetic import TrainingSet
+from ast_lightning.terminal import say
 
 _SET = "synthetic."
+_RECOVERY = "recovery"
 _RATES = ("lr_img", "lr_lr", "lr_teacher")
 
 
@@ -62,6 +65,7 @@ class DistillModule(LightningModule):
         self.method = method  # a plain object: nothing in it is trained or wrapped by DDP
         self._evaluator = evaluator
         self._outer = outer_step(method.settings)
+        self.recovery = Recovery()
         self._means: dict[str, Tensor] = {"train/loss": torch.tensor(math.nan)}
         self._scores: dict[int, dict[str, float]] = {}
 
@@ -117,45 +121,52 @@ class DistillModule(LightningModule):
         return dict(zip(measured[0], means.unbind(), strict=True))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Reject an update that would spoil the set, or that the method does not accept.
+        """Leave out an update that would spoil the set, or that the method does not accept.
 
         Loss and gradients are averaged over ranks by now, so that every rank decides alike.
 
         Raises:
-            DistillationDiverged: the loss or a gradient is not finite.
+            DistillationDiverged: the run has diverged, and ``distill.recoveries`` are used up.
         """
+        self.recovery.keep(self.global_step, self.synthetic)
         gradients = [each.grad for each in self.synthetic.parameters() if each.grad is not None]
         norm, loss = gradients[0].norm(), self._means["train/loss"]
         self.log("train/image_gradient_norm", norm)
-        finite = norm.isfinite() & loss.isfinite()
-        for gradient in gradients[1:]:
-            finite = finite & gradient.isfinite().all()
-        if not finite:
+        problem = self.recovery.watch(self.global_step, float(loss))
+        if problem is None and not all(bool(each.isfinite().all()) for each in gradients):
+            problem = f"the norm of the image gradient is {float(norm):g}"
+        if problem:
             rates = [(name, getattr(self.settings, name)) for name in _RATES if hasattr(self.settings, name)]
-            raise DistillationDiverged(
-                self.global_step,
-                f"the loss is {float(loss):g} and the norm of its image gradient {float(norm):g}",
-                f"lower {' or '.join(f'distill.{name} ({value:g})' for name, value in rates)}",
-            )
-        if not self.method.accepts(self._means):
+            listed = " or ".join(f"distill.{name} ({value:g})" for name, value in rates)
+            self._recover(problem, f"lower {listed}", optimizer)
+        elif not self.method.accepts(self._means):
             for parameter in self.synthetic.parameters():
                 parameter.grad = None
 
-    def on_train_batch_end(self, outputs: object, batch: list[Any], batch_index: int) -> None:
-        """Stop when the update has made the set unusable.
+    def optimizer_step(self, *arguments: Any, **named: Any) -> None:
+        """Make the update, and take it back where it has made the set unusable.
 
         Raises:
-            DistillationDiverged: with the reason.
+            DistillationDiverged: see :meth:`on_before_optimizer_step`.
         """
-        self._reject_unusable_set()
+        super().optimizer_step(*arguments, **named)
+        if problem := self.synthetic.problem(self.settings):
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            assert isinstance(optimizer, torch.optim.Optimizer)
+            self._recover(*problem, optimizer)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        """Keep the last checkpoint of a usable set: callbacks may save before :meth:`on_train_batch_end`.
+    def _recover(self, problem: str, remedy: str, optimizer: torch.optim.Optimizer) -> None:
+        if len(self.recovery.events) >= self.settings.recoveries:
+            raise DistillationDiverged(self.global_step, problem, remedy)
+        schedulers = [each.scheduler for each in self.trainer.lr_scheduler_configs]
+        event = self.recovery.go_back(self.global_step, problem, self.synthetic, optimizer, schedulers)
+        say(
+            f"iteration {self.global_step}: {problem}; back to the images of iteration {event['back_to']}, with "
+            f"{event['step']:g} of the step"
+        )
 
-        Raises:
-            DistillationDiverged: with the reason.
-        """
-        self._reject_unusable_set()
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_RECOVERY] = self.recovery.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the values as they are: a Trainer of 64-true loads them before it converts the module."""
@@ -163,10 +174,7 @@ class DistillModule(LightningModule):
         # until version 0.1 the module held the tensors of the set itself
         checkpoint["state_dict"] = {_SET + name.removeprefix(_SET): value for name, value in values.items()}
         self.to(next(value.dtype for value in values.values() if value.is_floating_point()))
-
-    def _reject_unusable_set(self) -> None:
-        if problem := self.synthetic.problem(self.settings):
-            raise DistillationDiverged(self.global_step - 1, *problem)
+        self.recovery = Recovery(**checkpoint.get(_RECOVERY, {}))
 
     def training_set(self) -> TrainingSet:
         """The synthetic set as it is now, detached."""

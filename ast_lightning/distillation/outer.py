@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
 
 from ast_lightning.config.distill import DistillSettings
 from ast_lightning.config.parts import resolve
@@ -16,9 +18,68 @@ OuterStep = Callable[[Groups, DistillSettings], OptimizerLRScheduler]
 """(parameter groups with learning rates, settings) → an optimiser, or one with a scheduler as Lightning takes it."""
 
 
+class NormalizedSGD(torch.optim.Optimizer):
+    """SGD with momentum on gradients divided by their running root mean square over the whole tensor.
+
+    With g of n entries: v ← β v + (1 − β) ‖g‖² / n, m ← μ m + g / √v̂, x ← x − lr · unit · m, where v̂ = v / (1 − βᵗ).
+    The steps do not change when the loss is multiplied by a number, nor, as ``unit`` is the standard deviation of the
+    initial values, in relation to x when x is (with the loss as a function of x unchanged).
+
+    Args:
+        groups: parameter groups with ``lr``, in units; ``unit`` of a group replaces the standard deviation of each of
+            its tensors, which a tensor of one entry does not have.
+        momentum: μ.
+        beta: β.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], momentum: float = 0.5, beta: float = 0.99) -> None:
+        super().__init__(groups, {"lr": 0.1, "momentum": momentum, "beta": beta, "unit": None})
+        for group in self.param_groups:
+            if group["unit"] is None:
+                group["unit"] = [float(each.detach().std(correction=0)) or 1.0 for each in group["params"]]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter, unit in zip(group["params"], group["unit"], strict=True):
+                if parameter.grad is not None:
+                    parameter.sub_(group["lr"] * unit * self._direction(parameter, group))
+        return loss
+
+    def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
+        state, beta, gradient = self.state[parameter], group["beta"], parameter.grad
+        assert gradient is not None
+        if not state:
+            state.update(step=0, mean_square=gradient.new_zeros(()), momentum=torch.zeros_like(parameter))
+        state["step"] += 1
+        state["mean_square"].mul_(beta).add_(gradient.square().mean(), alpha=1 - beta)
+        size = (state["mean_square"] / (1 - beta ** state["step"])).sqrt()
+        normalized = torch.where(size > 0, gradient / size, 0.0)
+        direction: Tensor = state["momentum"].mul_(group["momentum"]).add_(normalized)
+        return direction
+
+
+def normalized(groups: Groups, settings: DistillSettings) -> OptimizerLRScheduler:
+    """Steps of ``lr_img`` standard deviations of the initial images, whatever the scale of images and loss."""
+    return _scheduled(NormalizedSGD(groups, settings.outer_momentum), settings)
+
+
 def sgd(groups: Groups, settings: DistillSettings) -> OptimizerLRScheduler:
     """SGD with momentum, as published."""
-    return torch.optim.SGD(groups, momentum=settings.outer_momentum)
+    return _scheduled(torch.optim.SGD(groups, momentum=settings.outer_momentum), settings)
+
+
+def _scheduled(optimizer: torch.optim.Optimizer, settings: DistillSettings) -> OptimizerLRScheduler:
+    if settings.schedule == "constant":
+        return optimizer
+    cosine = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.max_steps)))
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
 
 def outer_step(settings: DistillSettings) -> OuterStep:
@@ -27,5 +88,5 @@ def outer_step(settings: DistillSettings) -> OuterStep:
     Raises:
         ConfigurationError: it cannot be imported.
     """
-    step: OuterStep = resolve(settings.outer, {"sgd": sgd}, "distill.outer")
+    step: OuterStep = resolve(settings.outer, {"normalized": normalized, "sgd": sgd}, "distill.outer")
     return step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
@@ -78,14 +79,16 @@ class SyntheticImages(SyntheticSet):
         images: X before distillation, ``[N, C, H, W]`` float32 or float64, preprocessed like the real images.
         labels: Y, ``[N]`` int64.
         learning_rate: α before distillation.
-        learn_lr: whether α is a parameter; otherwise a buffer.
+        alpha: ``log``: the parameter is log α, so that α stays positive; ``raw``: α itself; ``fixed``: none.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, learning_rate: float, *, learn_lr: bool = False) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, learning_rate: float, *, alpha: str = "fixed") -> None:
         super().__init__()
         self.images = nn.Parameter(images.detach().clone())
         rate = torch.tensor(learning_rate, dtype=images.dtype)
-        if learn_lr:
+        if alpha == "log":
+            self.log_learning_rate = nn.Parameter(rate.log())
+        elif alpha == "raw":
             self.learning_rate: Tensor = nn.Parameter(rate)
         else:
             self.register_buffer("learning_rate", rate)
@@ -96,8 +99,13 @@ class SyntheticImages(SyntheticSet):
     def shape(self) -> tuple[int, ...]:
         return tuple(self.images.shape)
 
+    @property
+    def alpha(self) -> Tensor:
+        """α, a scalar, differentiable where it is learned."""
+        return self.log_learning_rate.exp() if hasattr(self, "log_learning_rate") else self.learning_rate
+
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.images, self.labels, self.learning_rate
+        return self.images, self.labels, self.alpha
 
     def batch(self, draw: BatchDraw, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = tensors
@@ -105,21 +113,22 @@ class SyntheticImages(SyntheticSet):
         return images[rows], labels[rows]
 
     def groups(self, settings: DistillSettings) -> list[dict[str, Any]]:
-        groups = [{"params": [self.images], "lr": settings.lr_img}]
-        if self.learning_rate.requires_grad:
-            groups.append({"params": [self.learning_rate], "lr": getattr(settings, "lr_lr", 0.0)})
-        return groups
+        others = [each for each in self.parameters() if each is not self.images]
+        rates = [{"params": others, "lr": getattr(settings, "lr_lr", 0.0)}] if others else []
+        return [{"params": [self.images], "lr": settings.lr_img}, *rates]
 
     def training_set(self) -> TrainingSet:
-        return TrainingSet(self.images.detach(), self.labels, float(self.learning_rate.detach()))
+        return TrainingSet(self.images.detach(), self.labels, float(self.alpha.detach()))
 
     def logged(self) -> dict[str, Tensor]:
-        return {"train/student_lr": self.learning_rate.detach()}
+        return {"train/student_lr": self.alpha.detach()}
 
     def problem(self, settings: DistillSettings) -> tuple[str, str] | None:
-        rate = float(self.learning_rate.detach())
-        if rate > 0:
+        rate = float(self.alpha.detach())
+        if not bool(self.images.isfinite().all()):
+            return "the images are no longer finite", f"lower distill.lr_img ({settings.lr_img:g})"
+        if 0 < rate < math.inf:
             return None
         lr_lr = getattr(settings, "lr_lr", 0.0)
-        remedy = f"lower distill.lr_lr ({lr_lr:g}), or keep it fixed with distill.learn_lr=false"
+        remedy = f"lower distill.lr_lr ({lr_lr:g}), or set distill.alpha=log or fixed"
         return f"the student learning rate became {rate:g}", remedy

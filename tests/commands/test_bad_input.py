@@ -251,8 +251,17 @@ def test_a_store_from_python_without_statistics_is_refused(output: Path, tmp_pat
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (("distill.lr_img=1e30",), ["the loss is", "distill.lr_img"]),
-        (("distill.lr_lr=1e3", "distill.lr_teacher=0.3"), ["student learning rate became", "distill.lr_lr"]),
+        (
+            (
+                "distill.lr_img=1e30",
+                "distill.outer=sgd",
+            ),
+            ["the loss is", "distill.lr_img"],
+        ),
+        (
+            ("distill.outer=sgd", "distill.lr_img=100", "distill.lr_lr=1e3", "distill.lr_teacher=0.3"),
+            ["student learning rate became", "distill.lr_lr"],
+        ),
     ],
 )
 def test_divergence_stops_with_the_remedy(
@@ -270,7 +279,7 @@ def test_divergence_stops_with_the_remedy(
 def test_what_was_evaluated_before_a_divergence_stays(output: Path, tmp_path: Path, command: Command) -> None:
     folder = tmp_path / "output"
     shutil.copytree(output / "experts", folder / "experts")
-    diverging = ("distill.max_steps=50", "distill.eval_every=1", "distill.lr_img=1e30")
+    diverging = ("distill.max_steps=50", "distill.eval_every=1", "distill.lr_img=1e30", "distill.outer=sgd")
     run = run_of(*SMALL, f"output_dir={folder}", *diverging)
     with pytest.raises(DistillationDiverged):
         command("distill", folder, *diverging)

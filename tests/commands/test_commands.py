@@ -83,8 +83,8 @@ def test_more_iterations_continue_the_run_and_equal_an_uninterrupted_one(
 
 
 def test_a_last_iteration_between_evaluations_is_evaluated(output: Path, command: Command) -> None:
-    command("distill", output, "distill.max_steps=3", "seed=0", "distill.lr_img=50")
-    folder = distilled_folder(output, "distill.lr_img=50")
+    command("distill", output, "distill.max_steps=3", "seed=0", "distill.lr_img=0.50")
+    folder = distilled_folder(output, "distill.lr_img=0.50")
     assert load_distilled(folder / "synthetic" / "last").metadata["iteration"] == 3
     assert json.loads((folder / "result.json").read_text())["iteration"] == 3
 
@@ -114,7 +114,7 @@ def test_warm_start_goes_on_from_an_earlier_set(output: Path, command: Command) 
     "overrides",
     [
         ("distill=mtt",),
-        ("distill.init=noise", "distill.intermediate=adaptive", "distill.learn_lr=false"),
+        ("distill.init=noise", "distill.intermediate=adaptive", "distill.alpha=fixed"),
         ("distill.ipc=3", "distill.batch_syn=7", "distill.perturbation=0", "distill.balance=false"),
         ("distill.ipc=12", "distill.init=representative", "distill.augment=false", "distill.momentum=0"),
     ],
@@ -125,7 +125,7 @@ def test_every_component_runs_by_itself(output: Path, command: Command, override
     dataset = load_distilled(distilled_folder(output, *fewer, *overrides) / "synthetic" / "last")
     assert bool(dataset.images.isfinite().all())
     assert metrics["student_lr"] > 0
-    if "distill.learn_lr=false" in overrides:
+    if "distill.alpha=fixed" in overrides:
         assert metrics["student_lr"] == pytest.approx(0.01)
 
 
@@ -209,10 +209,10 @@ def test_fast_dev_run_writes_nothing(output: Path, tmp_path: Path, command: Comm
 
 
 def test_loggers(output: Path, command: Command) -> None:
-    command("distill", output, "logger=csv", "trainer.log_every_n_steps=1", "distill.lr_img=60")
-    (table,) = distilled_folder(output, "distill.lr_img=60").rglob("metrics.csv")
+    command("distill", output, "logger=csv", "trainer.log_every_n_steps=1", "distill.lr_img=0.60")
+    (table,) = distilled_folder(output, "distill.lr_img=0.60").rglob("metrics.csv")
     columns = table.read_text().splitlines()[0].split(",")
     assert {"train/loss", "train/match_1", "train/match_2", "train/start_distance", "train/student_lr"} <= set(columns)
     assert {"train/start_epoch", "train/image_gradient_norm", "test/accuracy"} <= set(columns)
-    command("distill", output, "logger=tensorboard", "distill.lr_img=70")
-    assert list(distilled_folder(output, "distill.lr_img=70").rglob("events.out.tfevents*"))
+    command("distill", output, "logger=tensorboard", "distill.lr_img=0.70")
+    assert list(distilled_folder(output, "distill.lr_img=0.70").rglob("events.out.tfevents*"))

@@ -145,7 +145,7 @@ def test_folders_follow_from_what_determines_their_content(tmp_path: Path) -> No
     experts, distilled = folders()
     assert folders("logger=csv", "output_dir=elsewhere", "data.root=elsewhere") == (experts, distilled)
     assert folders("distill.max_steps=9", "distill.eval_every=3", "baselines=[]") == (experts, distilled)
-    for changed in ("distill.ipc=2", "distill.lr_img=5", "num_experts=1"):
+    for changed in ("distill.ipc=2", "distill.lr_img=0.5", "num_experts=1"):
         assert folders(changed)[0] == experts
         assert folders(changed)[1] != distilled
     for changed in ("expert.lr=0.1", "seed=5", "network.width=4", "data.per_class=10", "data.preprocessing=none"):

@@ -33,11 +33,11 @@ def read(folder: Path) -> tuple[dict[str, Any], set[str], EventAccumulator]:
 
 
 def test_a_distillation_shows_its_settings_beside_its_results(output: Path, command: Command) -> None:
-    words = ("distill.lr_img=35", "distill.balance=false")
+    words = ("distill.lr_img=0.35", "distill.balance=false")
     metrics = command("distill", output, *words)
     folder = run_of(*SMALL, f"output_dir={output}", *words).distill_folder()
     settings, tags, events = read(folder)
-    assert settings["distill.lr_img"] == 35
+    assert settings["distill.lr_img"] == 0.35
     assert settings["distill.balance"] == "false"
     assert settings["distill.batch_syn"] == "null"
     assert (settings["data.name"], settings["seed"], settings["expert.epochs"]) == ("digits", 0, 4)

@@ -69,21 +69,21 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def test_several_loggers(output: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("logger=[tensorboard,csv]", "distill.lr_img=101")
+    words = ("logger=[tensorboard,csv]", "distill.lr_img=0.101")
     metrics = command("distill", output, *words)
     folder = distilled(output, *words)
     assert list((folder / "tensorboard").glob("events.out.tfevents*"))
     (last,) = [row["result/test_accuracy"] for row in table(folder / "csv" / "metrics.csv") if row["result/student_lr"]]
     assert float(last) == pytest.approx(metrics["test_accuracy"])
     assert f"tensorboard --logdir {folder}" in capsys.readouterr().out
-    assert "lr_img: 101" in (folder / "csv" / "hparams.yaml").read_text()
+    assert "lr_img: 0.101" in (folder / "csv" / "hparams.yaml").read_text()
 
 
 @pytest.mark.parametrize("choice", ["none", "[]", "csv"])
 def test_tensorboard_is_named_only_where_it_is_used(
     choice: str, output: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (f"logger={choice}", "distill.lr_img=102", "fresh=true")
+    words = (f"logger={choice}", "distill.lr_img=0.102", "fresh=true")
     command("distill", output, *words)
     folder = distilled(output, *words)
     assert not (folder / "tensorboard").exists()
@@ -98,7 +98,7 @@ def test_a_logger_of_the_users_own(output: Path, command: Command, package: Any)
         "logger=none",
         "+logger.mine._target_=my_package.MyLogger",
         "+logger.mine.colour=blue",
-        "distill.lr_img=103",
+        "distill.lr_img=0.103",
     )
     command("distill", output, *words)
     folder = distilled(output, *words)
@@ -142,7 +142,7 @@ def test_weights_and_biases_offline(tmp_path: Path, command: Command, monkeypatc
 )
 def test_mlflow_in_a_local_store(output: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    words = ("logger=mlflow", "trainer.log_every_n_steps=1", "distill.lr_img=105")
+    words = ("logger=mlflow", "trainer.log_every_n_steps=1", "distill.lr_img=0.105")
     metrics = command("distill", output, *words)
     folder = distilled(output, *words)
     with sqlite3.connect(folder / "mlflow.db") as store:
@@ -151,7 +151,7 @@ def test_mlflow_in_a_local_store(output: Path, command: Command, monkeypatch: py
         names = store.execute("SELECT name, status FROM runs").fetchall()
     assert logged["result/test_accuracy"] == pytest.approx(metrics["test_accuracy"])
     assert {"train/loss", "test/accuracy"} <= set(logged)
-    assert parameters["distill/lr_img"] == "105.0"
+    assert parameters["distill/lr_img"] == "0.105"
     assert names == [(folder.name, "FINISHED")]
 
 
@@ -173,7 +173,7 @@ def test_the_former_option_names_its_successor(value: str) -> None:
 
 
 def test_what_is_no_logger_is_named(tmp_path: Path, output: Path, package: Any) -> None:
-    words = ("+logger.mine._target_=my_package.not_a_logger", "distill.lr_img=106")
+    words = ("+logger.mine._target_=my_package.not_a_logger", "distill.lr_img=0.106")
     with pytest.raises(ConfigurationError, match=r"logger\.mine=object: .*Logger"):
         distill(run_of(*SMALL, f"output_dir={output}", *words))
 
@@ -209,5 +209,5 @@ def test_the_profilers_report_is_printed(
         monkeypatch.setattr(logging.getLogger(name), "level", logging.getLogger(name).level)
     monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "handlers", [caplog.handler])
     app._quieten()
-    command("distill", output, "trainer.profiler=simple", "distill.max_steps=1", "distill.lr_img=80", "logger=none")
+    command("distill", output, "trainer.profiler=simple", "distill.max_steps=1", "distill.lr_img=0.80", "logger=none")
     assert "FIT Profiler Report" in caplog.text

@@ -87,8 +87,8 @@ def test_the_choice_follows_from_the_configured_length(capsys: pytest.CaptureFix
 
 
 def test_the_choice_is_recorded(output: Path, command: Command) -> None:
-    command("distill", output, "distill.lr_img=77", "compile=false")
-    folder = run_of(*SMALL, f"output_dir={output}", "distill.lr_img=77").distill_folder()
+    command("distill", output, "distill.lr_img=0.77", "compile=false")
+    folder = run_of(*SMALL, f"output_dir={output}", "distill.lr_img=0.77").distill_folder()
     assert json.loads((folder / "machine.json").read_text())["compile"] == "off (compile=false)"
 
 

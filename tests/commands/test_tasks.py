@@ -127,7 +127,7 @@ def test_torchrun_without_its_trainer_is_refused(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_the_jobs_of_a_sweep_distil_on_two_devices(output: Path, script: Script) -> None:
-    words = ("distill.lr_img=30", *TWO)
+    words = ("distill.lr_img=0.30", *TWO)
     launched = ("--multirun", *words, "launch=submitit_local", "hydra.launcher.tasks_per_node=2")
     result = script("distill", output, *launched)
     assert result.returncode == 0, result.stderr

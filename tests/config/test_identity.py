@@ -31,6 +31,9 @@ def composed(*overrides: str) -> dict[str, Any]:
         return checked(compose("config", overrides=list(overrides)))
 
 
+EARLIER_DEFAULTS = ("distill.outer=sgd", "distill.max_start_epoch=20", "distill.lr_teacher=0.01")
+
+
 def both(config: dict[str, Any]) -> tuple[str, str]:
     return short_hash(experts_identity(config)), short_hash(distill_identity(config))
 
@@ -166,25 +169,30 @@ def test_imported_trajectories_do_not_depend_on_training() -> None:
 def as_571d69b(config: dict[str, Any]) -> dict[str, Any]:
     """The record that the version of commit 571d69b would have written."""
     old = deepcopy(config)
-    for name in ("windows", "matching", "outer", "_target_"):
+    for name in ("windows", "matching", "outer", "_target_", "schedule", "recoveries", "alpha"):
         del old["distill"][name]
+    del old["derived"]
+    old["distill"]["learn_lr"] = config["distill"]["alpha"] == "raw"
     old["distill"] |= {"windows_per_step": None, "split": "windows", "lr_img": 1000}
     old["trainer"]["logger"] = "tensorboard"
     return old
 
 
 def test_a_folder_of_an_earlier_version_is_found_by_what_it_records(tmp_path: Path) -> None:
-    config = composed()
+    config = composed(*EARLIER_DEFAULTS)
     own = distill_identity(config)
     folder = tmp_path / f"digits_{short_hash(own)}"
     assert find_folder(folder, "config.json", own, distill_identity) == folder  # nothing is there
-    for name, content in (("digits_00000000", as_571d69b(composed("seed=1"))), ("digits_97e9ba57", as_571d69b(config))):
+    for name, content in (
+        ("digits_00000000", as_571d69b(composed(*EARLIER_DEFAULTS, "seed=1"))),
+        ("digits_97e9ba57", as_571d69b(config)),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(content))
     (tmp_path / "digits_11111111").mkdir()
     (tmp_path / "digits_11111111" / "config.json").write_text("no JSON")
     assert find_folder(folder, "config.json", own, distill_identity) == tmp_path / "digits_97e9ba57"
-    two = composed("trainer.devices=2", "distill.windows_per_step=2")
+    two = composed(*EARLIER_DEFAULTS, "trainer.devices=2", "distill.windows_per_step=2")
     (tmp_path / "digits_97e9ba57" / "config.json").write_text(json.dumps({"config": as_571d69b(two)}))
     assert find_folder(folder, "config.json", own, distill_identity) == folder
     own = distill_identity(two)
@@ -193,9 +201,15 @@ def test_a_folder_of_an_earlier_version_is_found_by_what_it_records(tmp_path: Pa
     assert find_folder(folder, "config.json", own, distill_identity) == folder
 
 
+def test_a_fixed_learning_rate_of_an_earlier_version_is_recognised(tmp_path: Path) -> None:
+    config = composed(*EARLIER_DEFAULTS, "distill.alpha=fixed")
+    assert distill_identity(as_571d69b(config)) == distill_identity(config)
+    assert distill_identity(as_571d69b(config)) != distill_identity(as_571d69b(composed(*EARLIER_DEFAULTS)))
+
+
 def test_a_relative_root_hides_an_earlier_folder_only_where_it_names_the_images(tmp_path: Path) -> None:
     def found(*overrides: str) -> bool:
-        config = composed(*overrides)
+        config = composed(*EARLIER_DEFAULTS, *overrides)
         own = distill_identity(config)
         folder, earlier = tmp_path / f"run_{short_hash(own)}", tmp_path / "run_00000000"
         earlier.mkdir(exist_ok=True)

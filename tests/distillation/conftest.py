@@ -86,6 +86,7 @@ def ast_settings() -> Callable[..., TrajectoryMatchingSettings]:
             "ipc": 2, "syn_steps": 5, "expert_epochs": 3, "max_start_epoch": 3, "batch_syn": 4, "momentum": 0.9,
             "balance": True, "perturbation": 1.0, "intermediate": "aggregate", "augment": True, "lr_teacher": 0.05,
             "lr_img": 10.0, "lr_lr": 2e-5, "outer_momentum": 0.5, "max_steps": 2, "eval_every": 1,
+            "outer": "sgd", "alpha": "raw", "recoveries": 0,
         }  # fmt: skip
         return TrajectoryMatchingSettings(**{**values, **changes})
 

@@ -124,7 +124,7 @@ class PlainDistillation:
         values, learning_rates = [self.images, self.rate], [settings.lr_img, settings.lr_lr]
         for value, gradient, buffer, step_size in zip(values, gradients, self.buffers, learning_rates, strict=True):
             buffer.mul_(settings.outer_momentum).add_(gradient)
-            if value is self.images or settings.learn_lr:
+            if value is self.images or settings.alpha == "raw":
                 value.sub_(step_size * buffer)
         self.loss, self.parts = float(loss.detach()), {offset: float(each.detach()) for offset, each in terms.items()}
         self.start_distance = float(distance(start, targets[epochs]).sqrt())
@@ -138,7 +138,7 @@ class PlainDistillation:
         (torch.float64, {"max_steps": 1}),
         (torch.float64, {"max_steps": 3}),
         (torch.float64, {"intermediate": "adaptive", "batch_syn": None, "perturbation": 0.5}),
-        (torch.float64, {"learn_lr": False, "max_start_epoch": 2}),
+        (torch.float64, {"alpha": "fixed", "max_start_epoch": 2}),
         # every second epoch is stored
         (torch.float64, {"every": 2, "expert_epochs": 4, "syn_steps": 9, "max_start_epoch": 4, "max_steps": 3}),
         (torch.float64, {"every": 2, "expert_epochs": 4, "intermediate": "adaptive"}),
@@ -178,7 +178,7 @@ def test_iterations_equal_the_plain_loop(
     assert (plain.images - images).abs().max() > 1e-2
     torch.testing.assert_close(module.synthetic.images.detach(), plain.images, **tolerance)
     torch.testing.assert_close(module.synthetic.learning_rate.detach(), plain.rate, **tolerance)
-    assert (float(plain.rate) == settings.lr_teacher) == (not settings.learn_lr)
+    assert (float(plain.rate) == settings.lr_teacher) == (settings.alpha == "fixed")
 
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     expected = {
@@ -200,7 +200,7 @@ def test_images_and_learning_rate_are_the_only_parameters(
     assert {name for name, _ in learned.named_parameters()} == {"synthetic.images", "synthetic.learning_rate"}
     assert {name for name, _ in learned.named_buffers()} == {"synthetic.labels"}
     assert list(learned.children()) == [learned.synthetic]
-    fixed = make_module(store, ast_settings(learn_lr=False))
+    fixed = make_module(store, ast_settings(alpha="fixed"))
     assert {name for name, _ in fixed.named_parameters()} == {"synthetic.images"}
     assert {name for name, _ in fixed.named_buffers()} == {"synthetic.labels", "synthetic.learning_rate"}
 

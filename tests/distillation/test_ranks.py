@@ -26,7 +26,7 @@ from .ranks import CLASSES, network
 ROOT = Path(__file__).parents[2]
 BASE: dict[str, Any] = {
     "ipc": 2, "syn_steps": 5, "expert_epochs": 3, "max_start_epoch": 3, "batch_syn": 4, "lr_teacher": 0.05,
-    "lr_img": 10.0, "lr_lr": 2e-5, "max_steps": 3, "eval_every": 100,
+    "outer": "sgd", "lr_img": 10.0, "lr_lr": 2e-5, "max_steps": 3, "eval_every": 100,
 }  # fmt: skip
 PARTS: dict[str, Any] = {
     "windows": {"settings": {**BASE, "max_steps": 20, "windows_per_step": 6}},

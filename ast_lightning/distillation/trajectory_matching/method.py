@@ -137,7 +137,7 @@ class TrajectoryMatching(Method):
     def synthetic_set(self, images: Tensor, labels: Tensor, learning_rate: float) -> SyntheticSet:
         self.settings.check_batch(len(images))
         self._student.require_pure(images[0])
-        return SyntheticImages(images, labels, learning_rate, learn_lr=self.settings.learn_lr)
+        return SyntheticImages(images, labels, learning_rate, alpha=self.settings.alpha)
 
     @property
     def compilation(self) -> Compilation:  # type: ignore[override]

@@ -1,0 +1,86 @@
+"""Options that follow from others where they are null: they are numbers before anything is named or computed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ast_lightning.config.schedule import Schedule
+
+Config = Mapping[str, Any]
+
+
+def derived_options(config: Config, given: Config) -> dict[str, float | str]:
+    """What options that are null mean, by their names; each may follow from those before it.
+
+    Args:
+        config: all sections, checked; options that are null hold what follows from their section alone.
+        given: the sections ``distill`` and ``evaluation`` as they were composed.
+    """
+    sections = {name: dict(config[name]) for name in ("distill", "evaluation", "expert")}
+    sections["expert"].update(_recorded_expert(config.get("experts_dir")))
+    derived = {}
+    for option, rule in RULES.items():
+        section, _, name = option.partition(".")
+        if name in sections[section] and given[section].get(name) is None:
+            sections[section][name] = derived[option] = rule(**sections)
+    return derived
+
+
+def window_epochs(distill: Config, expert: Config, **others: Config) -> int:
+    """M: 2 epochs, or the stored ones next to it."""
+    schedule = _schedule(expert)
+    every = schedule.every_n_epochs
+    return max(every, min(every * math.ceil(2 / every), schedule.last))
+
+
+def start_epochs(distill: Config, expert: Config, **others: Config) -> int:
+    """T⁺: the part E · (0.3 + 0.2 · log10 ipc) of the trajectory, as far as windows of M epochs fit into it."""
+    schedule = _schedule(expert)
+    wanted = round(schedule.epochs * (0.3 + 0.2 * math.log10(distill["ipc"])))
+    return max(1, min(wanted, schedule.last - distill["expert_epochs"] + schedule.every_n_epochs))
+
+
+def inner_steps(distill: Config, **others: Config) -> int:
+    """K: 20, or as many as there are epochs to match."""
+    return max(20, int(distill["expert_epochs"]))
+
+
+def student_rate(distill: Config, expert: Config, **others: Config) -> float:
+    """α before distillation: the learning rate of the experts; 0.01 for methods without a student."""
+    return float(expert["lr"]) if "syn_steps" in distill else 0.01
+
+
+def evaluation_epochs(distill: Config, **others: Config) -> int:
+    """3 / α passes, from 300 to the 1000 that are published."""
+    return min(1000, max(300, round(3 / distill["lr_teacher"])))
+
+
+RULES: dict[str, Callable[..., float | str]] = {
+    "distill.expert_epochs": window_epochs,
+    "distill.max_start_epoch": start_epochs,
+    "distill.syn_steps": inner_steps,
+    "distill.lr_teacher": student_rate,
+    "distill.lr_img": lambda distill, **others: distill["lr_img"],
+    "distill.alpha": lambda distill, **others: distill["alpha"],
+    "distill.lr_lr": lambda distill, **others: distill["lr_lr"],
+    "evaluation.epochs": evaluation_epochs,
+}
+
+
+def _schedule(expert: Config) -> Schedule:
+    return Schedule(expert["epochs"], expert["every_n_epochs"], expert["max_epoch"])
+
+
+def _recorded_expert(folder: str | None) -> dict[str, Any]:
+    """What ``experts_dir`` records of its experts; nothing where it cannot be read, which is reported later."""
+    recorded: dict[str, Any] = {}
+    if folder:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+            store = json.loads((Path(folder).expanduser() / "store.json").read_text(encoding="utf-8"))
+            recorded = {**(store.get("expert") or {}), "epochs": int(store["epochs"])}
+    return {name: value for name, value in recorded.items() if name in ("epochs", "every_n_epochs", "max_epoch", "lr")}
