@@ -1,11 +1,13 @@
 """Callbacks around a run: progress, checkpoints, pictures, the artifact."""
 
+from ast_lightning.callbacks.averaging import ImageAverage
 from ast_lightning.callbacks.checkpoints import StateOfEpochs, StateOfIterations
 from ast_lightning.callbacks.progress import RunProgress
 from ast_lightning.callbacks.synthetic import ArtifactWriter, MakeDataset, SyntheticImageLogger
 
 __all__ = [
     "ArtifactWriter",
+    "ImageAverage",
     "MakeDataset",
     "RunProgress",
     "StateOfEpochs",

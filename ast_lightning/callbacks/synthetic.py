@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -13,10 +14,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from torchvision.transforms.functional import to_pil_image
 
+from ast_lightning.callbacks.averaging import ImageAverage
 from ast_lightning.callbacks.checkpoints import StateOfIterations
 from ast_lightning.distillation import DistillModule
 from ast_lightning.storage.files import clear_leftovers, point_to
 from ast_lightning.synthetic import DistilledDataset, picture, save_distilled
+
+_AVERAGED = {"average": True, "accuracy": None}
 
 MakeDataset = Callable[[DistillModule, dict[str, Any]], DistilledDataset]
 """(module, what an evaluation found) → the dataset as it is to be written."""
@@ -67,6 +71,7 @@ class ArtifactWriter(Callback):
         folder: where the datasets are.
         make: see ``MakeDataset``.
         select: whether ``validation/accuracy`` exists and selects.
+        average: of the images, written into the folder ``average`` of each dataset; None for none.
         states: of the run; None where none are kept. An evaluation beside their schedule, that of the last iteration,
             shows in the links only: a run that is made longer selects as if it had not been.
 
@@ -77,7 +82,13 @@ class ArtifactWriter(Callback):
     """
 
     def __init__(
-        self, folder: Path, make: MakeDataset, *, select: bool, states: StateOfIterations | None = None
+        self,
+        folder: Path,
+        make: MakeDataset,
+        *,
+        select: bool,
+        average: ImageAverage | None = None,
+        states: StateOfIterations | None = None,
     ) -> None:
         self.folder = folder
         self.select = select
@@ -85,6 +96,7 @@ class ArtifactWriter(Callback):
         self.best: Evaluated | None = None
         self.has_written = False
         self._make = make
+        self._average = average
         self._states = states
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -104,7 +116,10 @@ class ArtifactWriter(Callback):
             self.best = found
         if trainer.is_global_zero:
             dataset = self._make(pl_module, {"iteration": iteration, "accuracy": metrics})
-            save_distilled(self._step(found), dataset)
+            step = save_distilled(self._step(found), dataset)
+            if self._average is not None and self._average.images is not None:
+                images = self._average.images.to("cpu", dataset.images.dtype)
+                save_distilled(step / "average", replace(dataset, images=images, metadata=dataset.metadata | _AVERAGED))
         self.has_written = True
         if self._states is not None and trainer.state.fn == TrainerFn.FITTING:
             self._states.save(trainer)

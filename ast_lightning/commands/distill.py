@@ -10,6 +10,7 @@ from lightning import Callback, Trainer
 
 from ast_lightning.callbacks import (
     ArtifactWriter,
+    ImageAverage,
     MakeDataset,
     RunProgress,
     StateOfIterations,
@@ -65,12 +66,13 @@ def distill(run: Run) -> dict[str, float]:
     states = None if run.fast_dev_run else RunStates(folder / "checkpoints", identity)
     saver = None if states is None else StateOfIterations(states.last, settings.save_every, settings.eval_every)
     make = dataset_maker(run, method)
-    writer = ArtifactWriter(folder / "synthetic", make, select=run.data.validation is not None, states=saver)
+    average, select = ImageAverage(), run.data.validation is not None
+    writer = ArtifactWriter(folder / "synthetic", make, select=select, average=average, states=saver)
     trainer = build_trainer(
         run.config["trainer"],
         folder,
         callbacks=[
-            *([] if saver is None else [SyntheticImageLogger(make), writer, saver]),
+            *([] if saver is None else [average, SyntheticImageLogger(make), writer, saver]),
             *create("callbacks", Callback, run.callbacks),
         ],
         progress=RunProgress("distilling", runs=1),

@@ -21,9 +21,10 @@ OuterStep = Callable[[Groups, DistillSettings], OptimizerLRScheduler]
 class NormalizedSGD(torch.optim.Optimizer):
     """SGD with momentum on gradients divided by their running root mean square over the whole tensor.
 
-    With g of n entries: v ← β v + (1 − β) ‖g‖² / n, m ← μ m + g / √v̂, x ← x − lr · unit · m, where v̂ = v / (1 − βᵗ).
-    The steps do not change when the loss is multiplied by a number, nor, as ``unit`` is the standard deviation of the
-    initial values, in relation to x when x is (with the loss as a function of x unchanged).
+    With g of n entries and s = ‖g‖² / n: v ← β v + (1 − β) s, m ← μ m + g / √max(v / (1 − βᵗ), s),
+    x ← x − lr · unit · m. However large a gradient is, the root mean square of its step is at most lr · unit.
+    Multiplying the loss by a number changes no step. As ``unit`` is the standard deviation of the initial values,
+    images on another scale are changed in proportion.
 
     Args:
         groups: parameter groups with ``lr``, in units; ``unit`` of a group replaces the standard deviation of each of
@@ -56,8 +57,9 @@ class NormalizedSGD(torch.optim.Optimizer):
         if not state:
             state.update(step=0, mean_square=gradient.new_zeros(()), momentum=torch.zeros_like(parameter))
         state["step"] += 1
-        state["mean_square"].mul_(beta).add_(gradient.square().mean(), alpha=1 - beta)
-        size = (state["mean_square"] / (1 - beta ** state["step"])).sqrt()
+        square = gradient.square().mean()
+        state["mean_square"].mul_(beta).add_(square, alpha=1 - beta)
+        size = (state["mean_square"] / (1 - beta ** state["step"])).maximum(square).sqrt()
         normalized = torch.where(size > 0, gradient / size, 0.0)
         direction: Tensor = state["momentum"].mul_(group["momentum"]).add_(normalized)
         return direction

@@ -58,6 +58,10 @@ def test_distillation_writes_an_artifact_that_loads_and_says_where_it_comes_from
     assert dataset.metadata["accuracy"]["test/accuracy"] == pytest.approx(metrics["test_accuracy"])
     assert dataset.metadata["config"]["distill"]["syn_steps"] == 4
     assert dataset.metadata["trajectories"]["expert"]["epochs"] == 4
+    average = load_distilled(folder / "synthetic" / "last" / "average")
+    assert average.images.shape == dataset.images.shape
+    assert not torch.equal(average.images, dataset.images)
+    assert average.metadata["accuracy"] is None  # it has not been evaluated
     assert not (folder / "synthetic" / "best").exists()  # nothing was held out that could select
     assert [path.name for path in (folder / "synthetic").glob("step_*")] == ["step_000004"]
     capsys.readouterr()

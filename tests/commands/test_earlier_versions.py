@@ -30,7 +30,8 @@ HALF, WHOLE = "digits_ast_ipc1_seed0_8fecffea", "digits_ast_ipc1_seed0_ab370e39"
 OVERRIDES = (
     "experiment=digits_quickstart", "trainer=cpu", "trainer.enable_progress_bar=false", "logger=none", "num_experts=2",
     "network.width=4", "network.depth=1", "data.per_class=20", "expert.epochs=4", "distill.syn_steps=4",
-    "distill.max_start_epoch=2", "distill.outer=sgd", "distill.lr_img=100", "distill.eval_every=4", "distill.save_every=2", "evaluation.epochs=4",
+    "distill.max_start_epoch=2", "distill.outer=sgd", "distill.lr_img=100",
+    "distill.eval_every=4", "distill.save_every=2", "evaluation.epochs=4",
     "evaluation.networks=2", "evaluation.at_once=2", "compile=false", "baselines=[]",
 )  # fmt: skip
 

@@ -29,8 +29,9 @@ def test_steps_are_those_of_the_definition() -> None:
     for number, gradient in enumerate(gradients, 1):
         parameter.grad = gradient.clone()
         optimizer.step()
-        mean = 0.9 * mean + 0.1 * float((gradient**2).mean())
-        momentum = 0.5 * momentum + gradient / math.sqrt(mean / (1 - 0.9**number))
+        square = float((gradient**2).mean())
+        mean = 0.9 * mean + 0.1 * square
+        momentum = 0.5 * momentum + gradient / math.sqrt(max(mean / (1 - 0.9**number), square))
         expected = expected - 0.2 * float(start.std(correction=0)) * momentum
     torch.testing.assert_close(parameter.detach(), expected, rtol=1e-12, atol=1e-12)
 

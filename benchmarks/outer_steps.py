@@ -1,0 +1,189 @@
+"""The untuned outer step against SGD at its best rate, on several datasets: ``python -m benchmarks.outer_steps``.
+
+Nothing is given for the untuned step but the number of iterations. SGD is run with each of four rates, with a learned
+and with a fixed student rate; the best is the one with the highest accuracy on held-out training images. All runs of a
+cell share experts, real images, iterations and the evaluation on the test set. An interrupted command resumes: finished
+runs are read from their folders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+import math
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+import ast_lightning.sweeps.table  # noqa: F401  it registers the resolver ${sweep_name:}
+from ast_lightning.commands.api import CONFIGURATION
+from ast_lightning.commands.app import build_run
+from ast_lightning.commands.distill import distill
+from ast_lightning.commands.evaluate import evaluate
+from ast_lightning.commands.run import Run
+from ast_lightning.commands.train_experts import train_experts
+from ast_lightning.errors import DistillationDiverged
+
+NARROW = ("network.width=16", "num_experts=2", "expert.epochs=10", "expert.lr=0.01")
+RATES = (10, 100, 1000, 10000)
+UNTUNED = "untuned"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A dataset and a number of images per class.
+
+    Attributes:
+        name: in the table.
+        data: what is distilled, with which network and experts.
+        ipc: images per class.
+    """
+
+    name: str
+    data: tuple[str, ...]
+    ipc: int
+
+
+def cells(folders: dict[str, Path]) -> list[Cell]:
+    """All cells; those of a dataset without a folder are left out."""
+    data: tuple[str, ...] = ("data=digits", "network.width=16", "network.depth=2", "num_experts=3", "expert.epochs=20")
+    data += ("expert.batch_size=64", "expert.lr=0.01")
+    found = [Cell(f"digits, {ipc}", data, ipc) for ipc in (1, 10)]
+    if root := folders.get("fashion_mnist"):
+        data = ("data=fashion_mnist", f"data.root={root}", "data.per_class=500", *NARROW)
+        found += [Cell(f"Fashion-MNIST, {ipc}", data, ipc) for ipc in (1, 10)]
+        found += [Cell("Fashion-MNIST ZCA, 1", (*data, "data.preprocessing=zca"), 1)]
+    if root := folders.get("cifar10"):
+        data = ("data=image_folder", f"data.root={root}", "data.image_size=32", *NARROW)
+        found += [Cell(f"CIFAR-10, {ipc}", data, ipc) for ipc in (1, 10)]
+        found += [Cell("CIFAR-10 ZCA, 1", (*data, "data.preprocessing=zca"), 1)]
+    if root := folders.get("tiny_imagenet"):
+        data = ("data=image_folder", f"data.root={root}", "data.image_size=64", "network.depth=4", *NARROW)
+        found += [Cell("Tiny ImageNet, 1", data, 1)]
+    return found
+
+
+def arms() -> dict[str, tuple[str, ...]]:
+    """Overrides by the name of the arm."""
+    sgd = ("distill.outer=sgd", "distill.recoveries=0")
+    rates = {
+        f"SGD {rate} {alpha}": (*sgd, f"distill.lr_img={rate}", f"distill.alpha={alpha}")
+        for alpha in ("raw", "fixed")
+        for rate in RATES
+    }
+    return {UNTUNED: (), **rates}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an arm has come to.
+
+    Attributes:
+        test, spread: accuracy and its standard deviation over networks in per cent; NaN where the run diverged.
+        validation: accuracy on held-out training images in per cent.
+        curve: test accuracy by iteration.
+    """
+
+    test: float = math.nan
+    spread: float = math.nan
+    validation: float = -math.inf
+    curve: tuple[tuple[int, float], ...] = ()
+
+
+def run_of(cell: Cell, options: argparse.Namespace, *overrides: str) -> Run:
+    """The run of an arm."""
+    words = [*cell.data, f"distill.ipc={cell.ipc}", f"output_dir={options.folder}", "trainer=cpu", "logger=csv"]
+    words += ["trainer.enable_progress_bar=false", "data.validation_fraction=0.2"]
+    words += [f"distill.max_steps={options.steps}", f"distill.eval_every={max(1, options.steps // 3)}"]
+    words += [f"evaluation.networks={options.networks}", "evaluation.epochs=300", *overrides]
+    with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
+        config = compose("config", overrides=words, return_hydra_config=True)
+    return build_run(config, choices=config.hydra.runtime.choices)
+
+
+def outcome_of(run: Run) -> Outcome:
+    """Distil, or read what is there already."""
+    diverged = run.distill_folder() / "diverged"
+    if diverged.exists():
+        return Outcome()
+    try:
+        metrics = distill(run)
+    except DistillationDiverged as error:
+        diverged.write_text(f"{error}\n", encoding="utf-8")
+        return Outcome()
+    return Outcome(
+        metrics["test_accuracy"], metrics["test_accuracy_std"], metrics["validation_accuracy"], curve_of(run)
+    )
+
+
+def curve_of(run: Run) -> tuple[tuple[int, float], ...]:
+    """The test accuracies that the logger has written."""
+    found: dict[int, float] = {}
+    for path in sorted(run.distill_folder().rglob("metrics.csv")):
+        with path.open(encoding="utf-8") as stream:
+            rows = [row for row in csv.DictReader(stream) if row.get("test/accuracy")]
+        found |= {int(row["step"]): float(row["test/accuracy"]) for row in rows}
+    return tuple(sorted(found.items()))
+
+
+def row_of(cell: Cell, options: argparse.Namespace) -> list[str]:
+    """The line of a cell in the table."""
+    train_experts(run_of(cell, options))
+    found: dict[str, Outcome] = {}
+    for name, overrides in arms().items():
+        began = time.monotonic()
+        with contextlib.redirect_stdout(io.StringIO()):
+            found[name] = outcome_of(run_of(cell, options, *overrides))
+        report(f"{cell.name}: {name}: {found[name].test:.1f} % ({time.monotonic() - began:.0f} s)")
+    with contextlib.redirect_stdout(io.StringIO()):
+        real = evaluate(run_of(cell, options, "baselines=[random,representative]"))
+    untuned, rates = found[UNTUNED], {name: each for name, each in found.items() if name != UNTUNED}
+    name, best = max(rates.items(), key=lambda each: each[1].validation)
+    reached = [step for step, accuracy in untuned.curve if accuracy >= best.test]
+    error = math.hypot(untuned.spread, best.spread) / math.sqrt(options.networks)
+    diverged = sum(math.isnan(each.test) for each in rates.values())
+    return [
+        cell.name,
+        f"{real['random_accuracy']:.1f}",
+        f"{real['representative_accuracy']:.1f}",
+        f"{untuned.test:.1f} ± {untuned.spread:.1f}",
+        f"{best.test:.1f} ± {best.spread:.1f} ({name})",
+        f"{untuned.test - best.test:+.1f} ({error:.1f})",
+        f"{min(reached) / options.steps:.2f}" if reached else "–",
+        f"{diverged} of {len(rates)}",
+    ]
+
+
+def report(text: str) -> None:
+    """Print progress beside the table, which goes to standard output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+HEADER = ["dataset, images per class", "random", "representative", UNTUNED, "best SGD", "difference (its error)"]
+HEADER += ["part of the iterations to the best SGD", "SGD runs that diverged"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Print the table of all cells."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs/outer_steps"), help="of all runs")
+    parser.add_argument("--steps", type=int, default=150, help="outer iterations")
+    parser.add_argument("--networks", type=int, default=5, help="networks of an evaluation")
+    parser.add_argument("--only", default="", help="cells whose name begins with this")
+    for name in ("fashion-mnist", "cifar10", "tiny-imagenet"):
+        parser.add_argument(f"--{name}", type=Path, help="folder of the images; without it, left out")
+    options = parser.parse_args(arguments)
+    folders: dict[str, Any] = {name: getattr(options, name) for name in ("fashion_mnist", "cifar10", "tiny_imagenet")}
+    rows = [HEADER, ["---"] * len(HEADER)]
+    rows += [row_of(cell, options) for cell in cells(folders) if cell.name.startswith(options.only)]
+    print("\n".join(f"| {' | '.join(row)} |" for row in rows))
+
+
+if __name__ == "__main__":
+    main()
