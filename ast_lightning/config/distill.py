@@ -13,7 +13,7 @@ ENGINES = ("adjoint", "autograd")
 PRECISIONS = ("32-true", "64-true")
 NORMALIZED_STEP = 0.1
 """Standard deviations of the initial images in an iteration of the normalised step."""
-NORMALIZED_RATE_STEP = 0.005
+NORMALIZED_RATE_STEP = 0.001
 """Change of log α in an iteration of its normalised step."""
 
 
@@ -113,7 +113,7 @@ class TrajectoryMatchingSettings(DistillSettings):
         neutral="raw",
     )
     lr_lr: float = option(
-        None, "outer learning rate of α; of alpha=log, of its relative change; null: 0.005, for raw 1e-5", neutral=1e-5
+        None, "outer learning rate of α; of alpha=log, of its relative change; null: 0.001, for raw 1e-5", neutral=1e-5
     )
     engine: str = option("adjoint", "adjoint: constant memory | autograd: the graph of all K steps", result=False)
     recompute: bool = option(False, "keep every √K-th step only, for ten million parameters and more", result=False)
