@@ -18,7 +18,7 @@ from ast_lightning.terminal import format_seconds, say
 _LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 _MEASURED = 5  # steps of the estimate, after the first, which also allocates and compiles
 _QUIET = 30.0  # seconds between the lines of an evaluation, where there is no terminal
-_SHOWN = ("train/loss", "test/accuracy", "validation/accuracy")
+_SHOWN: tuple[str, ...] = ("train/loss", "test/accuracy", "validation/accuracy")
 
 
 class RunProgress(Callback):
@@ -41,6 +41,7 @@ class RunProgress(Callback):
         self.lines = lines
         self.runs = runs
         self._evaluator = evaluator
+        self._unit, self._shown = "step", _SHOWN
         self._evaluation: RunProgress | None = None
         self._bar: tqdm | None = None
         self._total = self._first_step = self._step = 0
@@ -80,7 +81,8 @@ class RunProgress(Callback):
             return
         total = int(sum(groups)) * self._evaluator.settings.epochs
         self._evaluation = bar = RunProgress(description, lines=total)
-        bar._start(trainer, total, 0, unit="epoch", leave=not trainer.training)
+        bar._unit, bar._shown = "epoch", ()
+        bar._start(trainer, total, 0, leave=not trainer.training)
         done, printed = 0, time.monotonic()
 
         def advance() -> None:
@@ -96,21 +98,22 @@ class RunProgress(Callback):
         if self._evaluation is not None:
             self._evaluation._stop()
 
-    def _start(self, trainer: Trainer, total: int, step: int, **options: Any) -> None:
+    def _start(self, trainer: Trainer, total: int, step: int, leave: bool = True) -> None:
         self._total, self._first_step, self._step = total, step, step
         self._started = time.monotonic()
         if trainer.is_global_zero and sys.stdout.isatty():
-            options = {"unit": "step", "file": sys.stdout, "dynamic_ncols": True} | options
+            options = {"unit": self._unit, "file": sys.stdout, "dynamic_ncols": True, "leave": leave}
             self._bar = tqdm(desc=self.description, total=total, initial=step, **options)
 
     def _advance(self, trainer: Trainer, step: int) -> None:
         before, self._step, total = self._step, step, self._total
         if self._bar is not None:
             if self._bar.update(step - before) or step == total:
-                self._bar.set_postfix_str(_metrics(trainer), refresh=False)  # not at every step: a GPU would wait
+                self._bar.set_postfix_str(self._metrics(trainer), refresh=False)  # not at every step: a GPU would wait
         elif trainer.is_global_zero and step * self.lines // total > before * self.lines // total:
             elapsed = time.monotonic() - self._started
-            options = {"unit": "step", "initial": self._first_step, "postfix": _metrics(trainer), "bar_format": _LINE}
+            options = {"unit": self._unit, "initial": self._first_step, "bar_format": _LINE}
+            options["postfix"] = self._metrics(trainer)
             say(tqdm.format_meter(step, total, elapsed, prefix=self.description, **options))
 
     def _stop(self) -> None:
@@ -128,7 +131,6 @@ class RunProgress(Callback):
             memory = format_bytes(peak_memory(module.device))
             say(f"estimate: {left} of training, evaluations not counted; peak memory so far {memory}")
 
-
-def _metrics(trainer: Trainer) -> str:
-    values = {name: trainer.callback_metrics[name] for name in _SHOWN if name in trainer.callback_metrics}
-    return ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
+    def _metrics(self, trainer: Trainer) -> str:
+        values = {name: trainer.callback_metrics[name] for name in self._shown if name in trainer.callback_metrics}
+        return ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())

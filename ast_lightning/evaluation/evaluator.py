@@ -181,7 +181,7 @@ class NetworkEvaluator:
 
     def _fit(
         self,
-        groups: Sequence[tuple[list[Tensor], float]],
+        groups: Sequence[tuple[Sequence[Tensor], float]],
         batches: Iterator[_Batch],
         loss: Callable[[Tensor, Tensor], Tensor],
     ) -> None:

@@ -19,7 +19,6 @@ from ast_lightning.experts.optimizers import SingleDecay, build_optimizer
 from ast_lightning.networks import NetworkFactory, build_network
 from ast_lightning.randomness import keyed_generator, keyed_global_state
 
-
 ACCURACIES = ("train/accuracy", "test/accuracy")
 """What is logged in per cent, and stored as a fraction."""
 

@@ -238,7 +238,7 @@ def _impossible(dataset: DistilledDataset) -> str:
     """Why no network can be trained on the values of a set; empty where one can."""
     labels, classes = dataset.labels, len(dataset.class_names)
     if dataset.images.ndim != 4 or not classes or not 0 < len(dataset) == classes * dataset.ipc:
-        return f"its images are {list(dataset.images.shape)}, not [N, C, H, W] with as many of each of {classes} classes"
+        return f"its images are {list(dataset.images.shape)}, not [N, C, H, W] with as many of {classes} classes each"
     if not bool(dataset.images.isfinite().all()):
         return "some of its pixels are not finite"
     if not 0 < dataset.learning_rate < math.inf:
