@@ -166,7 +166,9 @@ def _unit_range(image: Any) -> Tensor:
     """
     if isinstance(image, Image.Image):
         if image.mode not in ("L", "RGB"):
-            raise ValueError(f"this image has mode {image.mode}; give image.convert('RGB') or image.convert('L')")
+            deep = image.mode[0] in "IF"  # which convert() would clip
+            give = "an array of its pixels in [0, 1]" if deep else "image.convert('RGB') or image.convert('L')"
+            raise ValueError(f"this image has mode {image.mode}; give {give}")
         image = pil_to_tensor(image)
     tensor = torch.as_tensor(image)
     if tensor.dtype == torch.uint8:
