@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,16 @@ def test_scores_of_unchanged_inputs_are_reused_and_kept(
     assert now["accuracies"]["random"] == before["accuracies"]["random"]
     aside = evaluation_folder(run_of(*SMALL, f"output_dir={folder}")) / "earlier"
     assert before["accuracies"] in [unseal(read_json(path))["accuracies"] for path in aside.glob("results.json_*")]
+
+
+def test_a_changed_digit_is_no_result(folder: Path, command: Command) -> None:
+    metrics = command("evaluate", folder, RANDOM)
+    path = evaluation_folder(run_of(*SMALL, f"output_dir={folder}")) / "results.json"
+    changed = re.sub(r'("distilled_accuracy": )\d', r"\g<1>7", path.read_text())
+    path.write_text(changed)
+    assert command("evaluate", folder, RANDOM) == metrics
+    assert record_of(folder)["metrics"] == metrics
+    assert (path.parent / "earlier" / "results.json_1").read_text() == changed
 
 
 def test_an_interrupted_evaluation_keeps_what_it_has_measured(
