@@ -103,7 +103,9 @@ def _scores(run: Run, folder: Path, dataset: DistilledDataset, store: Trajectory
     if writes and missing:
         clear_leftovers(folder)
         if path.exists() and record.get("accuracies", {"damaged": []}).keys() != results["accuracies"].keys():
-            say(f"results that cannot be reused, as inputs have changed or the file has: they are now {set_aside(path)}")
+            say(
+                f"results that cannot be reused, as inputs have changed or the file has: they are now {set_aside(path)}"
+            )
     for name in missing:
         score, rates = (whole, {}) if name == "whole" and whole else _train(run, name, sets[name])
         results["accuracies"][name] = [None if math.isnan(each) else each for each in score.accuracies]
