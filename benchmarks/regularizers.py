@@ -67,7 +67,7 @@ def measure(settings: ExpertSettings, seed: int) -> dict[str, float]:
     )
     trainer.fit(ExpertModule(network, settings, seed=seed), datamodule=data)
     means = {norm: statistics.fmean(values) for norm, values in probe.values.items()}
-    accuracy = 100 * float(trainer.callback_metrics["test/accuracy"])
+    accuracy = float(trainer.callback_metrics["test/accuracy"])
     return {"movement": statistics.fmean(recorder.movement), "accuracy": accuracy, **means}
 
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
+from ast_lightning.evaluation import NetworkEvaluator
 from ast_lightning.parallel.devices import peak_memory
 from ast_lightning.storage.files import format_bytes
 from ast_lightning.terminal import format_seconds, say
 
 _LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 _MEASURED = 5  # steps of the estimate, after the first, which also allocates and compiles
-_SHOWN = ("train/loss", "test/accuracy", "validation/accuracy")
+_QUIET = 30.0  # seconds between the lines of an evaluation, where there is no terminal
+_SHOWN: tuple[str, ...] = ("train/loss", "test/accuracy", "validation/accuracy")
 
 
 class RunProgress(Callback):
-    """One bar over all optimiser steps of a run, or all batches of a test.
+    """One bar over all optimiser steps of a run, and one over the epochs of all networks of an evaluation.
 
     Where standard output is not a terminal, a few plain lines are printed instead.
 
@@ -28,12 +31,18 @@ class RunProgress(Callback):
         lines: how many lines are printed where there is no terminal.
         runs: how many runs like this one follow each other, this one included: after a few steps, an estimate of
             their time is printed. 0 prints none.
+        evaluator: trains the networks of each validation or test; None where these train none.
     """
 
-    def __init__(self, description: str, lines: int = 10, runs: int = 0) -> None:
+    def __init__(
+        self, description: str, lines: int = 10, runs: int = 0, evaluator: NetworkEvaluator | None = None
+    ) -> None:
         self.description = description
         self.lines = lines
         self.runs = runs
+        self._evaluator = evaluator
+        self._unit, self._shown = "step", _SHOWN
+        self._evaluation: RunProgress | None = None
         self._bar: tqdm | None = None
         self._total = self._first_step = self._step = 0
         self._started = self._measured_from = 0.0
@@ -51,33 +60,60 @@ class RunProgress(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, int(sum(trainer.num_test_batches)), 0)
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start_evaluation(trainer, "evaluating", trainer.num_val_batches)
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *step: Any) -> None:
-        self._advance(trainer, self._step + 1)
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_evaluation()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start_evaluation(trainer, self.description, trainer.num_test_batches)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop()
+        self._stop_evaluation()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop_evaluation()
         self._stop()
 
-    def _start(self, trainer: Trainer, total: int, step: int) -> None:
+    def _start_evaluation(self, trainer: Trainer, description: str, groups: Sequence[float]) -> None:
+        if self._evaluator is None:
+            return
+        total = int(sum(groups)) * self._evaluator.settings.epochs
+        self._evaluation = bar = RunProgress(description, lines=total)
+        bar._unit, bar._shown = "epoch", ()
+        bar._start(trainer, total, 0, leave=not trainer.training)
+        done, printed = 0, time.monotonic()
+
+        def advance() -> None:
+            nonlocal done, printed
+            done, now = done + 1, time.monotonic()
+            if bar._bar is not None or now - printed >= _QUIET:
+                bar._advance(trainer, done)
+                printed = now
+
+        self._evaluator.on_epoch = advance
+
+    def _stop_evaluation(self) -> None:
+        if self._evaluation is not None:
+            self._evaluation._stop()
+
+    def _start(self, trainer: Trainer, total: int, step: int, leave: bool = True) -> None:
         self._total, self._first_step, self._step = total, step, step
         self._started = time.monotonic()
         if trainer.is_global_zero and sys.stdout.isatty():
-            options = {"unit": "step", "file": sys.stdout, "dynamic_ncols": True}
+            options = {"unit": self._unit, "file": sys.stdout, "dynamic_ncols": True, "leave": leave}
             self._bar = tqdm(desc=self.description, total=total, initial=step, **options)
 
     def _advance(self, trainer: Trainer, step: int) -> None:
         before, self._step, total = self._step, step, self._total
         if self._bar is not None:
             if self._bar.update(step - before) or step == total:
-                self._bar.set_postfix_str(_metrics(trainer), refresh=False)  # not at every step: a GPU would wait
+                self._bar.set_postfix_str(self._metrics(trainer), refresh=False)  # not at every step: a GPU would wait
         elif trainer.is_global_zero and step * self.lines // total > before * self.lines // total:
             elapsed = time.monotonic() - self._started
-            options = {"unit": "step", "initial": self._first_step, "postfix": _metrics(trainer), "bar_format": _LINE}
+            options = {"unit": self._unit, "initial": self._first_step, "bar_format": _LINE}
+            options["postfix"] = self._metrics(trainer)
             say(tqdm.format_meter(step, total, elapsed, prefix=self.description, **options))
 
     def _stop(self) -> None:
@@ -95,7 +131,6 @@ class RunProgress(Callback):
             memory = format_bytes(peak_memory(module.device))
             say(f"estimate: {left} of training, evaluations not counted; peak memory so far {memory}")
 
-
-def _metrics(trainer: Trainer) -> str:
-    values = {name: trainer.callback_metrics[name] for name in _SHOWN if name in trainer.callback_metrics}
-    return ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
+    def _metrics(self, trainer: Trainer) -> str:
+        values = {name: trainer.callback_metrics[name] for name in self._shown if name in trainer.callback_metrics}
+        return ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())

@@ -115,7 +115,8 @@ class ArtifactWriter(Callback):
         if is_best and (self._states is None or self._states.is_evaluated(iteration)):
             self.best = found
         if trainer.is_global_zero:
-            dataset = self._make(pl_module, {"iteration": iteration, "accuracy": metrics})
+            accuracy = {name: None if math.isnan(value) else value for name, value in metrics.items()}  # null in JSON
+            dataset = self._make(pl_module, {"iteration": iteration, "accuracy": accuracy})
             step = save_distilled(self._step(found), dataset)
             if self._average is not None and self._average.images is not None:
                 images = self._average.images.to("cpu", dataset.images.dtype)

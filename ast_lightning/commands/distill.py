@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def distill(run: Run) -> dict[str, float]:
     method = method_class.build(settings, context)
     run.data.setup("fit")
     synthetic = method.synthetic_set(*starting_point(settings, context))
-    module = DistillModule(synthetic, method, evaluator=_evaluator(run))
+    evaluator = _evaluator(run)
+    module = DistillModule(synthetic, method, evaluator=evaluator)
     inputs = _inputs(run, context)
     identity = {"distillation": run.distill_key(), **inputs}
     states = None if run.fast_dev_run else RunStates(folder / "checkpoints", identity)
@@ -75,7 +77,7 @@ def distill(run: Run) -> dict[str, float]:
             *([] if saver is None else [average, SyntheticImageLogger(make), writer, saver]),
             *create("callbacks", Callback, run.callbacks),
         ],
-        progress=RunProgress("distilling", runs=1),
+        progress=RunProgress("distilling", runs=1, evaluator=evaluator),
         states=states,
         max_steps=settings.max_steps,
         max_epochs=-1,
@@ -179,7 +181,7 @@ def _check_length(run: Run, iteration: int) -> None:
 def _protocol(config: dict[str, Any]) -> dict[str, Any]:
     """What decides how accurate images are found to be, by the names of the options."""
     options = complete_record("evaluation", config["evaluation"], asdict(EvaluationSettings()))
-    protocol = {name: value for name, value in options.items() if name != "at_once"}
+    protocol = {name: value for name, value in options.items() if name not in ("at_once", "baseline_lr")}
     return {"evaluation": {**protocol, "networks": config["distill"]["eval_networks"] or protocol["networks"]}}
 
 
@@ -234,8 +236,9 @@ def _report(run: Run, metrics: dict[str, float]) -> None:
     folder = run.distill_folder()
     for split in ("test", "validation"):
         if f"{split}_accuracy" in metrics:
-            spread = metrics.get(f"{split}_accuracy_std", 0.0)
-            say(f"{split} accuracy of the last images: {metrics[f'{split}_accuracy']:.1f} ± {spread:.1f} %")
+            accuracy, spread = metrics[f"{split}_accuracy"], metrics.get(f"{split}_accuracy_std", 0.0)
+            shown = "none, as networks diverged" if math.isnan(accuracy) else f"{accuracy:.1f} ± {spread:.1f} %"
+            say(f"{split} accuracy of the last images: {shown}")
     say(f"distilled dataset: {folder / 'synthetic' / 'last'}")
     say(f"pictures:          {folder / 'synthetic' / 'last' / 'images.png'}")
     if uses_tensorboard(run.loggers):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ from rich.table import Table
 from ast_lightning.callbacks import RunProgress
 from ast_lightning.commands.run import Run, short_hash
 from ast_lightning.commands.stores import check_store
+from ast_lightning.config.identity import evaluation_identity
+from ast_lightning.data import LabelledImages
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.evaluation import EvaluationModule, NetworkEvaluator, Score
+from ast_lightning.evaluation import EvaluationModule, EvaluationSettings, NetworkEvaluator, Score
 from ast_lightning.evaluation.baselines import (
+    LEARNING_RATES,
     NEED_EXPERTS,
     RANDOM_DRAWS,
     expert_logits,
+    held_out,
     random_sets,
     representative_set,
     whole_score,
@@ -29,12 +34,13 @@ from ast_lightning.runs.loggers import log_outcome, start_loggers, uses_tensorbo
 from ast_lightning.runs.machine import prepare
 from ast_lightning.runs.results import describe_set
 from ast_lightning.runs.trainer import build_trainer
-from ast_lightning.storage.checksums import seal
-from ast_lightning.storage.files import clear_leftovers, write_json
+from ast_lightning.storage.checksums import seal, unseal
+from ast_lightning.storage.files import clear_leftovers, read_json, set_aside, write_json
 from ast_lightning.storage.provenance import provenance
 from ast_lightning.synthetic import DistilledDataset, TrainingSet, load_distilled
 from ast_lightning.terminal import is_rank_zero, say
 from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories.lineage import experts_checksum
 
 TITLES = {
     "random": "random real images",
@@ -47,6 +53,8 @@ TITLES = {
 def evaluate(run: Run) -> dict[str, float]:
     """Train fresh networks on the distilled images, and on the real images that ``baselines`` name; print a table.
 
+    Scores in ``results.json`` that were measured with the same inputs are reused.
+
     Returns:
         ``<name>_accuracy`` and ``<name>_std`` in per cent for ``distilled`` and every baseline.
     """
@@ -58,16 +66,16 @@ def evaluate(run: Run) -> dict[str, float]:
     store = experts_of_baselines(run)
     folder = evaluation_folder(run)
     if run.fast_dev_run:
-        scores = _train_all(run, dataset, store)
+        scores = _scores(run, folder, dataset, store)
     else:
         with sole_writer(folder, wait=True):
             if run.fresh:
                 begin_anew(folder)
-            scores = _train_all(run, dataset, store)
-            if is_rank_zero():
-                _write(run, folder, dataset, scores)
+            scores = _scores(run, folder, dataset, store)
     if is_rank_zero():
         _print_table(scores, dataset)
+    if run.evaluation.lr and any(score.diverged for score in scores.values()):
+        say(f"note: lower evaluation.lr={run.evaluation.lr:g}, with which networks diverged")
     say(f"pictures:    {run.synthetic_folder() / 'images.png'}")
     if uses_tensorboard(run.loggers):
         say(f"TensorBoard: tensorboard --logdir {run.config['output_dir']}")
@@ -76,19 +84,90 @@ def evaluate(run: Run) -> dict[str, float]:
     return _metrics(scores)
 
 
-def _write(run: Run, folder: Path, dataset: DistilledDataset, scores: Mapping[str, Score]) -> None:
-    clear_leftovers(folder)
+def _scores(run: Run, folder: Path, dataset: DistilledDataset, store: TrajectoryStore | None) -> dict[str, Score]:
+    """The scores of all that is asked for, in the order of the table; each is written as soon as it is known."""
+    path, writes = folder / "results.json", is_rank_zero() and not run.fast_dev_run
+    names = [name for name in TITLES if name in (*run.config["baselines"], "distilled")]
+    inputs = {name: _inputs(run, dataset, store, name) for name in TITLES}
+    record = {} if run.fast_dev_run else _read(path)
+    results = _reusable(record, inputs)
+    # several processes must all train or all find a score, and each would look by itself
+    known = set(results["accuracies"]) if run.is_alone else set()
+    missing = [name for name in names if name not in known]
+    # what can be wrong with a baseline is found before a network is trained
+    whole = whole_score(store) if store is not None and "whole" in missing else None
+    sets = {name: _training_sets(run, dataset, store, name) for name in missing if name != "whole"}
+    if len(missing) < len(names):
+        reused = ", ".join(TITLES[name] for name in names if name in known)
+        say(f"{'measured' if missing else 'finished'} already, with the same inputs: {reused}")
+    if writes and missing:
+        clear_leftovers(folder)
+        if path.exists() and record.get("accuracies", {"damaged": []}).keys() != results["accuracies"].keys():
+            say(
+                f"results that cannot be reused, as inputs have changed or the file has: they are now {set_aside(path)}"
+            )
+    for name in missing:
+        score, rates = (whole, {}) if name == "whole" and whole else _train(run, name, sets[name])
+        results["accuracies"][name] = [None if math.isnan(each) else each for each in score.accuracies]
+        results["inputs"][name], results["learning_rates"][name] = inputs[name], rates
+        if writes:
+            _write(run, path, dataset, results)
+    scores = {name: _score(results["accuracies"][name]) for name in names}
+    if writes and missing:
+        log_outcome(start_loggers(run.loggers, folder, run.config), run.config, ("evaluation",), _metrics(scores))
+    return scores
+
+
+def _inputs(run: Run, dataset: DistilledDataset, store: TrajectoryStore | None, name: str) -> dict[str, Any]:
+    """What determines a score beside the options that name the folder; without experts where no baseline needs any."""
+    found: dict[str, Any] = {"data": run.data.fingerprint, "preprocessing": run.data.preprocessing.fingerprint()}
+    if name == "distilled":
+        return {**found, "set": dataset.checksum()}
+    if name in NEED_EXPERTS and store is not None:
+        experts = store.experts()
+        found["experts"] = experts_checksum(store, experts if name == "whole" else experts[:1])
+    if name == "representative":
+        found["clusters"] = run.distill.init_clusters
+    return found if name == "whole" else {**found, "ipc": dataset.ipc, "learning_rates": list(_rates(run))}
+
+
+def _rates(run: Run) -> tuple[float, ...]:
+    """The learning rates among which that of the networks on real images is chosen."""
+    given = run.evaluation.lr or (run.distill.lr_teacher if run.evaluation.baseline_lr == "same" else None)
+    return LEARNING_RATES if given is None else (given,)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of ``results.json``; empty where there is none, or it is damaged."""
+    try:
+        return unseal(read_json(path))
+    except (OSError, ValueError):
+        return {}
+
+
+def _reusable(record: Mapping[str, Any], inputs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What was recorded of the scores whose inputs are unchanged; nothing where an earlier version recorded it."""
+    recorded = record.get("inputs", {})
+    same = [name for name, now in inputs.items() if now.items() <= recorded.get(name, {}).items()]
+    return {kind: {name: record[kind][name] for name in same} for kind in ("accuracies", "inputs", "learning_rates")}
+
+
+def _score(accuracies: Sequence[float | None]) -> Score:
+    return Score(tuple(math.nan if each is None else each for each in accuracies))
+
+
+def _write(run: Run, path: Path, dataset: DistilledDataset, results: Mapping[str, dict[str, Any]]) -> None:
+    metrics = _metrics({name: _score(each) for name, each in results["accuracies"].items()})
     record: dict[str, Any] = {
         "synthetic": str(run.synthetic_folder()),
-        "accuracies": {name: list(score.accuracies) for name, score in scores.items()},
-        "metrics": _metrics(scores),
+        **results,
+        "metrics": {name: None if math.isnan(each) else each for name, each in metrics.items()},
         "set": describe_set(dataset),
         **provenance(),
         "seed": run.seed,
         "config": run.config,
     }
-    write_json(folder / "results.json", seal(record))
-    log_outcome(start_loggers(run.loggers, folder, run.config), run.config, ("evaluation",), _metrics(scores))
+    write_json(path, seal(record))
 
 
 def _metrics(scores: Mapping[str, Score]) -> dict[str, float]:
@@ -99,13 +178,7 @@ def _metrics(scores: Mapping[str, Score]) -> dict[str, float]:
 def evaluation_folder(run: Run) -> Path:
     """Where the results are: a name that follows from the set, the networks and the protocol."""
     synthetic = run.synthetic_folder().absolute()
-    identity = {
-        "synthetic": str(synthetic),
-        "network": run.config["network"],
-        "evaluation": asdict(run.evaluation),
-        "seed": run.seed,
-        "data": run.config["data"],
-    }
+    identity = {"synthetic": str(synthetic), **evaluation_identity(run.config)}
     name = synthetic.parent.parent.name if synthetic.name in ("last", "best") else synthetic.name
     return Path(run.config["output_dir"]) / "evaluations" / f"{name}_{short_hash(identity)}"
 
@@ -134,28 +207,21 @@ def experts_of_baselines(run: Run) -> TrajectoryStore | None:
     Raises:
         ConfigurationError: there are no experts, or they are of another network or other data.
     """
-    needing = ",".join(name for name in NEED_EXPERTS if name in run.config["baselines"])
+    baselines = run.config["baselines"]
+    needing = [name for name in baselines if name in NEED_EXPERTS]
     if not needing:
         return None
     try:
         store = TrajectoryStore.open(run.experts_folder())
         if not store.experts():
             raise ConfigurationError("experts_dir", store.folder, "no expert is complete", "run train_experts.py first")
+        check_store(store, run)
     except ConfigurationError as error:
         problem = f"experts are needed, and {error.option}={error.value} has none to use ({error.problem})"
-        remedy = f"leave {needing} out of baselines, or {error.remedy}"
-        raise ConfigurationError("baselines", needing, problem, remedy) from error
-    check_store(store, run)
+        others = ",".join(name for name in baselines if name not in needing)
+        remedy = f"leave {','.join(needing)} out: baselines=[{others}], or {error.remedy}"
+        raise ConfigurationError("baselines", ",".join(needing), problem, remedy) from error
     return store
-
-
-def _train_all(run: Run, dataset: DistilledDataset, store: TrajectoryStore | None) -> dict[str, Score]:
-    """The scores of all that is asked for, in the order of the table."""
-    names = [name for name in TITLES if name in (*run.config["baselines"], "distilled")]
-    # what can be wrong with a baseline is found before a network is trained
-    whole = {"whole": whole_score(store)} if store is not None and "whole" in names else {}
-    sets = {name: _training_sets(run, dataset, store, name) for name in names if name != "whole"}
-    return {name: _train(run, name, each) for name, each in sets.items()} | whole
 
 
 def _training_sets(
@@ -173,15 +239,50 @@ def _training_sets(
     return lambda index: training_set
 
 
-def _train(run: Run, name: str, training_sets: Callable[[int], TrainingSet]) -> Score:
-    settings = run.evaluation
+def _train(run: Run, name: str, training_sets: Callable[[int], TrainingSet]) -> tuple[Score, dict[str, float | None]]:
+    """The score of networks on these sets, and what the learning rates that were compared score; None: diverged."""
+    settings, sets, compared = run.evaluation, training_sets, {}
     if name == "random":
         settings = replace(settings, networks=max(settings.networks, RANDOM_DRAWS))
-    splits = {"test": run.data.test}
-    evaluator = NetworkEvaluator(run.network(), settings, splits, augmentation=run.data.augmentation, seed=run.seed)
-    module = EvaluationModule(evaluator, training_sets, name)
-    trainer = build_trainer(run.config["trainer"], evaluation_folder(run), callbacks=[], progress=RunProgress(name))
+    if name != "distilled" and len(rates := _rates(run)) > 1:
+        compared = dict(zip(rates, _compare(run, name, training_sets(0), rates), strict=False))  # fast_dev_run: fewer
+        best = max(compared, key=lambda rate: -1 if math.isnan(compared[rate]) else compared[rate])
+        shown = ", ".join(f"{rate:g} {accuracy:.1f} %" for rate, accuracy in compared.items())
+        say(f"learning rate {best:g} for {TITLES[name]}: the best on held-out training images ({shown})")
+
+        def sets(index: int) -> TrainingSet:
+            return training_sets(index)._replace(learning_rate=best)
+
     say(f"training {settings.networks} networks for {settings.epochs} epochs on {TITLES[name]}")
+    score = _test(run, name, settings, sets, run.data.test, "evaluation")
+    return score, {f"{rate:g}": None if math.isnan(each) else each for rate, each in compared.items()}
+
+
+def _compare(run: Run, name: str, training_set: TrainingSet, rates: Sequence[float]) -> tuple[float, ...]:
+    """The accuracy of each learning rate on held-out training images: of one network, trained for half as long."""
+    others = held_out(run.data.train, training_set.images, run.seed)
+    settings = replace(run.evaluation, networks=len(rates), epochs=-(-run.evaluation.epochs // 2))
+
+    def sets(index: int) -> TrainingSet:
+        return training_set._replace(learning_rate=rates[index])
+
+    return _test(run, f"{name}, learning rates", settings, sets, others, "learning rate of a baseline").accuracies
+
+
+def _test(
+    run: Run,
+    title: str,
+    settings: EvaluationSettings,
+    training_sets: Callable[[int], TrainingSet],
+    real: LabelledImages,
+    purpose: str,
+) -> Score:
+    """The score on real images."""
+    evaluator = NetworkEvaluator(
+        run.network(), settings, {"test": real}, augmentation=run.data.augmentation, seed=run.seed, purpose=purpose
+    )
+    module, progress = EvaluationModule(evaluator, training_sets, title), RunProgress(title, evaluator=evaluator)
+    trainer = build_trainer(run.config["trainer"], evaluation_folder(run), callbacks=[], progress=progress)
     trainer.test(module, verbose=False)
     return module.scores["test"]
 
@@ -193,5 +294,6 @@ def _print_table(scores: Mapping[str, Score], dataset: DistilledDataset) -> None
     for column in ("trained on", "accuracy %", "networks"):
         table.add_column(column, justify="left" if column == "trained on" else "right")
     for name, score in scores.items():
-        table.add_row(TITLES[name], f"{score.mean:.1f} {spread} {score.std:.1f}", str(len(score.accuracies)))
+        shown = f"{score.diverged} diverged" if score.diverged else f"{score.mean:.1f} {spread} {score.std:.1f}"
+        table.add_row(TITLES[name], shown, str(len(score.accuracies)))
     console.print(table)

@@ -20,6 +20,12 @@ class EvaluationSettings(Settings):
     )
     batch_size: int = option(256, "synthetic images of a training step")
     lr: float | None = option(None, "learning rate; null: the learned learning rate of the set")
+    baseline_lr: str = option(
+        "searched",
+        "learning rate of networks on real images where lr is null: searched (the best of five, 0.001 … 0.1, on "
+        "held-out training images, each with one network and half of the epochs) | same (distill.lr_teacher)",
+        neutral="same",
+    )
     momentum: float = option(0.9, "momentum until the learning rate falls")
     weight_decay: float = option(1e-3, "L2 coefficient")
     lr_decay: float = option(0.5, "factor of the learning rate, once, after epoch index epochs // 2 + 1")
@@ -31,6 +37,7 @@ class EvaluationSettings(Settings):
         self.complete()
         self.require_at_least(1, "networks", "epochs", "batch_size", "at_once")
         self.require_positive("lr", "lr_decay")
+        self.require_choice("baseline_lr", ("searched", "same"))
         self.require_not_negative("weight_decay")
         self.require_momentum("momentum", "momentum_after_decay")
 

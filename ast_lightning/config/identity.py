@@ -92,6 +92,21 @@ def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
     }
 
 
+def evaluation_identity(config: Config) -> Config:
+    """What determines the accuracies that evaluate.py measures, beside the images.
+
+    Args:
+        config: see :func:`experts_identity`.
+    """
+    return {
+        "data": _data(config),
+        "network": _section("network", config),
+        "evaluation": _section("evaluation", config),
+        "seed": config["seed"],
+        **_arithmetic(config),
+    }
+
+
 def arithmetic(config: Config) -> Config:
     """What of the machine's and the Trainer's options changes numbers, as stores record it."""
     trainer = config["trainer"]

@@ -13,10 +13,14 @@ from ast_lightning.data.splits import smallest_class
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation.evaluator import Score
 from ast_lightning.networks import FunctionalNetwork, NetworkFactory
-from ast_lightning.randomness import keyed_seed
+from ast_lightning.randomness import keyed_generator, keyed_seed
 from ast_lightning.synthetic.training_set import TrainingSet
 from ast_lightning.trajectories import TrajectoryStore
 
+LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
+"""From which that of a baseline is chosen; the grid is the same for all data, networks and images per class."""
+MOST_HELD_OUT = 5000
+"""Held-out training images on which learning rates are compared, at most."""
 NEED_EXPERTS = ("representative", "whole")
 RANDOM_DRAWS = 10
 """The least number of networks for random real images, since each of them has its own draw."""
@@ -70,6 +74,23 @@ def representative_set(
     _check_ipc("representative", real, class_names, ipc)
     images, labels = representative_images(real, class_names, ipc, seed, logits, clusters)
     return TrainingSet(images, labels, learning_rate)
+
+
+def held_out(real: LabelledImages, chosen: Tensor, seed: int) -> LabelledImages:
+    """Random training images on which networks that were trained on ``chosen`` can be compared.
+
+    Args:
+        real: the preprocessed training images.
+        chosen: ``[N, C, H, W]``, some of them.
+        seed: of the draw.
+
+    Returns:
+        At most ``MOST_HELD_OUT`` images, none of which equals one of ``chosen``; where all do, those of ``chosen``.
+    """
+    order = torch.randperm(len(real), generator=keyed_generator(seed, "held-out images"))[:MOST_HELD_OUT]
+    known = {image.numpy().tobytes() for image in chosen}
+    free = torch.tensor([image.numpy().tobytes() not in known for image in real.images[order]])
+    return real.take(order[free] if free.any() else order)
 
 
 def expert_logits(network: NetworkFactory, store: TrajectoryStore) -> Logits:

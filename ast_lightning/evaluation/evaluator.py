@@ -8,6 +8,7 @@ depends on (seed, purpose, its index) alone, so that grouping changes no draw.
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from ast_lightning.synthetic.training_set import TrainingSet
 
 _Batch = tuple[int, Tensor, Tensor]
 """Epoch, augmented images, labels."""
+_DIVERGED = 1e4
+"""Logits of this size, or that are not finite, are those of a network that diverged: a trained one stays below 100."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,17 @@ class Score:
     """Accuracies of several networks, in per cent.
 
     Attributes:
-        accuracies: one for each network.
-        mean: their mean.
-        std: their sample standard deviation; 0 for a single network.
+        accuracies: one for each network; NaN for one that diverged, whose answers mean nothing.
+        mean: their mean; NaN where a network diverged.
+        std: their sample standard deviation; 0 for a single network, NaN where a network diverged.
+        diverged: how many networks diverged.
     """
 
     accuracies: tuple[float, ...]
+
+    @property
+    def diverged(self) -> int:
+        return sum(map(math.isnan, self.accuracies))
 
     @property
     def mean(self) -> float:
@@ -46,9 +54,13 @@ class Score:
 
     @property
     def std(self) -> float:
+        if self.diverged:
+            return math.nan
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
 
     def __str__(self) -> str:
+        if self.diverged:
+            return f"{self.diverged} of {len(self.accuracies)} networks diverged"
         return f"{self.mean:.1f} ± {self.std:.1f} %"
 
 
@@ -62,6 +74,9 @@ class NetworkEvaluator:
         augmentation: of the training batches; None for no augmentation.
         seed: of initial parameters, batch order and augmentation.
         purpose: keys the draws too, so that the networks that select a set are not those that evaluate it.
+
+    Attributes:
+        on_epoch: called after each epoch of a group of networks, e.g. to show progress.
     """
 
     def __init__(
@@ -77,6 +92,7 @@ class NetworkEvaluator:
         self.settings = settings
         self.splits = dict(splits)
         self.key: tuple[Key, ...] = (seed, purpose)
+        self.on_epoch: Callable[[], None] = lambda: None
         self._factory = network
         self._functional = FunctionalNetwork(network)
         self._augmentation = augmentation if settings.augment and augmentation else SiameseAugmentation(None)
@@ -106,7 +122,7 @@ class NetworkEvaluator:
             device: where to compute.
 
         Returns:
-            Accuracies in per cent by split, in the order of ``indices``.
+            Accuracies in per cent by split, in the order of ``indices``; NaN for a network that diverged.
         """
         if not indices:
             return {name: [] for name in self.splits}
@@ -125,7 +141,7 @@ class NetworkEvaluator:
         dtype = _precision(sets[0])
         network = self._functional.to(device, dtype)
         initial = [network.initial_parameters(*self.key, "network", index) for index in indices]
-        theta = torch.stack(initial).to(device, dtype).requires_grad_()
+        theta = [each.to(device, dtype).requires_grad_() for each in initial]
         streams = [self._batches(index, each, device) for index, each in zip(indices, sets, strict=True)]
 
         def batches() -> Iterator[_Batch]:
@@ -133,19 +149,19 @@ class NetworkEvaluator:
                 yield parts[0][0], *(torch.stack([part[field] for part in parts]) for field in (1, 2))
 
         loss = functools.partial(_summed_loss, network, theta)
-        self._fit([theta], batches(), loss, [each.learning_rate for each in sets])
-        trained = theta.detach()
+        self._fit([([own], each.learning_rate) for own, each in zip(theta, sets, strict=True)], batches(), loss)
         if len(indices) == 1:
-            return lambda images: network(trained[0], images).unsqueeze(0)
-        stacked = vmap(network, in_dims=(0, None))
+            return lambda images: network(theta[0], images).unsqueeze(0)
+        trained, stacked = torch.stack(theta).detach(), vmap(network, in_dims=(0, None))
         return lambda images: stacked(trained, images)
 
     def _train_module(self, index: int, training_set: TrainingSet, device: torch.device) -> Callable[[Tensor], Tensor]:
         module: nn.Module = build_network(self._factory, *self.key, "network", index)
         module.to(device, _precision(training_set)).train()
-        batches, rates = self._batches(index, training_set, device), [training_set.learning_rate]
+        groups = [(list(module.parameters()), training_set.learning_rate)]
+        batches = self._batches(index, training_set, device)
         with keyed_global_state(*self.key, "dropout", index):
-            self._fit(list(module.parameters()), batches, lambda x, y: F.cross_entropy(module(x), y), rates)
+            self._fit(groups, batches, lambda x, y: F.cross_entropy(module(x), y))
         module.eval()
         return lambda images: module(images).unsqueeze(0)
 
@@ -165,28 +181,28 @@ class NetworkEvaluator:
 
     def _fit(
         self,
-        parameters: list[Tensor],
+        groups: Sequence[tuple[Sequence[Tensor], float]],
         batches: Iterator[_Batch],
         loss: Callable[[Tensor, Tensor], Tensor],
-        learning_rates: Sequence[float],
     ) -> None:
-        """SGD whose learning rate falls once; from there on with a fresh optimiser."""
+        """SGD whose learning rates, one for the parameters of each group, fall once; then with a fresh optimiser."""
         settings = self.settings
-        rates = {settings.lr or rate for rate in learning_rates}
-        if len(rates) != 1:
-            raise ValueError(f"networks that are trained at once need one learning rate, got {sorted(rates)}")
-        rate = rates.pop()
 
-        def sgd(lr: float, momentum: float) -> torch.optim.SGD:
-            return torch.optim.SGD(parameters, lr, momentum=momentum, weight_decay=settings.weight_decay)
+        def sgd(factor: float, momentum: float) -> torch.optim.SGD:
+            named = [{"params": own, "lr": (settings.lr or rate) * factor} for own, rate in groups]
+            return torch.optim.SGD(named, momentum=momentum, weight_decay=settings.weight_decay)
 
-        optimizer, decayed = sgd(rate, settings.momentum), False
+        optimizer, decayed, reached = sgd(1, settings.momentum), False, 0
         for epoch, images, labels in batches:
+            if epoch > reached:
+                self.on_epoch()
+                reached = epoch
             if epoch > settings.decay_after and not decayed:
-                optimizer, decayed = sgd(rate * settings.lr_decay, settings.momentum_after_decay), True
+                optimizer, decayed = sgd(settings.lr_decay, settings.momentum_after_decay), True
             optimizer.zero_grad()
             loss(images, labels).backward()
             optimizer.step()
+        self.on_epoch()
 
     @torch.no_grad()
     def _test(
@@ -196,7 +212,10 @@ class NetworkEvaluator:
         logits = torch.cat([classify(part).cpu() for part in parts], dim=1)
         classes = logits.shape[-1]
         return [
-            100 * float(multiclass_accuracy(each, real.labels, num_classes=classes, average="micro")) for each in logits
+            100 * float(multiclass_accuracy(each, real.labels, num_classes=classes, average="micro"))
+            if bool((each.abs() < _DIVERGED).all())
+            else math.nan
+            for each in logits
         ]
 
 
@@ -204,10 +223,10 @@ def _precision(training_set: TrainingSet) -> torch.dtype:
     return torch.promote_types(training_set.images.dtype, torch.get_default_dtype())
 
 
-def _summed_loss(network: FunctionalNetwork, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-    """The sum over networks of their mean losses: each row of ``theta`` gets its own network's gradient."""
+def _summed_loss(network: FunctionalNetwork, theta: Sequence[Tensor], images: Tensor, labels: Tensor) -> Tensor:
+    """The sum over networks of their mean losses: each of ``theta`` gets its own network's gradient."""
     if len(theta) == 1:
         return F.cross_entropy(network(theta[0], images[0]), labels[0])
-    logits = vmap(network)(theta, images)
+    logits = vmap(network)(torch.stack(list(theta)), images)
     each: Tensor = vmap(F.cross_entropy)(logits, labels)
     return each.sum()

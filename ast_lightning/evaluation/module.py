@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ast_lightning.evaluation.evaluator import NetworkEvaluator, Score
 from ast_lightning.synthetic import TrainingSet
+from ast_lightning.terminal import say
 
 
 def evaluation_loader(groups: Sequence[list[int]], rank: int, world_size: int) -> DataLoader[list[int]]:
@@ -33,7 +34,11 @@ def gather_scores(
         table = table.float()
     summed = module.trainer.strategy.reduce(table.to(module.device), reduce_op="sum")
     assert isinstance(summed, torch.Tensor)
-    return {split: Score(tuple(summed[row].tolist())) for row, split in enumerate(splits)}
+    scores = {split: Score(tuple(summed[row].tolist())) for row, split in enumerate(splits)}
+    for split, score in scores.items():
+        if score.diverged:
+            say(f"note: {score}, so there is no {split} accuracy")
+    return scores
 
 
 class EvaluationModule(LightningModule):

@@ -19,6 +19,16 @@ from ast_lightning.experts.optimizers import SingleDecay, build_optimizer
 from ast_lightning.networks import NetworkFactory, build_network
 from ast_lightning.randomness import keyed_generator, keyed_global_state
 
+ACCURACIES = ("train/accuracy", "test/accuracy")
+"""What is logged in per cent, and stored as a fraction."""
+
+
+class _PerCent(MulticlassAccuracy):
+    """The share of right answers, in per cent."""
+
+    def compute(self) -> Tensor:
+        return 100 * super().compute()
+
 
 class ExpertModule(LightningModule):
     """One expert. Train it with a Trainer of ``max_epochs=settings.epochs`` and a TrajectoryRecorder callback.
@@ -37,6 +47,7 @@ class ExpertModule(LightningModule):
 
     Logged: ``train/loss``, ``train/cross_entropy``, ``train/penalty``, ``train/accuracy``, ``train/clip_factor``,
     ``train/lr`` and ``test/accuracy``, each by epoch; ``train/regularization`` where there are further regularisers.
+    Accuracies are in per cent.
     """
 
     def __init__(
@@ -56,8 +67,8 @@ class ExpertModule(LightningModule):
         self.augmentation = augmentation
         self.network = build_network(network, seed, "expert", expert_index)
         self.objective = objective or ExpertObjective(network, self.settings)
-        self.train_accuracy: MulticlassAccuracy | None = None
-        self.test_accuracy: MulticlassAccuracy | None = None
+        self.train_accuracy: _PerCent | None = None
+        self.test_accuracy: _PerCent | None = None
         self._evaluated = False
 
     @property
@@ -72,8 +83,8 @@ class ExpertModule(LightningModule):
         if self.augmentation is None:
             self.augmentation = data.augmentation if self.settings.augment else SiameseAugmentation(None)
         if self.train_accuracy is None:
-            self.train_accuracy = MulticlassAccuracy(data.num_classes, average="micro")
-            self.test_accuracy = MulticlassAccuracy(data.num_classes, average="micro")
+            self.train_accuracy = _PerCent(data.num_classes, average="micro")
+            self.test_accuracy = _PerCent(data.num_classes, average="micro")
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)

@@ -10,7 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.experts.module import ExpertModule
+from ast_lightning.experts.module import ACCURACIES, ExpertModule
 from ast_lightning.trajectories import TrajectoryStore
 
 
@@ -63,7 +63,8 @@ class TrajectoryRecorder(Callback):
             raise ConfigurationError("expert.lr", expert.settings.lr, problem, remedy)
         self._previous = current
         expert.log("trajectory/movement", movement, rank_zero_only=True)
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        logged = trainer.callback_metrics.items()
+        metrics = {name: float(value) / (100 if name in ACCURACIES else 1) for name, value in logged}
         self._history.append({**metrics, "trajectory/movement": movement})
         if self.store is not None and trainer.is_global_zero:
             self._write(expert, trainer.current_epoch + 1)

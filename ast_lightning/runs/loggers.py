@@ -70,6 +70,17 @@ def uses_tensorboard(factories: Factories) -> bool:
     return any(isinstance(target, type) and issubclass(target, TensorBoardLogger) for target in targets)
 
 
+class TensorBoard(TensorBoardLogger):
+    """Shows the epoch once a step, though Lightning adds it to the metrics of training and of the test after it."""
+
+    _epoch_at: int | None = None
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        known = "epoch" in metrics and step == self._epoch_at
+        self._epoch_at = step if "epoch" in metrics else self._epoch_at
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch" or not known}, step)
+
+
 def csv_logger(save_dir: str) -> Logger:
     """A table ``csv/metrics.csv``; a later session writes ``csv_2`` …, because Lightning deletes an earlier table."""
     names = (f"csv_{number}" if number > 1 else "csv" for number in itertools.count(1))

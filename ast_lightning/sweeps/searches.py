@@ -17,7 +17,7 @@ from ast_lightning.errors import ConfigurationError
 OBJECTIVE = "validation_accuracy"
 """The result that a search maximises, in per cent."""
 WORST = 0.0
-"""The objective of a trial that diverged."""
+"""The objective of a trial that diverged, or whose networks did."""
 
 _SAME_IMAGES = {
     "evaluation.": "distil once, and list the values for evaluate.py",
@@ -109,11 +109,11 @@ def objective(results: Mapping[str, float]) -> float:
     Raises:
         ConfigurationError: the job has none.
     """
-    value = float(results.get(OBJECTIVE, math.nan))
-    if not math.isfinite(value):
+    if OBJECTIVE not in results:
         remedy = "hold out data.validation_fraction=0.1"
-        raise ConfigurationError(OBJECTIVE, value, "the job has no such number to steer a search", remedy)
-    return value
+        raise ConfigurationError(OBJECTIVE, "null", "the job has no such number to steer a search", remedy)
+    value = float(results[OBJECTIVE])
+    return value if math.isfinite(value) else WORST
 
 
 def _check_listed(overrides: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.inspection import console, print_findings, print_json, run_command
+from ast_lightning.storage.reading import reading
 from ast_lightning.synthetic.dataset import load_distilled, read_description, save_distilled
 from ast_lightning.synthetic.interchange import export_published, import_published, read_likeness
 from ast_lightning.synthetic.lineage import ancestry_page
@@ -58,7 +59,9 @@ def _info(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"folder": str(options.folder), **description})
     else:
-        console().print(ancestry_page(str(options.folder), description))
+        with reading(options.folder / "dataset.json", "take another copy of it", "folder", options.folder):
+            page = ancestry_page(str(options.folder), description)
+        console().print(page)
     return 0
 
 

@@ -33,7 +33,7 @@ from ast_lightning.data import (
 )
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.randomness import keyed_generator
-from ast_lightning.storage.checksums import FIELD, Damaged, bytes_checksum, read_tensors, seal, tensor_checksum, unseal
+from ast_lightning.storage.checksums import Damaged, bytes_checksum, read_tensors, seal, tensor_checksum, unseal
 from ast_lightning.storage.files import read_json, write_folder, write_json, write_tensors
 from ast_lightning.storage.provenance import provenance
 from ast_lightning.storage.reading import reading
@@ -45,7 +45,7 @@ PICTURES = ("images.png", "images_raw.png")
 FILES = ("dataset.json", "images.safetensors", "preprocessing.safetensors")
 _COPY = "take another copy of the whole folder, or distil again"
 _ANOTHER = "it is not the file that dataset.json was written with"
-_DESCRIBED = ("format", "shape", "learning_rate", "preprocessing", "class_names", "augmentation", "checksums", FIELD)
+_DESCRIBED = ("format", "shape", "learning_rate", "preprocessing", "class_names", "augmentation", "checksums")
 
 
 @dataclass(eq=False)
@@ -166,7 +166,9 @@ def _unit_range(image: Any) -> Tensor:
     """
     if isinstance(image, Image.Image):
         if image.mode not in ("L", "RGB"):
-            raise ValueError(f"this image has mode {image.mode}; give image.convert('RGB') or image.convert('L')")
+            deep = image.mode[0] in "IF"  # which convert() would clip
+            give = "an array of its pixels in [0, 1]" if deep else "image.convert('RGB') or image.convert('L')"
+            raise ValueError(f"this image has mode {image.mode}; give {give}")
         image = pil_to_tensor(image)
     tensor = torch.as_tensor(image)
     if tensor.dtype == torch.uint8:
@@ -237,6 +239,8 @@ def load_distilled(folder: Path | str, option: str = "synthetic") -> DistilledDa
 def _impossible(dataset: DistilledDataset) -> str:
     """Why no network can be trained on the values of a set; empty where one can."""
     labels, classes = dataset.labels, len(dataset.class_names)
+    if dataset.images.ndim != 4 or not classes or not 0 < len(dataset) == classes * dataset.ipc:
+        return f"its images are {list(dataset.images.shape)}, not [N, C, H, W] with as many of {classes} classes each"
     if not bool(dataset.images.isfinite().all()):
         return "some of its pixels are not finite"
     if not 0 < dataset.learning_rate < math.inf:
@@ -256,7 +260,9 @@ def read_description(folder: Path | str, option: str = "synthetic") -> dict[str,
     folder = Path(folder)
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         what = f"it lacks {', '.join(missing)}" if folder.exists() else "there is no such folder"
-        raise ConfigurationError(option, folder, what, "run distill.py first, or name another distilled dataset")
+        of_run = [place for place in (folder / "synthetic" / "last", folder / "last") if (place / FILES[0]).is_file()]
+        remedy = f"set {option}={of_run[0]}" if of_run else "run distill.py first, or name another distilled dataset"
+        raise ConfigurationError(option, folder, what, remedy)
     with reading(folder / "dataset.json", _COPY, option, folder):
         content = read_json(folder / "dataset.json")
         version = content.get("format") if isinstance(content, dict) else None
@@ -264,7 +270,14 @@ def read_description(folder: Path | str, option: str = "synthetic") -> dict[str,
             problem = f"dataset.json has format {version}, and this version reads {FORMAT_VERSION}"
             remedy = "install the version of ast_lightning that wrote it, or distil again with this one"
             raise ConfigurationError(option, folder, problem, remedy)
-        return unseal(content)
+        content = unseal(content)
+        if missing := [name for name in _DESCRIBED if name not in content]:
+            raise Damaged(f"it lacks {', '.join(missing)}")
+        if not isinstance(names := content["class_names"], list) or not all(isinstance(each, str) for each in names):
+            raise Damaged("class_names is not a list of names")
+        if not isinstance(content["checksums"], dict) or {*FILES[1:], *PICTURES} - content["checksums"].keys():
+            raise Damaged("it lacks checksums of files")
+        return content
 
 
 def read_images(folder: Path, description: Mapping[str, Any], option: str) -> dict[str, Tensor]:
@@ -278,6 +291,8 @@ def read_images(folder: Path, description: Mapping[str, Any], option: str) -> di
         _, tensors = read_tensors(path)
         if tensor_checksum(tensors) != description["checksums"][path.name]:
             raise Damaged(_ANOTHER)
+        if tensors.keys() != {"images", "labels", "learning_rate"} or tensors["learning_rate"].numel() != 1:
+            raise Damaged("it does not hold images, labels and one learning rate")
         return tensors
 
 

@@ -25,6 +25,7 @@ def trainer_at(step: int, total: int = 20, **metrics: float) -> Any:
         global_step=step,
         estimated_stepping_batches=total,
         num_test_batches=[total],
+        num_val_batches=[total],
         is_global_zero=True,
         callback_metrics=values,
     )
@@ -67,13 +68,39 @@ def test_lines_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bar._bar is None
 
 
-def test_a_test_is_counted_in_batches(capsys: pytest.CaptureFixture[str]) -> None:
-    bar, module = RunProgress("random", lines=2), SimpleNamespace()
-    bar.on_test_start(trainer_at(0, 4), module)  # type: ignore[arg-type]
-    for index in range(4):
-        bar.on_test_batch_end(trainer_at(0, 4), module, None, None, index)  # type: ignore[arg-type]
-    bar.on_test_end(trainer_at(0, 4), module)  # type: ignore[arg-type]
-    assert [line.split(" [")[0] for line in capsys.readouterr().out.splitlines()] == ["random: 2/4", "random: 4/4"]
+def evaluate(bar: RunProgress, evaluator: Any, epochs: int, stage: str) -> None:
+    """As a Trainer evaluates, with two groups of networks."""
+    trainer: Any = trainer_at(0, 2, train_loss=0.5)
+    trainer.training = stage == "validation"
+    getattr(bar, f"on_{stage}_start")(trainer, SimpleNamespace())
+    for _ in range(epochs):
+        evaluator.on_epoch()
+    getattr(bar, f"on_{stage}_end")(trainer, SimpleNamespace())
+
+
+@pytest.mark.parametrize(("stage", "name"), [("test", "random"), ("validation", "evaluating")])
+def test_an_evaluation_is_counted_in_epochs_of_groups(monkeypatch: pytest.MonkeyPatch, stage: str, name: str) -> None:
+    terminal, evaluator = Terminal(), SimpleNamespace(settings=SimpleNamespace(epochs=3))
+    monkeypatch.setattr(sys, "stdout", terminal)
+    bar = RunProgress("random", evaluator=evaluator)  # type: ignore[arg-type]
+    evaluate(bar, evaluator, 6, stage)
+    shown = terminal.getvalue()
+    assert f"{name}:   0%" in shown
+    assert "0/6 [" in shown
+    assert ("6/6 [" in shown) == (stage == "test")  # inside a distillation, it disappears
+    assert "train/loss" not in shown
+
+
+def test_a_long_evaluation_prints_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 1000, 12))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    evaluator = SimpleNamespace(settings=SimpleNamespace(epochs=5))
+    evaluate(RunProgress("distilling", evaluator=evaluator), evaluator, 10, "validation")  # type: ignore[arg-type]
+    lines = capsys.readouterr().out.splitlines()
+    assert 2 <= len(lines) <= 4
+    assert all(line.startswith("evaluating: ") and "/10 [" in line and "epoch" in line for line in lines)
 
 
 def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:

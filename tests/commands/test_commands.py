@@ -189,7 +189,7 @@ def test_evaluation_without_experts(output: Path, tmp_path: Path, command: Comma
         with pytest.raises(ConfigurationError) as caught:
             command("evaluate", tmp_path, artifact, f"baselines=[random,{name}]")
         assert (caught.value.option, caught.value.value) == ("baselines", name)
-        assert f"leave {name} out of baselines" in caught.value.remedy
+        assert f"leave {name} out: baselines=[random]" in caught.value.remedy
 
 
 def test_baselines_have_as_many_images_as_the_set(output: Path, command: Command) -> None:

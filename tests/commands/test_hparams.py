@@ -61,6 +61,10 @@ def test_an_expert_shows_its_own(output: Path) -> None:
     assert tags == {"result/test_accuracy", "result/movement", "result/cross_entropy"}
     accuracy = 100 * store.summary(1)["metrics"]["test/accuracy"]
     assert events.Scalars("result/test_accuracy")[-1].value == pytest.approx(accuracy)
+    history = store.summary(1)["history"]
+    for name in ("train/accuracy", "test/accuracy"):  # per cent is shown, the fraction stored
+        assert [each.value for each in events.Scalars(name)] == pytest.approx([100 * row[name] for row in history])
+    assert [each.value for each in events.Scalars("epoch")] == [0, 1, 2, 3]  # once a step
 
 
 def test_an_evaluation_shows_the_protocol(output: Path, command: Command) -> None:

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.sweeps.searches import check_multirun, is_search
+from ast_lightning.sweeps.searches import OBJECTIVE, WORST, check_multirun, is_search, objective
 
 from .conftest import ROOT, Command, Script
 from .test_sweep import rows_of
@@ -25,6 +25,13 @@ def check(script: str, *overrides: str) -> None:
         config.hydra.job.name = script
     check_multirun(config)
     assert is_search(config)
+
+
+def test_a_trial_whose_networks_diverged_is_the_worst() -> None:
+    assert objective({OBJECTIVE: 12.5}) == 12.5
+    assert objective({OBJECTIVE: float("nan")}) == WORST
+    with pytest.raises(ConfigurationError, match="validation_fraction"):
+        objective({"test_accuracy": 12.5})
 
 
 def test_the_example_is_a_search_of_ten_trials_over_two_parameters() -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ast_lightning.data import LabelledImages
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.evaluation.baselines import expert_logits, random_sets, representative_set, whole_score
+from ast_lightning.evaluation import baselines
+from ast_lightning.evaluation.baselines import expert_logits, held_out, random_sets, representative_set, whole_score
 from ast_lightning.networks import ConvNet, build_network, describe_network
 from ast_lightning.randomness import keyed_generator, keyed_seed
 from ast_lightning.trajectories import TrajectoryStore
@@ -56,6 +57,26 @@ def test_a_class_with_too_few_real_images_is_named(real: LabelledImages, name: s
     with pytest.raises(ConfigurationError, match=r"class '5' has only 2 .* the 3 images per class") as caught:
         make(few, NAMES, 3, 0, 0.1)
     assert (caught.value.option, caught.value.value) == ("baselines", name)
+
+
+def test_held_out_images_are_training_images_that_are_not_in_the_subset(
+    real: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = random_sets(real, NAMES, 2, 5, 0.03)(0)
+    twice = LabelledImages(torch.cat([real.images, chosen.images]), torch.cat([real.labels, chosen.labels]))
+    found = held_out(twice, chosen.images, seed=1)
+    assert len(found) == len(real) - len(chosen.images)  # equal images are left out too
+    rows = {image.numpy().tobytes(): int(label) for image, label in zip(real.images, real.labels, strict=True)}
+    assert all(
+        rows.pop(image.numpy().tobytes()) == label for image, label in zip(found.images, found.labels, strict=True)
+    )
+    assert set(rows) == {image.numpy().tobytes() for image in chosen.images}
+    assert torch.equal(held_out(twice, chosen.images, seed=1).images, found.images)
+    monkeypatch.setattr(baselines, "MOST_HELD_OUT", 100)
+    first, second = (held_out(real, chosen.images, seed) for seed in (1, 2))
+    assert 90 < len(first) <= 100
+    assert not torch.equal(first.images[:50], second.images[:50])
+    assert len(held_out(real.take(torch.arange(20)), real.images[:20], seed=1)) == 20  # nothing else is there
 
 
 def stored(folder: Path, factory: Callable[[], ConvNet], *metrics: Mapping[str, float]) -> TrajectoryStore:

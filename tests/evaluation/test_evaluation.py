@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import statistics
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -213,13 +214,43 @@ def test_settings_decide_rate_and_augmentation(
     assert accuracy(None, 9.0, lr=0.05) == accuracy(None, 0.05) != accuracy(None, 0.01)
 
 
-def test_a_group_has_one_learning_rate(convnet: Convnet, training_set: TrainingSet, real: LabelledImages) -> None:
-    def own(index: int) -> TrainingSet:
-        return training_set._replace(learning_rate=0.1 * (index + 1))
+def test_each_network_of_a_group_has_the_learning_rate_of_its_set(
+    convnet: Convnet, training_set: TrainingSet, real: LabelledImages
+) -> None:
+    rates = (1e-4, 0.05, 1e6)
 
-    evaluator = NetworkEvaluator(convnet(), dataclasses.replace(SETTINGS, at_once=2), {"test": real})
-    with pytest.raises(ValueError, match=r"one learning rate, got \[0\.1, 0\.2\]"):
-        evaluator.run([0, 1], own, CPU)
+    def own(index: int) -> TrainingSet:
+        return training_set._replace(learning_rate=rates[index])
+
+    together = NetworkEvaluator(convnet(), dataclasses.replace(SETTINGS, at_once=3), {"test": real})
+    alone = NetworkEvaluator(convnet(), SETTINGS, {"test": real})
+    slow, fast, diverged = together.run([0, 1, 2], own, CPU)["test"]
+    assert [slow, fast] == pytest.approx([only(alone, own(index), index)[0] for index in (0, 1)], abs=0.3)
+    assert fast > slow + 10
+    assert math.isnan(diverged)  # and not the accuracy of a network that gives all images one class
+
+
+@pytest.mark.parametrize("normalization", ["instance", "batch"])
+@pytest.mark.parametrize("epochs", [2, 14])
+def test_networks_that_diverged_have_no_accuracy(
+    convnet: Convnet, training_set: TrainingSet, real: LabelledImages, normalization: str, epochs: int
+) -> None:
+    settings = dataclasses.replace(SETTINGS, epochs=epochs)
+    evaluator = NetworkEvaluator(convnet(normalization), settings, {"test": real})
+    assert math.isnan(only(evaluator, training_set._replace(learning_rate=1e6), 0)[0])
+    assert not math.isnan(only(evaluator, training_set, 0)[0])
+
+
+@pytest.mark.parametrize("normalization", ["instance", "batch"])
+def test_every_epoch_of_every_group_is_reported(
+    convnet: Convnet, training_set: TrainingSet, real: LabelledImages, normalization: str
+) -> None:
+    evaluator = NetworkEvaluator(convnet(normalization), dataclasses.replace(SETTINGS, at_once=2), {"test": real})
+    counted = itertools.count()
+    evaluator.on_epoch = lambda: next(counted) and None
+    for group in evaluator.groups():
+        evaluator.run(group, lambda index: training_set, CPU)
+    assert next(counted) == SETTINGS.epochs * len(evaluator.groups())
 
 
 class Dropping(nn.Module):
@@ -265,12 +296,20 @@ def test_score() -> None:
     assert (Score((41.25,)).mean, Score((41.25,)).std) == (41.25, 0.0)
 
 
+def test_a_score_of_networks_some_of_which_diverged_has_no_number() -> None:
+    score = Score((90.0, math.nan, 91.0))
+    assert score.diverged == 1
+    assert math.isnan(score.mean)
+    assert math.isnan(score.std)
+    assert str(score) == "1 of 3 networks diverged"
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("networks", 0), ("epochs", 0), ("batch_size", 0), ("at_once", 0), ("lr", 0.0), ("lr", -0.1),
         ("lr_decay", 0.0), ("momentum", 1.0), ("momentum", -0.1), ("momentum_after_decay", 1.5),
-        ("weight_decay", -1e-3), ("weight_decay", float("nan")),
+        ("weight_decay", -1e-3), ("weight_decay", float("nan")), ("baseline_lr", "0.01"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_work_are_named(name: str, value: Any) -> None:

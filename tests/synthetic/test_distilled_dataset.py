@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from ast_lightning.data import SiameseAugmentation, save_preprocessing
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.storage.checksums import seal
+from ast_lightning.storage.checksums import seal, tensor_checksum
 from ast_lightning.synthetic import DistilledDataset, load_distilled, save_distilled
 
 Make = Callable[..., DistilledDataset]
@@ -147,9 +147,9 @@ def test_transform_rejects_another_size(make_distilled: Make, shape: tuple[int, 
         (pixels(2).float(), "outside [0, 1]"),
         (pixels(2).float() / 255 - 0.01, "outside [0, 1]"),
         (torch.full((3, 6, 5), torch.nan), "outside [0, 1]"),
-        (Image.new("I;16", (5, 6)), "mode I;16"),
-        (Image.new("F", (5, 6)), "mode F"),
-        (Image.new("P", (5, 6)), "mode P"),
+        (Image.new("I;16", (5, 6)), "mode I;16; give an array of its pixels in [0, 1]"),
+        (Image.new("F", (5, 6)), "mode F; give an array of its pixels in [0, 1]"),
+        (Image.new("P", (5, 6)), "mode P; give image.convert('RGB')"),
         (Image.new("HSV", (5, 6)), "mode HSV"),
     ],
 )
@@ -255,6 +255,58 @@ def test_damage_is_named(make_distilled: Make, tmp_path: Path, how: str, named: 
     assert named in caught.value.problem
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        *(({name: None}, f"lacks {name}") for name in ("class_names", "augmentation", "checksums", "preprocessing")),
+        ({"class_names": 4}, "class_names"),
+        ({"class_names": [{}] * 4}, "class_names"),
+        ({"class_names": []}, "0 classes"),
+        ({"class_names": ["a", "b", "c"]}, "whole numbers in 0 … 2"),
+        ({"class_names": ["a", "b", "c", "d", "e"]}, "5 classes"),
+        ({"checksums": [1]}, "checksums"),
+        ({"checksums": {}}, "checksums"),
+        ({"preprocessing": 3}, "preprocessing.safetensors"),
+    ],
+)
+def test_a_description_that_fits_its_checksum_and_nothing_else_is_named(
+    make_distilled: Make, tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
+    folder = save_distilled(tmp_path / "set", make_distilled())
+    content = json.loads((folder / FILES[0]).read_text(encoding="utf-8"))
+    content = {
+        name: value for name, value in {**content, **changes}.items() if value is not None or name not in changes
+    }
+    (folder / FILES[0]).write_text(json.dumps(seal(content)), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=named):
+        load_distilled(folder)
+
+
+@pytest.mark.parametrize("name", ["images", "labels", "learning_rate", "more", "rates"])
+def test_other_tensors_than_those_of_a_set_are_named(make_distilled: Make, tmp_path: Path, name: str) -> None:
+    folder = save_distilled(tmp_path / "set", make_distilled())
+    tensors = load_file(folder / FILES[1])
+    if name == "rates":
+        tensors["learning_rate"] = torch.ones(3)
+    elif tensors.pop(name, None) is None:
+        tensors[name] = torch.ones(3)
+    save_file(tensors, folder / FILES[1])
+    content = json.loads((folder / FILES[0]).read_text(encoding="utf-8"))
+    content["checksums"][FILES[1]] = tensor_checksum(tensors)
+    (folder / FILES[0]).write_text(json.dumps(seal(content)), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="does not hold images, labels and one learning rate"):
+        load_distilled(folder)
+
+
+def test_content_that_cannot_be_parsed_is_named(make_distilled: Make, tmp_path: Path) -> None:
+    huge = (30 << 30).to_bytes(8, "little") + b"{}"
+    for name, content in ((FILES[0], b"[" * 200_000), (FILES[1], huge), (FILES[2], huge)):
+        folder = save_distilled(tmp_path / name, make_distilled())
+        (folder / name).write_bytes(content)
+        with pytest.raises(ConfigurationError, match=f"{name} cannot be used"):
+            load_distilled(folder)
+
+
 @pytest.mark.parametrize("kind", ["standardize", "zca"])
 def test_statistics_of_other_images_are_named(make_distilled: Make, tmp_path: Path, kind: str) -> None:
     folder = save_distilled(tmp_path / "set", make_distilled(kind))
@@ -296,6 +348,7 @@ def test_pictures_are_for_looking_at_only(make_distilled: Make, tmp_path: Path) 
         ("labels", torch.arange(1, 5).repeat_interleave(3), "labels are not 12 whole numbers in 0 … 3"),
         ("labels", torch.arange(4).repeat_interleave(3) - 1, "labels are not 12 whole numbers in 0 … 3"),
         ("labels", torch.zeros(12), "labels are not 12 whole numbers in 0 … 3"),
+        ("images", torch.zeros(12, 6, 5), "images are [12, 6, 5]"),
         ("labels", torch.zeros(11, dtype=torch.int64), "labels are not 12 whole numbers in 0 … 3"),
     ],
 )
@@ -304,7 +357,7 @@ def test_values_that_no_network_can_be_trained_on_are_named(
 ) -> None:
     dataset = make_distilled()
     folder = save_distilled(tmp_path / "set", dataset)
-    if name == "images":
+    if name == "images" and isinstance(value, float):
         dataset.images[7, 1, 2, 3] = value
     else:
         setattr(dataset, name, value)
