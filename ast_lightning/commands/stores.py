@@ -70,7 +70,7 @@ def choose_compilation(run: Run, forward_passes: float, never: str | None = None
     Raises:
         ConfigurationError: the network is not supported, or ``compile=true`` where nothing can be compiled.
     """
-    option, images = run.config["compile"], torch.zeros(1, run.data.channels, *run.data.image_size)
+    option, images = run.config["compile"], torch.zeros(2, run.data.channels, *run.data.image_size)
     network = FunctionalNetwork(run.network())
     network.require_pure(images[0], run.data.num_classes)
     if never and option is True:
@@ -82,7 +82,7 @@ def choose_compilation(run: Run, forward_passes: float, never: str | None = None
     else:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(network.initial_parameters(0), images)
-        flops = counter.get_total_flops() * forward_passes
+        flops = counter.get_total_flops() / len(images) * forward_passes
         choice = compilation.choose_compilation(option, device_type(run.config["trainer"]), flops)
     say(f"compile: {choice}")
     return choice
@@ -221,8 +221,8 @@ def make_store(run: Run, **differs: Any) -> TrajectoryStore:
         ConfigurationError: the folder holds trajectories of something else.
     """
     folder = run.experts_folder()
-    network, images = FunctionalNetwork(run.network()), torch.zeros(1, run.data.channels, *run.data.image_size)
-    network.require_pure(images[0], run.data.num_classes)
+    image, rest = torch.zeros(run.data.channels, *run.data.image_size), len(run.data.train) % run.expert.batch_size
+    FunctionalNetwork(run.network()).require_pure(image, run.data.num_classes, batch=1 if rest == 1 else 2)
     data = run.data.describe()
     # whitening matrices differ in their last bits between machines and numbers of threads: noted, and not compared
     fingerprint = data.pop("preprocessing_fingerprint")

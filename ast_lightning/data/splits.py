@@ -41,7 +41,8 @@ def _problems(raw: Any) -> Iterator[tuple[str, ...]]:
         yield (f"it gives {type(raw).__name__} and no dataset",)
     num_classes = len(raw.class_names)
     if num_classes < 2:
-        yield f"it has {num_classes} class{'es' * (num_classes != 1)}, and two classes are the least", "add images of another class"
+        plural = "es" * (num_classes != 1)
+        yield f"it has {num_classes} class{plural}, and two classes are the least", "add images of another class"
     for name, split in (("training", raw.train), ("test", raw.test)):
         images, labels = getattr(split, "images", None), getattr(split, "labels", None)
         if not isinstance(images, Tensor) or not isinstance(labels, Tensor):

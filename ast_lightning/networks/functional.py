@@ -161,12 +161,13 @@ class FunctionalNetwork:
         name = next(moved, None)
         return None if name is None else f"its buffer {name} changes when it is evaluated"
 
-    def require_pure(self, image: Tensor, num_classes: int | None = None) -> None:
+    def require_pure(self, image: Tensor, num_classes: int | None = None, batch: int = 2) -> None:
         """Refuse a network that cannot be a student.
 
         Args:
             image: any one, ``[C, H, W]``.
             num_classes: how many logits it must give, where that is known.
+            batch: size of the smallest batch that it will be trained on.
 
         Raises:
             ConfigurationError: it gives no logits, or logits that depend on more than its parameters and the images.
@@ -174,13 +175,14 @@ class FunctionalNetwork:
         name = _qualified(self.factory)
         try:
             with keyed_global_state(0, "logits"), torch.no_grad():
-                images = image.detach().to("cpu", torch.float32).expand(2, *image.shape)
+                images = image.detach().to("cpu", torch.float32).expand(batch, *image.shape)
                 logits = self(self.initial_parameters(0, "skeleton"), images)
         except Exception as error:  # of a class that is not ours
-            raise ConfigurationError("network", name, raised(error), f"make it take images {[2, *image.shape]}") from error
+            remedy = f"make it take a batch {[batch, *image.shape]}" + (", or choose another batch size" * (batch == 1))
+            raise ConfigurationError("network", name, raised(error), remedy) from error
         found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape != (2, num_classes or logits.shape[1]):
-            problem = f"it gives {found} for two images, and logits [2, {num_classes or 'classes'}] are needed"
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape != (batch, num_classes or logits.shape[1]):
+            problem = f"it gives {found}, and logits [{batch}, {num_classes or 'classes'}] are needed"
             raise ConfigurationError("network", name, problem, "return one tensor with a logit for each class")
         if problem := self.impurity(image):
             problem += ", and a student must be a function of its parameters and images alone"
