@@ -71,7 +71,7 @@ def _check_padding(run: Run, source: Source) -> None:
     """Find out whether a one-channel ConvNet was trained with the padding of the published codes: shapes do not tell.
 
     Raises:
-        ConfigurationError: its parameters classify better with that padding, and ``network.first_padding`` is not given.
+        ConfigurationError: its parameters classify better with it, and ``network.first_padding`` is not given.
     """
     section = {**asdict(ConvNetSettings()), **run.config["network"]}
     ours = section["_target_"] != ConvNetSettings._target_ or section["first_padding"] is not None
@@ -80,7 +80,7 @@ def _check_padding(run: Run, source: Source) -> None:
     theta = final_parameters(source)
     accuracies = []
     for padding in (1, 3):
-        network = FunctionalNetwork(partial(run.network(), first_padding=padding))
+        network = FunctionalNetwork(partial(run.make_network, **run.data.network_arguments, first_padding=padding))
         accuracies.append(_accuracy(run, network, theta) if network.num_parameters == len(theta) else 0.0)
     if accuracies[1] > accuracies[0]:
         problem = f"{source} has {100 * accuracies[0]:.1f} % test accuracy, and {100 * accuracies[1]:.1f} % with 3"

@@ -125,7 +125,10 @@ def open_store(run: Run) -> TrajectoryStore:
             recorded = _options(experts_identity(read_json(path)["config"]))
             names = sorted(name for name in {*wanted, *recorded} if wanted.get(name) != recorded.get(name))
             others.append((len(names), str(path.parent), {each: recorded.get(each, "its default") for each in names}))
-    problem, remedy = f"no trajectories are there: it has no {STORE_FILE}", "run train_experts.py with the same settings"
+    problem, remedy = (
+        f"no trajectories are there: it has no {STORE_FILE}",
+        "run train_experts.py with the same settings",
+    )
     if others:
         _, nearest, differs = min(others, key=lambda each: each[:2])
         here = {name: wanted.get(name, "its default") for name in differs}

@@ -101,7 +101,9 @@ class ImageDataModule(LightningDataModule):
             raise ConfigurationError("data.source", source, "no built-in dataset has that name", remedy)
         if not callable(source) and not isinstance(source, str):
             problem = f"it must be a function that returns a dataset, not a {type(source).__name__}"
-            raise ConfigurationError("data.source", type(source).__name__, problem, "add _partial_: true to its mapping")
+            raise ConfigurationError(
+                "data.source", type(source).__name__, problem, "add _partial_: true to its mapping"
+            )
         self._settings = DataSettings(
             source=source,
             name=name,

@@ -1,8 +1,8 @@
 """Your own images: ``<folder>/train/<class>/…`` and ``<folder>/test/<class>/…``, files of any size.
 
-Pillow decodes the files, in threads, because it releases the interpreter lock while it decodes and resizes. Every image
-ends upright, on white where it is transparent, at the same square size as uint8, so that a dataset is one tensor. Hidden
-files and folders are left out; so are files of other kinds, and a line names them.
+Pillow decodes the files, in threads, because it releases the interpreter lock while it decodes and resizes. Every
+image ends upright, on white where it is transparent, at the same square size as uint8, so that a dataset is one tensor.
+Hidden files and folders are left out; so are files of other kinds, and a line names them.
 """
 
 from __future__ import annotations

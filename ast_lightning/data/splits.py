@@ -28,7 +28,9 @@ def check_raw(raw: RawDataset, source: object) -> None:
     """
     if problem := next(_problems(raw), None):
         remedy = "return an ast_lightning.data.RawDataset of uint8 images [N, C, H, W] and int64 labels"
-        raise ConfigurationError("data.source", describe_part(source), *problem, *([remedy] if len(problem) == 1 else []))
+        raise ConfigurationError(
+            "data.source", describe_part(source), *problem, *([remedy] if len(problem) == 1 else [])
+        )
     known = {image.tobytes() for image in raw.train.images.numpy()}
     repeated = sum(image.tobytes() in known for image in raw.test.images.numpy())
     if repeated > len(raw.test) / 20:
@@ -44,7 +46,8 @@ def _problems(raw: Any) -> Iterator[tuple[str, ...]]:
         plural = "es" * (num_classes != 1)
         yield f"it has {num_classes} class{plural}, and two classes are the least", "add images of another class"
     for name, split in (("training", raw.train), ("test", raw.test)):
-        images, labels = getattr(split, "images", None), getattr(split, "labels", None)
+        images: Any = getattr(split, "images", None)
+        labels: Any = getattr(split, "labels", None)
         if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
             yield (f"{name} images: expected LabelledImages of two tensors, not {type(split).__name__}",)
         shape = list(images.shape)

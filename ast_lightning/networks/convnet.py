@@ -89,9 +89,9 @@ class ConvNet(nn.Module):
         image_size: (height, width) in pixels.
         width: channels of every convolution.
         depth: number of blocks; 3 at 28 and 32 px, 4 at 64 px, 5 at 128 px.
-        normalization: ``instance`` (GroupNorm with one channel a group), ``batch``, ``layer`` (GroupNorm with one group:
-            a weight for each channel), ``layer_chw`` (the published codes' LayerNorm over C, H and W: a weight for each
-            element), ``group`` or ``none``.
+        normalization: ``instance`` (GroupNorm with one channel a group), ``batch``, ``layer`` (GroupNorm with one
+            group: a weight for each channel), ``layer_chw`` (the published codes' LayerNorm over C, H and W: a weight
+            for each element), ``group`` or ``none``.
         activation: ``relu``, ``leaky_relu``, ``gelu``, ``silu`` or ``sigmoid``.
         pooling: ``avg``, ``max`` or ``none``.
         first_padding: of the first convolution. None: 3 for one-channel images of 28×28, which become 32×32, otherwise

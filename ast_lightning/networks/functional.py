@@ -181,11 +181,15 @@ class FunctionalNetwork:
             remedy = f"make it take a batch {[batch, *image.shape]}" + (", or choose another batch size" * (batch == 1))
             raise ConfigurationError("network", name, raised(error), remedy) from error
         found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape != (batch, num_classes or logits.shape[1]):
+        if (
+            not isinstance(logits, Tensor)
+            or logits.ndim != 2
+            or logits.shape != (batch, num_classes or logits.shape[1])
+        ):
             problem = f"it gives {found}, and logits [{batch}, {num_classes or 'classes'}] are needed"
             raise ConfigurationError("network", name, problem, "return one tensor with a logit for each class")
-        if problem := self.impurity(image):
-            problem += ", and a student must be a function of its parameters and images alone"
+        if impurity := self.impurity(image):
+            problem = f"{impurity}, and a student must be a function of its parameters and images alone"
             remedy = "leave that layer out; dropout of torch.nn.Dropout layers is turned off in students"
             raise ConfigurationError("network", name, problem, remedy)
 

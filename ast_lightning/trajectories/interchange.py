@@ -25,8 +25,8 @@ from ast_lightning.trajectories.store import TrajectoryStore
 OPTION = "buffers"
 PATTERN = "replay_buffer_*.pt"
 _SAME_NETWORK = (
-    "set data, data.image_size, network.width, network.depth, network.normalization (layer_chw for the LayerNorm of the "
-    "published codes), network.pooling and network.first_padding as they were trained with"
+    "set data, data.image_size, network.width, network.depth, network.normalization (layer_chw for the LayerNorm of "
+    "the published codes), network.pooling and network.first_padding as they were trained with"
 )
 _NOT_PUBLISHED = "name files that the published codes wrote"
 

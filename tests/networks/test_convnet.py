@@ -119,7 +119,9 @@ def test_shapes_and_padding(channels: int, size: tuple[int, int], depth: int, pa
     torch.testing.assert_close(logits, wanted)
 
 
-@pytest.mark.parametrize(("channels", "size", "padding"), [(1, (32, 32), 3), (1, (8, 8), 3), (3, (9, 9), 0), (1, (28, 28), 1)])
+@pytest.mark.parametrize(
+    ("channels", "size", "padding"), [(1, (32, 32), 3), (1, (8, 8), 3), (3, (9, 9), 0), (1, (28, 28), 1)]
+)
 def test_the_first_padding_can_be_given(channels: int, size: tuple[int, int], padding: int) -> None:
     """3 for one channel of any size is the rule of the published codes."""
     torch.manual_seed(0)

@@ -22,7 +22,6 @@ from ast_lightning.networks import (
     is_dropout,
 )
 from ast_lightning.networks.functional import parameter_layout
-
 from tests.networks import own
 
 
