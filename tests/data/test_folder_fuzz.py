@@ -279,8 +279,12 @@ def test_a_folder_is_read_right_or_refused_in_a_line(
             assert ImageDataModule(lambda: raw).train.images.isfinite().all()
 
 
-def assert_wrong(written: dict[str, dict[str, dict[Path, File]]], odd: list[str], message: str, out: str) -> None:
-    """There is a reason, and it is the one that is named."""
+def assert_wrong(written: dict[str, dict[str, dict[Path, File]]], error: ConfigurationError, out: str) -> None:
+    """There is a reason, and it is the one that is named, in one line without control characters."""
+    message = str(error)
+    assert message.isprintable()
+    assert all(line.isprintable() for line in out.splitlines())
+    assert error.option == "data.root"
     train, test = (written.get(split, {}) for split in ("train", "test"))
     bad = [
         path for split in (train, test) for kept in split.values() for path, file in kept.items() if file.kind in BAD
