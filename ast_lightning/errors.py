@@ -5,6 +5,13 @@ The scripts print these without a traceback and exit with status 2: the message 
 
 from __future__ import annotations
 
+import traceback
+
+
+def printable(text: str) -> str:
+    """A text as one line without control characters, which a terminal would obey."""
+    return "".join(each if each.isprintable() else "?" for each in text)
+
 
 class ConfigurationError(ValueError):
     """A setting that cannot work, found before any long work begins.
@@ -21,7 +28,7 @@ class ConfigurationError(ValueError):
         self.value = value
         self.problem = problem
         self.remedy = remedy
-        super().__init__(f"{option}={value}: {problem}. Remedy: {remedy}.")
+        super().__init__(printable(f"{option}={value}: {problem}. Remedy: {remedy}."))
 
     def __reduce__(self) -> tuple[type[ConfigurationError], tuple[str, str, str, str]]:
         return type(self), (self.option, str(self.value), self.problem, self.remedy)  # for other processes
@@ -44,6 +51,13 @@ class DistillationDiverged(RuntimeError):
 
     def __reduce__(self) -> tuple[type[DistillationDiverged], tuple[int, str, str]]:
         return type(self), (self.iteration, self.problem, self.remedy)
+
+
+def raised(error: Exception) -> str:
+    """What code of the user's own raised, and where, for one line."""
+    trace = traceback.extract_tb(error.__traceback__)
+    place = next((each for each in reversed(trace) if "site-packages" not in each.filename), trace[-1])
+    return f"it raised {type(error).__name__}: {' '.join(str(error).split())} ({place.filename}, line {place.lineno})"
 
 
 def foreseen(error: BaseException) -> bool:

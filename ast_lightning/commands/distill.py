@@ -23,6 +23,7 @@ from ast_lightning.compilation import Compilation
 from ast_lightning.config.distill import check_precision
 from ast_lightning.config.evaluation import EvaluationSettings
 from ast_lightning.config.identity import complete_record
+from ast_lightning.data.sources import BUILT_IN
 from ast_lightning.distillation import Context, DistillModule, Method, starting_point
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import NetworkEvaluator
@@ -156,10 +157,14 @@ def _check_result(run: Run, context: Context, result: dict[str, Any]) -> None:
     """
     try:
         inputs = _inputs(run, context)
-    except ConfigurationError:
-        pass  # they may have been deleted since
+        if run.config["data"]["source"] not in tuple(BUILT_IN):
+            run.data.setup()
+    except ConfigurationError as error:  # they may have been deleted since
+        say(f"note: what it was made from cannot be compared with what is there now: {error.option}: {error.problem}")
     else:
         require_same(run.distill_folder(), result["materials"], inputs)
+        if run.distill.needs_experts and run.config["data"]["source"] not in tuple(BUILT_IN):
+            context.experts()  # files of a user can change in place
     _check_length(run, result["iteration"])
     difference = first_difference(_protocol(result["config"]), _protocol(run.config))
     if difference:

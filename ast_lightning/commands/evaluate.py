@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ast_lightning.callbacks import RunProgress
 from ast_lightning.commands.run import Run, short_hash
-from ast_lightning.commands.stores import check_store
+from ast_lightning.commands.stores import check_store, open_store
 from ast_lightning.config.identity import evaluation_identity
 from ast_lightning.data import LabelledImages
 from ast_lightning.errors import ConfigurationError
@@ -196,6 +196,11 @@ def check_dataset(dataset: DistilledDataset, run: Run) -> None:
         names, others = (", ".join(each[:5]) for each in (dataset.class_names, run.data.class_names))
         problem = f"its classes are {names} …, and those of data={run.data.name} are {others} …"
     else:
+        recorded = dataset.metadata
+        images, options = (recorded.get("data") or {}), (recorded.get("config") or {})
+        same_options = options.get("data") == run.config["data"]
+        if same_options and images.get("fingerprint") not in (None, run.data.fingerprint):
+            say("warning: the images of data.root have changed since this dataset was distilled")
         return
     remedy = "choose the data and data.image_size that it was distilled from"
     raise ConfigurationError("synthetic", run.synthetic_folder(), problem, remedy)
@@ -212,7 +217,7 @@ def experts_of_baselines(run: Run) -> TrajectoryStore | None:
     if not needing:
         return None
     try:
-        store = TrajectoryStore.open(run.experts_folder())
+        store = open_store(run)
         if not store.experts():
             raise ConfigurationError("experts_dir", store.folder, "no expert is complete", "run train_experts.py first")
         check_store(store, run)

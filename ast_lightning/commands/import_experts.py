@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ast_lightning.commands.run import Run
 from ast_lightning.commands.stores import incomplete, make_store, summarise, wanted_experts
+from ast_lightning.config.network import ConvNetSettings
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import FunctionalNetwork
 from ast_lightning.parallel.devices import device_type
@@ -18,7 +20,13 @@ from ast_lightning.runs.expert_locks import claim_experts
 from ast_lightning.storage.files import format_bytes
 from ast_lightning.terminal import say
 from ast_lightning.trajectories import TrajectoryStore
-from ast_lightning.trajectories.interchange import Source, check_sources, import_buffers, scan_buffers
+from ast_lightning.trajectories.interchange import (
+    Source,
+    check_sources,
+    final_parameters,
+    import_buffers,
+    scan_buffers,
+)
 from ast_lightning.trajectories.records import STORE_FILE
 
 
@@ -44,6 +52,7 @@ def import_experts(run: Run) -> dict[str, float]:
     if epochs != run.expert.epochs:
         problem = f"the trajectories in {run.config['buffers']} have {epochs} epochs"
         raise ConfigurationError("expert.epochs", run.expert.epochs, problem, f"set expert.epochs={epochs}")
+    _check_padding(run, sources[0])
     if run.fast_dev_run:
         say("fast_dev_run: the files fit, and nothing was written")
         return {}
@@ -53,10 +62,30 @@ def import_experts(run: Run) -> dict[str, float]:
     disk = format_bytes(store.bytes_to_write(pending, anew=run.fresh))
     say(f"importing from {run.config['buffers']}; {disk} of trajectories into {folder}")
     import_buffers(store, sources, [each for each in wanted if each not in pending])  # are they what they were?
-    network.to(device_type(run.config["trainer"]))
     with closing(claim_experts(store, pending, together=not run.is_alone, fresh=run.fresh)) as claimed:
         import_buffers(store, sources, claimed, partial(_evaluate, run, network))
     return summarise(run, store, wanted)
+
+
+def _check_padding(run: Run, source: Source) -> None:
+    """Find out whether a one-channel ConvNet was trained with the padding of the published codes: shapes do not tell.
+
+    Raises:
+        ConfigurationError: its parameters classify better with it, and ``network.first_padding`` is not given.
+    """
+    section = {**asdict(ConvNetSettings()), **run.config["network"]}
+    ours = section["_target_"] != ConvNetSettings._target_ or section["first_padding"] is not None
+    if ours or run.data.channels > 1 or run.data.image_size == (28, 28):
+        return
+    theta = final_parameters(source)
+    accuracies = []
+    for padding in (1, 3):
+        network = FunctionalNetwork(partial(run.make_network, **run.data.network_arguments, first_padding=padding))
+        accuracies.append(_accuracy(run, network, theta) if network.num_parameters == len(theta) else 0.0)
+    if accuracies[1] > accuracies[0]:
+        problem = f"{source} has {100 * accuracies[0]:.1f} % test accuracy, and {100 * accuracies[1]:.1f} % with 3"
+        remedy = "set network.first_padding=3, the rule of the published codes for one channel"
+        raise ConfigurationError("network.first_padding", "null", problem, remedy)
 
 
 def _make_store(run: Run) -> TrajectoryStore:
@@ -70,13 +99,18 @@ def _make_store(run: Run) -> TrajectoryStore:
 
 
 @torch.no_grad()
+def _accuracy(run: Run, network: FunctionalNetwork, theta: Tensor) -> float:
+    """Of the parameters ``[P]`` on the test split, as a fraction."""
+    right, device = 0, device_type(run.config["trainer"])
+    network.to(device)
+    for images, labels in run.data.test_dataloader():
+        right += int((network(theta.to(device), images.to(device)).argmax(1).cpu() == labels).sum())
+    return right / len(run.data.test)
+
+
 def _evaluate(run: Run, network: FunctionalNetwork, expert: int, source: Source, theta: Tensor) -> dict[str, float]:
     """The accuracy of the final parameters on the test split, which must select nothing."""
-    device = device_type(run.config["trainer"])
-    theta, right = theta.to(device), 0
-    for images, labels in run.data.test_dataloader():
-        right += int((network(theta, images.to(device)).argmax(1).cpu() == labels).sum())
-    accuracy, chance = right / len(run.data.test), 1 / run.data.num_classes
+    accuracy, chance = _accuracy(run, network, theta), 1 / run.data.num_classes
     say(f"expert {expert} is {source}: test accuracy {100 * accuracy:.1f} %")
     if accuracy < 2 * chance:
         say(

@@ -13,6 +13,7 @@ from hydra.utils import get_class
 from torch import nn
 
 from ast_lightning.config.identity import distill_identity, experts_identity, find_folder, short_hash
+from ast_lightning.config.network import ConvNetSettings
 from ast_lightning.data import ImageDataModule
 from ast_lightning.distillation import Method
 from ast_lightning.evaluation import EvaluationSettings
@@ -116,4 +117,10 @@ class Run:
         return self.distill_folder() / "synthetic" / "last"
 
     def _label(self, group: str) -> str:
-        return re.sub(r"[^A-Za-z0-9.-]+", "-", self.choices.get(group, group))
+        """What names a part in the names of folders: the data's own name, the class of an own network, or the file."""
+        label, own = self.choices.get(group, group), self.config.get(group) or {}
+        if group == "data":
+            label = own.get("name") or label
+        if group == "network" and own.get("_target_", ConvNetSettings._target_) != ConvNetSettings._target_:
+            label = own["_target_"].rpartition(".")[2]
+        return re.sub(r"[^A-Za-z0-9.-]+", "-", label)[:40]

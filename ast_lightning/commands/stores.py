@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from math import fsum
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,15 +15,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from ast_lightning import compilation
 from ast_lightning.commands.run import Run
 from ast_lightning.compilation import Compilation
-from ast_lightning.config.identity import arithmetic
+from ast_lightning.config.identity import arithmetic, experts_identity
 from ast_lightning.data import load_preprocessing, save_preprocessing
 from ast_lightning.distillation import Context
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import FunctionalNetwork, describe_network
 from ast_lightning.parallel.devices import device_type, devices_of
 from ast_lightning.parallel.locks import FolderLock
+from ast_lightning.runs.checkpoints import begin_anew
+from ast_lightning.runs.expert_locks import held_by_others
 from ast_lightning.runs.loggers import uses_tensorboard
-from ast_lightning.storage.files import clear_leftovers
+from ast_lightning.storage.files import clear_leftovers, read_json
 from ast_lightning.storage.inspection import count
 from ast_lightning.storage.provenance import provenance
 from ast_lightning.storage.reading import reading
@@ -66,9 +70,9 @@ def choose_compilation(run: Run, forward_passes: float, never: str | None = None
     Raises:
         ConfigurationError: the network is not supported, or ``compile=true`` where nothing can be compiled.
     """
-    option, images = run.config["compile"], torch.zeros(1, run.data.channels, *run.data.image_size)
+    option, images = run.config["compile"], torch.zeros(2, run.data.channels, *run.data.image_size)
     network = FunctionalNetwork(run.network())
-    network.require_pure(images[0])
+    network.require_pure(images[0], run.data.num_classes)
     if never and option is True:
         raise ConfigurationError("compile", "true", never, "set compile=auto")
     if never is None and run.fast_dev_run and option == "auto":
@@ -78,7 +82,7 @@ def choose_compilation(run: Run, forward_passes: float, never: str | None = None
     else:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(network.initial_parameters(0), images)
-        flops = counter.get_total_flops() * forward_passes
+        flops = counter.get_total_flops() / len(images) * forward_passes
         choice = compilation.choose_compilation(option, device_type(run.config["trainer"]), flops)
     say(f"compile: {choice}")
     return choice
@@ -90,7 +94,7 @@ def _open_experts(run: Run) -> tuple[TrajectoryStore, list[int]]:
     Raises:
         ConfigurationError: there is none, or some of them are not complete.
     """
-    store = TrajectoryStore.open(run.experts_folder())
+    store = open_store(run)
     complete = store.experts()
     if run.config["experts_dir"]:
         if incomplete := store.incomplete():
@@ -104,6 +108,43 @@ def _open_experts(run: Run) -> tuple[TrajectoryStore, list[int]]:
         remedy = f"let train_experts.py finish, or set num_experts={missing[0]}"
         raise ConfigurationError("num_experts", len(wanted), problem, remedy if missing[0] else "run train_experts.py")
     return store, wanted
+
+
+def open_store(run: Run) -> TrajectoryStore:
+    """The store of a run.
+
+    Raises:
+        ConfigurationError: there is none, naming what the nearest one beside it was made with; or it is damaged.
+    """
+    folder, wanted = run.experts_folder(), _options(experts_identity(run.config))
+    if run.config["experts_dir"] or (folder / STORE_FILE).exists():
+        return TrajectoryStore.open(folder)
+    others = []
+    for path in sorted(folder.parent.glob(f"*/{STORE_FILE}")):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # of another version, or damaged
+            recorded = _options(experts_identity(read_json(path)["config"]))
+            names = sorted(name for name in {*wanted, *recorded} if wanted.get(name) != recorded.get(name))
+            others.append((len(names), str(path.parent), {each: recorded.get(each, "its default") for each in names}))
+    problem, remedy = (
+        f"no trajectories are there: it has no {STORE_FILE}",
+        "run train_experts.py with the same settings",
+    )
+    if others:
+        _, nearest, differs = min(others, key=lambda each: each[:2])
+        here = {name: wanted.get(name, "its default") for name in differs}
+        listed = ", ".join(f"{name}={value} (here {here[name]})" for name, value in list(differs.items())[:4])
+        problem += f"; the nearest of {count(len(others), 'store')} beside it, {nearest}, has {listed}"
+        problem += f" and {len(differs) - 4} other options of its own" if len(differs) > 4 else ""
+        remedy += " first, or give it the options of that store"
+        if differs.keys() <= {"data.root", "data.name"}:
+            remedy = f"set experts_dir={nearest} if these are the same images, or {remedy}"
+    raise ConfigurationError("experts_dir", folder, problem, remedy)
+
+
+def _options(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an identity by their full names."""
+    sections = ((name, value if isinstance(value, Mapping) else {"": value}) for name, value in identity.items())
+    return {f"{name}.{key}".rstrip("."): value for name, section in sections for key, value in section.items()}
 
 
 def check_store(store: TrajectoryStore, run: Run) -> None:
@@ -183,6 +224,8 @@ def make_store(run: Run, **differs: Any) -> TrajectoryStore:
         ConfigurationError: the folder holds trajectories of something else.
     """
     folder = run.experts_folder()
+    image, rest = torch.zeros(run.data.channels, *run.data.image_size), len(run.data.train) % run.expert.batch_size
+    FunctionalNetwork(run.network()).require_pure(image, run.data.num_classes, batch=1 if rest == 1 else 2)
     data = run.data.describe()
     # whitening matrices differ in their last bits between machines and numbers of threads: noted, and not compared
     fingerprint = data.pop("preprocessing_fingerprint")
@@ -201,12 +244,30 @@ def make_store(run: Run, **differs: Any) -> TrajectoryStore:
     if not is_rank_zero():
         return TrajectoryStore(folder, metadata)
     preprocessing = folder / PREPROCESSING_FILE
-    if (folder / STORE_FILE).exists() and preprocessing.exists():
+    if (folder / STORE_FILE).exists() and preprocessing.exists() and not run.fresh:
         return TrajectoryStore.create(folder, metadata)  # nothing to write
     with FolderLock(folder / "store") as lock:  # kept inside: the folder may be all that this user can write to
         lock.take(seconds=-1)
+        if run.fresh and (folder / STORE_FILE).exists():
+            _begin_anew_if_other(folder, metadata)
         clear_leftovers(folder)
         store = TrajectoryStore.create(folder, metadata)
         if not preprocessing.exists():
             save_preprocessing(preprocessing, run.data.preprocessing)
     return store
+
+
+def _begin_anew_if_other(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Move a store aside that was made from something else, such as images that have changed since.
+
+    Raises:
+        ConfigurationError: other processes train its experts.
+    """
+    try:
+        TrajectoryStore.create(folder, metadata)
+    except ConfigurationError as error:
+        store = TrajectoryStore.open(folder)
+        if busy := held_by_others(store, [*store.experts(), *store.incomplete()]):
+            problem = f"another process trains expert {busy[0]} in {folder}, and {error.problem}"
+            raise ConfigurationError("fresh", "true", problem, "let it finish") from error
+        begin_anew(folder)

@@ -39,9 +39,9 @@ def window_epochs(distill: Config, expert: Config, **others: Config) -> int:
 
 
 def start_epochs(distill: Config, expert: Config, **others: Config) -> int:
-    """T⁺: the part E · (0.3 + 0.2 · log10 ipc) of the trajectory, as far as windows of M epochs fit into it."""
+    """T⁺: the part E · (0.25 + 0.25 · log10 ipc) of the trajectory, as far as windows of M epochs fit into it."""
     schedule = _schedule(expert)
-    wanted = round(schedule.epochs * (0.3 + 0.2 * math.log10(distill["ipc"])))
+    wanted = math.floor(schedule.epochs * (0.25 + 0.25 * math.log10(distill["ipc"])) + 0.5)
     return max(1, min(wanted, schedule.last - distill["expert_epochs"] + schedule.every_n_epochs))
 
 

@@ -94,7 +94,7 @@ class TrajectoryMatchingSettings(DistillSettings):
     expert_epochs: int = option(None, "M, expert epochs of a window; null: 2", neutral=2)
     max_start_epoch: int = option(
         None,
-        "T⁺, exclusive bound on the start epoch of a window; null: expert.epochs · (0.3 + 0.2 · log10 ipc)",
+        "T⁺, exclusive bound on the start epoch of a window; null: expert.epochs · (0.25 + 0.25 · log10 ipc)",
         neutral=20,
     )
     windows: Any = option("uniform", "how expert and start epoch of a window are drawn")

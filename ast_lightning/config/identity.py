@@ -116,7 +116,7 @@ def arithmetic(config: Config) -> Config:
 
 
 def find_folder(folder: Path, record: str, identity: Config, identity_of: Callable[[Config], Config]) -> Path:
-    """``folder``, or where it is missing, the folder beside it that an earlier version gave another hash.
+    """``folder``, or where it is missing, the folder beside it that has its hash, or one of an earlier version.
 
     Args:
         folder: whose name ends in the hash of ``identity``.
@@ -126,7 +126,8 @@ def find_folder(folder: Path, record: str, identity: Config, identity_of: Callab
     """
     if folder.exists():
         return folder
-    for path in sorted(folder.parent.glob(glob.escape(folder.name[:-8]) + "?" * 8)):
+    named = sorted(folder.parent.glob(glob.escape(folder.name[:-8]) + "?" * 8))
+    for path in (*sorted(folder.parent.glob(f"*_{folder.name[-8:]}")), *named):
         try:
             content = json.loads((path / record).read_text(encoding="utf-8"))
             recorded = content.get("config", content)

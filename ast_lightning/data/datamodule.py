@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ast_lightning.config.data import DataSettings
+from ast_lightning.config.parts import describe_part
 from ast_lightning.data import splits
 from ast_lightning.data.augmentation import SiameseAugmentation
 from ast_lightning.data.folder import image_folder
@@ -25,7 +26,7 @@ from ast_lightning.data.from_arrays import load_arrays
 from ast_lightning.data.loading import OrderedBatches, ShuffledBatches, TrainingBatch, loader
 from ast_lightning.data.preprocessing import Preprocessing, fit_preprocessing, preprocess
 from ast_lightning.data.sources import BUILT_IN, LabelledImages, RawDataset
-from ast_lightning.errors import ConfigurationError
+from ast_lightning.errors import ConfigurationError, raised
 from ast_lightning.randomness import Key, keyed_generator
 
 SOURCES = (*BUILT_IN, "image_folder", "arrays")
@@ -98,6 +99,11 @@ class ImageDataModule(LightningDataModule):
         if isinstance(source, str) and source not in SOURCES:
             remedy = f"use one of {', '.join(SOURCES)}"
             raise ConfigurationError("data.source", source, "no built-in dataset has that name", remedy)
+        if not callable(source) and not isinstance(source, str):
+            problem = f"it must be a function that returns a dataset, not a {type(source).__name__}"
+            raise ConfigurationError(
+                "data.source", type(source).__name__, problem, "add _partial_: true to its mapping"
+            )
         self._settings = DataSettings(
             source=source,
             name=name,
@@ -170,7 +176,14 @@ class ImageDataModule(LightningDataModule):
             return image_folder(root, self._settings.image_size)
         if source == "arrays":
             return load_arrays(root)
-        return BUILT_IN[source](root, self._settings.download) if isinstance(source, str) else source()
+        if isinstance(source, str):
+            return BUILT_IN[source](root, self._settings.download)
+        try:
+            return source()
+        except ConfigurationError:
+            raise
+        except Exception as error:  # of code that is not ours
+            raise ConfigurationError("data.source", describe_part(source), raised(error), "correct it") from error
 
     @property
     def name(self) -> str:  # type: ignore[override]  # Lightning declares it as a plain attribute

@@ -1,31 +1,39 @@
 """Your own images: ``<folder>/train/<class>/…`` and ``<folder>/test/<class>/…``, files of any size.
 
-torchvision's ``ImageFolder`` finds the files and Pillow decodes them, in threads, because Pillow releases the
-interpreter lock while it decodes and resizes. Every image ends at the same square size as uint8, so that a
-dataset is one tensor. Hidden files and folders are left out; so are files of other kinds, and a line names them.
+Pillow decodes the files, in threads, because it releases the interpreter lock while it decodes and resizes. Every
+image ends upright, on white where it is transparent, at the same square size as uint8, so that a dataset is one tensor.
+Hidden files and folders are left out; so are files of other kinds, and a line names them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms.v2 import functional as transforms
 
 from ast_lightning.data.sources import LabelledImages, RawDataset
-from ast_lightning.errors import ConfigurationError
+from ast_lightning.data.splits import check_memory
+from ast_lightning.errors import ConfigurationError, printable
+from ast_lightning.storage.reading import UNREADABLE
 from ast_lightning.terminal import say
+
+_MOST_ELONGATED = 100  # a longer strip is cropped to this aspect before it is enlarged, for the memory of that
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:
+    if max(image.size) > _MOST_ELONGATED * min(image.size):
+        longest = _MOST_ELONGATED * min(image.size)
+        image = transforms.center_crop(image, [min(side, longest) for side in (image.height, image.width)])
     return transforms.center_crop(transforms.resize(image, [size], antialias=True), [size, size])
 
 
@@ -35,28 +43,6 @@ def _squash(image: Image.Image, size: int) -> Image.Image:
 
 RESIZES: dict[str, Callable[[Image.Image, int], Image.Image]] = {"crop": _crop, "squash": _squash}
 _MODES = {1: "L", 3: "RGB"}
-
-
-class _VisibleImages(ImageFolder):
-    """The files of one split, without those that are hidden, such as thumbnails of a desktop."""
-
-    def __init__(self, root: Path) -> None:
-        self.skipped: list[str] = []
-        super().__init__(str(root), is_valid_file=self._is_image, allow_empty=True)
-
-    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        names = sorted(each.name for each in os.scandir(directory) if each.is_dir() and each.name[0] != ".")
-        if not names:
-            raise _wrong(directory, "it holds no class folders", "make one folder per class in it")
-        return names, {name: label for label, name in enumerate(names)}
-
-    def _is_image(self, path: str) -> bool:
-        if any(part.startswith(".") for part in Path(os.path.relpath(path, self.root)).parts):
-            return False
-        if path.lower().endswith(IMG_EXTENSIONS):
-            return True
-        self.skipped.append(path)
-        return False
 
 
 def image_folder(
@@ -72,10 +58,11 @@ def image_folder(
         channels: 3 (RGB) or 1 (grey).
 
     Raises:
-        ConfigurationError: a folder or class that is missing or empty, classes that differ between the
-            splits, or an image that cannot be decoded; the message names it.
+        ConfigurationError: a folder or class that is missing, empty or unreadable, classes that differ between the
+            splits, or images that cannot be decoded, after a line for each of them.
     """
-    if folder is None or not Path(folder).expanduser().is_dir():
+    folder = Path(os.path.expanduser(folder)) if isinstance(folder, str | Path) else None
+    if folder is None or not os.path.isdir(folder):
         raise _wrong(folder, "there is no such folder", "set data.root to a folder with train/ and test/")
     if image_size is None or image_size < 1:
         problem = "images in a folder need one size in pixels"
@@ -84,56 +71,111 @@ def image_folder(
         raise ConfigurationError("data.source.resize", resize, "no such choice", f"use one of {', '.join(RESIZES)}")
     if channels not in _MODES:
         raise ConfigurationError("data.source.channels", channels, "no such choice", "use 1 or 3")
-    folder = Path(folder).expanduser()
-    splits = [_open_split(folder, split) for split in ("train", "test")]
-    train, test = (set(split.classes) for split in splits)
-    if train != test:
-        only = f"only in train/: {', '.join(sorted(train - test))}; only in test/: {', '.join(sorted(test - train))}"
-        raise _wrong(folder, f"train/ and test/ hold different classes ({only})", "make them the same")
+    try:
+        train, test = (_list_split(folder, split) for split in ("train", "test"))
+    except OSError as error:
+        raise _wrong(error.filename or folder, f"it cannot be read ({error.strerror})", UNREADABLE) from error
+    if train.keys() != test.keys():
+        only = [", ".join(sorted(a.keys() - b.keys())) for a, b in ((train, test), (test, train))]
+        problem = f"train/ and test/ hold different classes (only in train/: {only[0]}; only in test/: {only[1]})"
+        raise _wrong(folder, problem, "make them the same")
+    check_memory(sum(map(len, (*train.values(), *test.values()))), channels, image_size, image_size)
     decode = partial(_decode, size=image_size, fit=RESIZES[resize], mode=_MODES[channels])
-    decoded = [_decode_split(split, decode, image_size, channels) for split in splits]
-    return RawDataset(folder.resolve().name, decoded[0], decoded[1], tuple(splits[0].classes))
+    problems: list[str] = []
+    decoded = [_decode_split(list(split.values()), decode, image_size, channels, problems) for split in (train, test)]
+    if problems:
+        for line in problems:
+            say(f"cannot be read: {line}")
+        more = f", and {len(problems) - 1} more that are named above" if len(problems) > 1 else ""
+        raise _wrong(folder, f"this image cannot be read: {problems[0]}{more}", "repair or remove the files")
+    say(f"{folder}: {len(decoded[0])} training and {len(decoded[1])} test images of {len(train)} classes")
+    return RawDataset(folder.resolve().name, decoded[0], decoded[1], tuple(train))
 
 
 def _wrong(root: str | Path | None, problem: str, remedy: str) -> ConfigurationError:
     return ConfigurationError("data.root", root, problem, remedy)
 
 
-def _open_split(folder: Path, split: str) -> _VisibleImages:
-    """The list of files of one split, every class with at least one."""
+def _list_split(folder: Path, split: str) -> dict[str, list[str]]:
+    """The image files of one split by class, both sorted; every class has at least one.
+
+    Raises:
+        ConfigurationError: a folder is missing or empty.
+        OSError: one cannot be read.
+    """
     path = folder / split
-    if not path.is_dir():
+    if not os.path.isdir(path):
         remedy = "lay the images out as train/<class>/… and test/<class>/… (rename val/ to test/ if need be)"
         raise _wrong(folder, f"there is no folder {split}/ in it", remedy)
-    dataset = _VisibleImages(path)
+    visible = sorted((each for each in os.scandir(path) if each.name[0] != "."), key=lambda each: each.name)
+    found = {each.name: _files_below(each.path) for each in visible if each.is_dir()}
+    if not found:
+        raise _wrong(path, "it holds no class folders", "make one folder per class in it")
+    classes = {name: [file for file in files if file.lower().endswith(IMG_EXTENSIONS)] for name, files in found.items()}
     kinds = ", ".join(IMG_EXTENSIONS)
-    if dataset.skipped:
-        found = f"{len(dataset.skipped)} files in {path}, the first is {dataset.skipped[0]}"
-        say(f"warning: only files that end with {kinds} are images; left out are {found}")
-    if empty := sorted(set(dataset.class_to_idx.values()) - set(dataset.targets)):
-        names = ", ".join(f"{split}/{dataset.classes[label]}" for label in empty)
-        raise _wrong(folder, f"no images in {names}", f"put images there ({kinds}) or remove the class")
-    return dataset
+    left_out = [each.path for each in visible if not each.is_dir()]
+    left_out += [file for name, files in found.items() for file in sorted({*files} - {*classes[name]})]
+    if left_out:
+        where = f"{len(left_out)} files in {path}, the first is {left_out[0]}"
+        say(printable(f"warning: only files in class folders that end with {kinds} are images; left out are {where}"))
+    if empty := [f"{split}/{name}" for name, files in classes.items() if not files]:
+        remedy = f"put images there ({kinds}) or remove the class"
+        raise _wrong(folder, f"no images in {', '.join(empty)}", remedy)
+    return classes
 
 
-def _decode(path: str, size: int, fit: Callable[[Image.Image, int], Image.Image], mode: str) -> Tensor:
-    """One file as uint8 [C, size, size]."""
+def _files_below(folder: str) -> list[str]:
+    """The visible files of a class. Links are followed, but into no folder twice."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    found, seen = [], set()
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=stop):
+        seen.add(os.path.realpath(here))
+        inside = {each: os.path.realpath(os.path.join(here, each)) for each in sorted(folders) if each[0] != "."}
+        folders[:] = [each for each, real in inside.items() if real not in seen]
+        found += [(here, each) for each in files if each[0] != "."]
+    return [os.path.join(*each) for each in sorted(found)]
+
+
+def _decode(path: str, size: int, fit: Callable[[Image.Image, int], Image.Image], mode: str) -> Tensor | str:
+    """One file as uint8 [C, size, size], or why it cannot be read."""
     try:
-        with Image.open(path) as image:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("it is no file")
+        with Image.open(path, formats=_formats()) as image:
             if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip these to white without a word
                 raise ValueError(f"its pixels are of more than 8 bits (mode {image.mode}); convert it first")
             upright = ImageOps.exif_transpose(image)  # cameras store the rotation beside the pixels
+            if upright.has_transparency_data:  # what lies below transparent pixels is arbitrary
+                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
             return transforms.pil_to_tensor(fit(upright.convert(mode), size))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _wrong(path, f"this image cannot be read: {error}", "repair or remove the file") from error
+    except Exception as error:  # what a damaged file makes Pillow raise is not documented
+        return printable(f"{path} ({error})")
+
+
+@cache
+def _formats() -> list[str]:
+    """Those that Pillow decodes by itself: for EPS it runs another program."""
+    Image.init()
+    return sorted(Image.OPEN.keys() - {"EPS"})
 
 
 def _decode_split(
-    dataset: _VisibleImages, decode: Callable[[str], Tensor], image_size: int, channels: int
+    classes: Sequence[Sequence[str]],
+    decode: Callable[[str], Tensor | str],
+    image_size: int,
+    channels: int,
+    problems: list[str],
 ) -> LabelledImages:
     """All files of a split; the tensor is allocated once, so that memory peaks at the size of the result."""
-    images = torch.empty((len(dataset.samples), channels, image_size, image_size), dtype=torch.uint8)
-    with ThreadPoolExecutor(os.cpu_count()) as executor:  # map cancels the rest after a bad file
-        for position, image in enumerate(executor.map(decode, (path for path, _ in dataset.samples))):
-            images[position] = image
-    return LabelledImages(images, torch.tensor(dataset.targets, dtype=torch.int64))
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(list(map(len, classes))))
+    images = torch.empty((len(labels), channels, image_size, image_size), dtype=torch.uint8)
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        for position, image in enumerate(executor.map(decode, chain.from_iterable(classes))):
+            if isinstance(image, str):
+                problems.append(image)
+            else:
+                images[position] = image
+    return LabelledImages(images, labels)

@@ -148,9 +148,13 @@ def _find_files(name: str, folder: Path, scratch: Path) -> Path | None:
     for archive in archives:
         try:
             if archive.endswith(".tar.gz"):
-                with tarfile.open(folder / archive) as tar:  # a tar can name any path: only what is read is unpacked
-                    members = [each for each in tar if each.isfile() and str(Path(each.name).parent) in unpacked]
-                    tar.extractall(target, members)
+                with tarfile.open(folder / archive) as tar:  # only what is read is unpacked, links never
+                    members = tar.getmembers()
+                    if outside := [each.name for each in members if {"/", ".."} & {*Path(each.name).parts}]:
+                        raise ValueError(f"its member {outside[0]} lies outside of the folder, as none of {name} does")
+                    tar.extractall(
+                        target, [each for each in members if each.isfile() and str(Path(each.name).parent) in unpacked]
+                    )
             else:
                 extract_archive(folder / archive, target)
         except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:

@@ -3,44 +3,81 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+from ast_lightning.config.parts import describe_part
 from ast_lightning.data.sources import LabelledImages, RawDataset
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.storage.files import format_bytes
+from ast_lightning.terminal import say
 
 _RESIZE_CHUNK = 4096
 
 
 def check_raw(raw: RawDataset, source: object) -> None:
-    """Raise ``ConfigurationError`` if a source broke its promises, or a class has no training images."""
+    """Compare a dataset with what a source promises; a line warns of test images that are training images as well.
+
+    Raises:
+        ConfigurationError: something of it has another type, shape or range, or a class has no training images.
+    """
     if problem := next(_problems(raw), None):
-        raise ConfigurationError("data.source", source, problem, "correct the images, see RawDataset")
+        remedy = "return an ast_lightning.data.RawDataset of uint8 images [N, C, H, W] and int64 labels"
+        raise ConfigurationError(
+            "data.source", describe_part(source), *problem, *([remedy] if len(problem) == 1 else [])
+        )
+    known = {image.tobytes() for image in raw.train.images.numpy()}
+    repeated = sum(image.tobytes() in known for image in raw.test.images.numpy())
+    if repeated > len(raw.test) / 20:
+        say(f"warning: {repeated} of {len(raw.test)} test images are training images too: accuracies will be too high")
 
 
-def _problems(raw: RawDataset) -> Iterator[str]:
-    """What is wrong with a dataset; each check may rely on those before it."""
+def _problems(raw: Any) -> Iterator[tuple[str, ...]]:
+    """What is wrong with a dataset, and the remedy where it is a special one; each check relies on those before."""
+    if not isinstance(raw, RawDataset):
+        yield (f"it gives {type(raw).__name__} and no dataset",)
     num_classes = len(raw.class_names)
     if num_classes < 2:
-        yield f"it has {num_classes} classes, and two classes are the least"
+        plural = "es" * (num_classes != 1)
+        yield f"it has {num_classes} class{plural}, and two classes are the least", "add images of another class"
     for name, split in (("training", raw.train), ("test", raw.test)):
-        images, labels = split.images, split.labels
-        if images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
-            yield f"{name} images: expected uint8 [N, C, H, W], not {images.dtype} {list(images.shape)}"
+        images: Any = getattr(split, "images", None)
+        labels: Any = getattr(split, "labels", None)
+        if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+            yield (f"{name} images: expected LabelledImages of two tensors, not {type(split).__name__}",)
+        shape = list(images.shape)
+        if images.dtype != torch.uint8 or images.ndim != 4 or 0 in shape:
+            yield (f"{name} images: expected uint8 [N, C, H, W], not {images.dtype} {shape}",)
+        if shape[1] > 4 and shape[3] in (1, 3):
+            yield f"{name} images: {shape} has the channels last", "permute them: images.permute(0, 3, 1, 2)"
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-            yield f"{name} images: expected int64 labels [{len(images)}], not {labels.dtype} {list(labels.shape)}"
+            yield (f"{name} images: expected int64 labels [{len(images)}], not {labels.dtype} {list(labels.shape)}",)
         low, high = (int(bound) for bound in torch.aminmax(labels))
         if low < 0 or high >= num_classes:
-            yield f"{name} images: labels from {low} to {high} for {num_classes} class names"
+            yield (f"{name} images: labels from {low} to {high} for {num_classes} class names",)
     shapes = [list(split.images.shape[1:]) for split in (raw.train, raw.test)]
     if shapes[0] != shapes[1]:
-        yield f"training and test images differ in shape ({shapes[0]} and {shapes[1]})"
+        yield (f"training and test images differ in shape ({shapes[0]} and {shapes[1]})",)
     name, count = smallest_class(raw.train.labels, raw.class_names)
     if count == 0:
-        yield f"class {name!r} has no training images"
+        yield (f"class {name!r} has no training images",)
+
+
+def check_memory(count: int, channels: int, height: int, width: int) -> None:
+    """Reject a size at which the images and their float32 copy would not fit into this machine's memory.
+
+    Raises:
+        ConfigurationError: naming ``data.image_size``.
+    """
+    needed, there = 5 * count * channels * height * width, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        problem = f"{count} images of that size take {format_bytes(needed)}, and this machine has {format_bytes(there)}"
+        raise ConfigurationError("data.image_size", height, problem, "make it smaller")
 
 
 def smallest_class(labels: Tensor, class_names: Sequence[str]) -> tuple[str, int]:
@@ -97,6 +134,7 @@ def resize(split: LabelledImages, image_size: int | None) -> LabelledImages:
     if image_size is None or tuple(split.images.shape[2:]) == (image_size, image_size):
         return split
     size = [image_size, image_size]
+    check_memory(*split.images.shape[:2], *size)
     parts = [transforms.resize(part, size, antialias=True) for part in split.images.split(_RESIZE_CHUNK)]
     return LabelledImages(torch.cat(parts), split.labels)
 

@@ -14,7 +14,7 @@ from ast_lightning.compilation import Compilation, Compiled
 from ast_lightning.config.expert import ExpertSettings
 from ast_lightning.config.parts import resolve
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.networks import NetworkFactory, build_network, ease_second_derivatives
+from ast_lightning.networks import NetworkFactory, build_network, ease_second_derivatives, mathematical_attention
 
 Tensors = Mapping[str, Tensor]
 Apply = Callable[[Tensors, Tensor], Tensor]
@@ -121,12 +121,14 @@ class ExpertObjective:
             parameters: Tensors, buffers: Tensors, augmented: Tensor, raw: Tensor, labels: Tensor, epoch: Tensor | None
         ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
             def apply(parameters: Tensors, images: Tensor) -> Tensor:
-                logits: Tensor = functional_call(skeleton, {**parameters, **buffers}, (images,))
+                with mathematical_attention():
+                    logits: Tensor = functional_call(skeleton, {**parameters, **buffers}, (images,))
                 return logits
 
             def aside(parameters: Tensors, images: Tensor) -> Tensor:
                 copies = {name: buffer.clone() for name, buffer in buffers.items()}
-                logits: Tensor = functional_call(skeleton, {**parameters, **copies}, (images,))
+                with mathematical_attention():
+                    logits: Tensor = functional_call(skeleton, {**parameters, **copies}, (images,))
                 return logits
 
             terms = _terms(apply, aside, parameters, augmented, raw, labels, norm)

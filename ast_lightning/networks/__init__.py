@@ -9,6 +9,7 @@ from ast_lightning.networks.functional import (
     build_network,
     describe_network,
     is_dropout,
+    mathematical_attention,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "describe_network",
     "ease_second_derivatives",
     "is_dropout",
+    "mathematical_attention",
 ]

@@ -58,12 +58,13 @@ class ReLU(nn.ReLU):
         return input * input.detach().sign().clamp(min=0)
 
 
-_NORMALIZATIONS: dict[str, Callable[[int], nn.Module]] = {
-    "instance": InstanceNorm,
-    "layer": lambda width: nn.GroupNorm(1, width),
-    "group": lambda width: nn.GroupNorm(math.gcd(4, width), width),
-    "batch": nn.BatchNorm2d,
-    "none": lambda width: nn.Identity(),
+_NORMALIZATIONS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "instance": lambda width, *size: InstanceNorm(width),
+    "layer": lambda width, *size: nn.GroupNorm(1, width),
+    "layer_chw": lambda *shape: nn.LayerNorm(shape),
+    "group": lambda width, *size: nn.GroupNorm(math.gcd(4, width), width),
+    "batch": lambda width, *size: nn.BatchNorm2d(width),
+    "none": nn.Identity,
 }
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": ReLU,
@@ -82,17 +83,19 @@ _POOLINGS: dict[str, Callable[[], nn.Module]] = {
 class ConvNet(nn.Module):
     """Blocks of 3×3 convolution, normalisation, activation and 2×2 pooling, then one linear layer.
 
-    One-channel images of 28×28 are padded to 32×32 by the first convolution, as in the published code.
-
     Args:
         channels: image channels.
         num_classes: number of logits.
         image_size: (height, width) in pixels.
         width: channels of every convolution.
         depth: number of blocks; 3 at 28 and 32 px, 4 at 64 px, 5 at 128 px.
-        normalization: ``instance`` (GroupNorm with one channel a group), ``batch``, ``layer``, ``group`` or ``none``.
+        normalization: ``instance`` (GroupNorm with one channel a group), ``batch``, ``layer`` (GroupNorm with one
+            group: a weight for each channel), ``layer_chw`` (the published codes' LayerNorm over C, H and W: a weight
+            for each element), ``group`` or ``none``.
         activation: ``relu``, ``leaky_relu``, ``gelu``, ``silu`` or ``sigmoid``.
         pooling: ``avg``, ``max`` or ``none``.
+        first_padding: of the first convolution. None: 3 for one-channel images of 28×28, which become 32×32, otherwise
+            1. The published codes have 3 for one-channel images of any size.
 
     Shape:
         ``[N, channels, H, W]`` → ``[N, num_classes]``.
@@ -116,16 +119,23 @@ class ConvNet(nn.Module):
         normalization: str = "instance",
         activation: str = "relu",
         pooling: str = "avg",
+        first_padding: int | None = None,
     ) -> None:
         super().__init__()
         ConvNetSettings(  # rejects what cannot work
-            width=width, depth=depth, normalization=normalization, activation=activation, pooling=pooling
+            width=width,
+            depth=depth,
+            normalization=normalization,
+            activation=activation,
+            pooling=pooling,
+            first_padding=first_padding,
         )
         height, breadth = image_size
-        first_padding = 3 if channels == 1 and (height, breadth) == (28, 28) else 1
+        if first_padding is None:
+            first_padding = 3 if channels == 1 and (height, breadth) == (28, 28) else 1
         height, breadth = height + 2 * (first_padding - 1), breadth + 2 * (first_padding - 1)
-        if pooling != "none" and min(height, breadth) >> depth < 1:
-            problem = f"{depth} poolings leave nothing of images of {image_size[0]}×{image_size[1]} pixels"
+        if min(height, breadth) >> (depth if pooling != "none" else 0) < 1:
+            problem = f"its layers leave nothing of images of {image_size[0]}×{image_size[1]} pixels"
             remedy = "lower network.depth, raise data.image_size or set network.pooling=none"
             raise ConfigurationError("network.depth", depth, problem, remedy)
         blocks: list[nn.Module] = []
@@ -133,7 +143,7 @@ class ConvNet(nn.Module):
             padding = first_padding if block == 0 else 1
             blocks += [
                 nn.Conv2d(channels if block == 0 else width, width, kernel_size=3, padding=padding),
-                _NORMALIZATIONS[normalization](width),
+                _NORMALIZATIONS[normalization](width, height, breadth),
                 _ACTIVATIONS[activation](),
                 _POOLINGS[pooling](),
             ]

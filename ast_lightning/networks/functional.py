@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, replace_all_batch_norm_modules_
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ast_lightning.errors import ConfigurationError
+from ast_lightning.errors import ConfigurationError, raised
 from ast_lightning.randomness import Key, keyed_global_state
 
 NetworkFactory = Callable[[], nn.Module]
@@ -38,9 +39,13 @@ def build_network(factory: NetworkFactory, *key: Key) -> nn.Module:
     try:
         with keyed_global_state(*key), _float32_by_default():
             network = factory()
-    except TypeError as error:
-        problem = f"it cannot be built ({error})"
+    except ConfigurationError:
+        raise
+    except Exception as error:  # of a class that is not ours
+        problem = f"it cannot be built: {raised(error)}"
         raise ConfigurationError("network", _qualified(factory), problem, "correct its options") from error
+    if not isinstance(network, nn.Module):
+        raise ConfigurationError("network", _qualified(factory), "it is no torch.nn.Module", "name a subclass of it")
     frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
     if frozen or not any(True for _ in network.parameters()):
         problem = f"its parameter {frozen[0]} is frozen" if frozen else "it has no parameters"
@@ -57,6 +62,11 @@ def _float32_by_default() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def mathematical_attention() -> Any:
+    """A context in which attention is computed by matrix products: fused kernels have no second derivatives."""
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def parameter_layout(network: nn.Module) -> ParameterLayout:
@@ -141,26 +151,47 @@ class FunctionalNetwork:
         with keyed_global_state(0, "impurity"), torch.no_grad():
             state = torch.get_rng_state()
             image = image.detach().to("cpu", torch.float32)
-            self(self.initial_parameters(0, "skeleton"), image.expand(2, *image.shape))
+            arguments = self.initial_parameters(0, "skeleton"), image.expand(2, *image.shape)
+            first, second = (self(*arguments).nan_to_num() for _ in range(2))
             if not torch.equal(state, torch.get_rng_state()):
                 return "it draws random numbers that no torch.nn.Dropout layer draws"
+            if not torch.equal(first, second):
+                return "it gives other logits when it is evaluated again"
         moved = (name for name, buffer in self._skeleton.named_buffers() if not torch.equal(buffer, before[name]))
         name = next(moved, None)
         return None if name is None else f"its buffer {name} changes when it is evaluated"
 
-    def require_pure(self, image: Tensor) -> None:
+    def require_pure(self, image: Tensor, num_classes: int | None = None, batch: int = 2) -> None:
         """Refuse a network that cannot be a student.
 
         Args:
             image: any one, ``[C, H, W]``.
+            num_classes: how many logits it must give, where that is known.
+            batch: size of the smallest batch that it will be trained on.
 
         Raises:
-            ConfigurationError: its logits depend on more than its parameters and the images.
+            ConfigurationError: it gives no logits, or logits that depend on more than its parameters and the images.
         """
-        if problem := self.impurity(image):
-            problem += ", and a student must be a function of its parameters and images alone"
+        name = _qualified(self.factory)
+        try:
+            with keyed_global_state(0, "logits"), torch.no_grad():
+                images = image.detach().to("cpu", torch.float32).expand(batch, *image.shape)
+                logits = self(self.initial_parameters(0, "skeleton"), images)
+        except Exception as error:  # of a class that is not ours
+            remedy = f"make it take a batch {[batch, *image.shape]}" + (", or choose another batch size" * (batch == 1))
+            raise ConfigurationError("network", name, raised(error), remedy) from error
+        found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        if (
+            not isinstance(logits, Tensor)
+            or logits.ndim != 2
+            or logits.shape != (batch, num_classes or logits.shape[1])
+        ):
+            problem = f"it gives {found}, and logits [{batch}, {num_classes or 'classes'}] are needed"
+            raise ConfigurationError("network", name, problem, "return one tensor with a logit for each class")
+        if impurity := self.impurity(image):
+            problem = f"{impurity}, and a student must be a function of its parameters and images alone"
             remedy = "leave that layer out; dropout of torch.nn.Dropout layers is turned off in students"
-            raise ConfigurationError("network", _qualified(self.factory), problem, remedy)
+            raise ConfigurationError("network", name, problem, remedy)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> FunctionalNetwork:
         """Move the skeleton's constant buffers, and convert the floating ones; parameters come with every call."""
@@ -169,7 +200,8 @@ class FunctionalNetwork:
 
     def __call__(self, theta: Tensor, images: Tensor) -> Tensor:
         """Logits ``[N, classes]`` of ``images`` ``[N, C, H, W]`` under the parameters ``theta`` ``[P]``."""
-        logits: Tensor = functional_call(self._skeleton, self.unflatten(theta), (images,))
+        with mathematical_attention():
+            logits: Tensor = functional_call(self._skeleton, self.unflatten(theta), (images,))
         return logits
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:

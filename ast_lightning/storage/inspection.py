@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ast_lightning.errors import ConfigurationError
+from ast_lightning.errors import ConfigurationError, printable
 
 _PAGE_WIDTH = 120  # where the output is no terminal
 
@@ -112,11 +112,6 @@ def console() -> Console:
 def cell(value: object) -> str:
     """Any text for rich, without markup and control characters."""
     return escape(printable(str(value)))
-
-
-def printable(text: str) -> str:
-    """A text without control characters, which a terminal would obey."""
-    return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def count(number: int, word: str) -> str:

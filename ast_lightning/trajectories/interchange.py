@@ -25,8 +25,8 @@ from ast_lightning.trajectories.store import TrajectoryStore
 OPTION = "buffers"
 PATTERN = "replay_buffer_*.pt"
 _SAME_NETWORK = (
-    "set data, data.image_size, network.width, network.depth, network.normalization and network.pooling as they were "
-    "trained with"
+    "set data, data.image_size, network.width, network.depth, network.normalization (layer_chw for the LayerNorm of "
+    "the published codes), network.pooling and network.first_padding as they were trained with"
 )
 _NOT_PUBLISHED = "name files that the published codes wrote"
 
@@ -180,6 +180,11 @@ def export_buffers(store: TrajectoryStore, folder: Path | str, per_file: int = 1
     parts = [experts[start : start + per_file] for start in range(0, len(experts), per_file)]
     contents = {f"replay_buffer_{n}.pt": partial(_published, store, part) for n, part in enumerate(parts)}
     return save_together(folder, contents)
+
+
+def final_parameters(source: Source) -> Tensor:
+    """The parameters ``[P]`` after the last epoch, float32; :func:`scan_buffers` has looked at them."""
+    return torch.cat([each.detach().float().reshape(-1) for each in _trajectories(source.file)[source.trajectory][-1]])
 
 
 def _trajectories(file: Path) -> Sequence[Any]:

@@ -56,7 +56,18 @@ def read_store_record(folder: Path) -> dict[str, Any]:
             problem = f"its format is {found} and this version reads {FORMAT_VERSION}"
             remedy = "install the version of ast_lightning that wrote it, or train these experts in another folder"
             raise ConfigurationError(OPTION, folder, problem, remedy)
-        return unseal(content)
+        return _described(unseal(content))
+
+
+def _described(content: dict[str, Any]) -> dict[str, Any]:
+    """The content, which has what every reader relies on."""
+    sections = content["network"], content.get("data") or {}, content.get("expert") or {}
+    fits = all(isinstance(each, dict) for each in sections) and isinstance(sections[0]["parameters"], list)
+    pairs = sections[0]["parameters"] if fits else [None]
+    fits = all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], list) for pair in pairs)
+    if not fits or not isinstance(content["epochs"], int) or not isinstance(content["id"], str):
+        raise Damaged("it does not describe trajectories")
+    return content
 
 
 class ExpertRecord(NamedTuple):

@@ -130,7 +130,10 @@ class TrajectoryStore:
         if difference:
             field, stored, wanted = difference
             problem = f"its trajectories were made with {field} = {stored}, and this run has {field} = {wanted}"
-            remedy = f"give this run the {key} of the trajectories, or train experts with the {key} of this run"
+            remedy = (
+                f"give this run the {key} of the trajectories, or run train_experts.py with fresh=true, which moves "
+                "them aside"
+            )
             raise ConfigurationError(OPTION, self.folder, problem, remedy)
 
     @property

@@ -261,3 +261,15 @@ def test_the_scripts_import_and_distil(output: Path, tmp_path: Path, script: Scr
     result = script("train_experts", tmp_path / "output", f"buffers={files}", "num_experts=5")
     assert result.returncode == 2
     assert "set num_experts=2" in result.stderr
+
+
+def test_the_padding_of_the_published_codes_is_found_out(tmp_path: Path, command: Command) -> None:
+    """One channel of 8×8: both paddings give parameters of the same shapes."""
+    trained = ("network.first_padding=3", "expert.epochs=8", "network.depth=3")
+    command("train_experts", tmp_path / "theirs", *trained)
+    export_buffers(store_of(tmp_path / "theirs", *trained), tmp_path / "buffers")
+    words = (f"buffers={tmp_path / 'buffers'}", "expert.epochs=8", "network.depth=3")
+    with pytest.raises(ConfigurationError, match=r"network\.first_padding=null: .*set network\.first_padding=3"):
+        command("train_experts", tmp_path / "ours", *words)
+    assert not (tmp_path / "ours").exists()
+    command("train_experts", tmp_path / "ours", *words, "network.first_padding=3")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.utils import save_image
 
 from ast_lightning.commands.distill import distill
 from ast_lightning.commands.train_experts import train_experts
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.storage.files import read_json
+from ast_lightning.storage.files import read_json, write_json
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.__main__ import main
 
@@ -127,3 +128,88 @@ def test_nothing_is_asked_of_the_disk_where_nothing_is_to_be_written(
     usage = shutil._ntuple_diskusage(10**9, 10**9, 0)  # type: ignore[attr-defined]
     monkeypatch.setattr("shutil.disk_usage", lambda folder: usage)
     assert command("train_experts", output)["test_accuracy"] > 0
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Two classes of noise."""
+    for split, count in (("train", 6), ("test", 2)):
+        for name in ("a", "b"):
+            (tmp_path / "pictures" / split / name).mkdir(parents=True)
+            for index in range(count):
+                noise = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(10 * index + ord(name)))
+                save_image(noise, tmp_path / "pictures" / split / name / f"{index}.png")
+    return tmp_path / "pictures"
+
+
+def words(folder: Path) -> tuple[str, ...]:
+    options = ("data.per_class=null", "data.preprocessing=none", "distill.outer=sgd", "distill.lr_img=1")
+    return ("data=image_folder", "data.image_size=8", f"data.root={folder}", *options)
+
+
+def test_images_that_changed_in_place(
+    pictures: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("train_experts", tmp_path, *words(pictures))
+    command("distill", tmp_path, *words(pictures))
+    dataset = run_of(*SMALL, f"output_dir={tmp_path}", *words(pictures)).synthetic_folder()
+    shutil.copy(pictures / "train" / "a" / "0.png", pictures / "train" / "a" / "new.png")
+    for name in ("train_experts", "distill"):  # which had finished
+        with pytest.raises(ConfigurationError, match=r"counts\.train = 12, .* 13.*fresh=true"):
+            command(name, tmp_path, *words(pictures))
+    capsys.readouterr()
+    command("evaluate", tmp_path, *words(pictures), "baselines=[random]")
+    assert "have changed since" in capsys.readouterr().out
+    command("train_experts", tmp_path, *words(pictures), "fresh=true")
+    assert len(list((tmp_path / "experts" / "earlier").iterdir())) == 1
+    with pytest.raises(ConfigurationError, match=r"fresh=true"):
+        command("distill", tmp_path, *words(pictures))
+    command("distill", tmp_path, *words(pictures), "fresh=true")
+    command("evaluate", tmp_path, *words(pictures), "baselines=[random]")
+    assert "have changed since" not in capsys.readouterr().out
+    assert dataset.is_dir()
+
+
+def test_a_renamed_folder_of_images_finds_its_experts(pictures: Path, tmp_path: Path, command: Command) -> None:
+    command("train_experts", tmp_path, *words(pictures))
+    command("train_experts", tmp_path, *words(pictures), "seed=1", "expert.lr=0.02")
+    renamed = pictures.rename(tmp_path / "renamed")
+    with pytest.raises(ConfigurationError) as caught:
+        command("distill", tmp_path, *words(renamed))
+    assert "2 stores" in caught.value.problem
+    assert f"data.root={pictures} (here {renamed})" in caught.value.problem
+    assert "seed=" not in caught.value.problem
+    option = next(word for word in caught.value.remedy.split() if word.startswith("experts_dir="))
+    command("distill", tmp_path, *words(renamed), option)
+    with pytest.raises(ConfigurationError) as caught:
+        command("distill", tmp_path, *words(pictures), "expert.lr=0.05")
+    assert "has expert.lr=" in caught.value.problem
+    assert "experts_dir=" not in caught.value.remedy
+
+
+def test_names_of_folders_name_own_parts(tmp_path: Path) -> None:
+    def name(*overrides: str) -> str:
+        return run_of(f"output_dir={tmp_path}", *overrides).experts_folder().name
+
+    own = ("network=custom", "network._target_=tests.networks.own.Own")
+    assert name().startswith("digits_convnet_ast_seed0_")
+    assert name(*own, "data.name=my flowers").startswith("my-flowers_Own_ast_seed0_")
+    earlier = tmp_path / "experts" / name(*own).replace("_Own_", "_custom_")
+    earlier.mkdir(parents=True)  # as an earlier version called it
+    write_json(earlier / "store.json", {"config": run_of(f"output_dir={tmp_path}", *own).config})
+    assert name(*own) == earlier.name
+
+
+@pytest.mark.parametrize("network", ["OneMore", "Pair", "Counter", "Fails", "CannotBeBuilt"])
+def test_a_network_that_does_not_fit_leaves_nothing_behind(network: str, tmp_path: Path) -> None:
+    run = run_of(f"output_dir={tmp_path}", "network=custom", f"network._target_=tests.networks.own.{network}")
+    with pytest.raises(ConfigurationError, match=f"network=tests.networks.own.{network}: "):
+        train_experts(run)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_last_batch_of_one_image_that_a_network_cannot_take(tmp_path: Path) -> None:
+    own = ("network=custom", "network._target_=tests.networks.own.NormalizedLogits", "data.per_class=20")
+    with pytest.raises(ConfigurationError, match=r"network=.*another batch size"):
+        train_experts(run_of(f"output_dir={tmp_path}", *own, "expert.batch_size=199"))
+    assert not list(tmp_path.iterdir())

@@ -25,17 +25,17 @@ def of(*overrides: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        # 30 % of the trajectory at one image per class, 50 % at ten, 64 % at fifty
+        # a quarter of the trajectory at one image per class, half of it at ten, 67 % at fifty
         (["expert.epochs=10", "expert.lr=0.01"], (20, 2, 3, 0.01, 300)),
         (["expert.epochs=10", "expert.lr=0.01", "distill.ipc=10"], (20, 2, 5, 0.01, 300)),
-        (["expert.epochs=50", "distill.ipc=50"], (20, 2, 32, 0.003, 1000)),
+        (["expert.epochs=50", "distill.ipc=50"], (20, 2, 34, 0.003, 1000)),
         # what is given is left alone, and the rest follows from it
         (["expert.epochs=10", "distill.expert_epochs=9", "distill.syn_steps=30"], (30, 9, 2, 0.003, 1000)),
-        (["expert.epochs=40", "distill.expert_epochs=30"], (30, 30, 11, 0.003, 1000)),
+        (["expert.epochs=40", "distill.expert_epochs=30"], (30, 30, 10, 0.003, 1000)),
         (["distill.lr_teacher=0.005", "evaluation.epochs=7", "distill.max_start_epoch=4"], (20, 2, 4, 0.005, 7)),
         # short and sparse trajectories
         (["expert.epochs=1", "expert.lr=1"], (20, 1, 1, 1.0, 300)),
-        (["expert.epochs=20", "expert.every_n_epochs=4", "expert.max_epoch=9"], (20, 4, 6, 0.003, 1000)),
+        (["expert.epochs=20", "expert.every_n_epochs=4", "expert.max_epoch=9"], (20, 4, 5, 0.003, 1000)),
     ],
 )
 def test_rules(overrides: list[str], expected: tuple[float, ...]) -> None:
@@ -84,7 +84,7 @@ def test_named_experts_count_with_their_own_length(tmp_path: Path) -> None:
     store = {"epochs": 30, "expert": {"lr": 0.02, "every_n_epochs": 3, "max_epoch": None}}
     (tmp_path / "store.json").write_text(json.dumps(store))
     distill = of(f"experts_dir={tmp_path}", "expert.epochs=5")["distill"]
-    assert (distill["expert_epochs"], distill["max_start_epoch"], distill["lr_teacher"]) == (3, 9, 0.02)
+    assert (distill["expert_epochs"], distill["max_start_epoch"], distill["lr_teacher"]) == (3, 8, 0.02)
     (tmp_path / "store.json").write_text("[]")
     assert of(f"experts_dir={tmp_path}", "expert.epochs=10")["distill"]["max_start_epoch"] == 3
 

@@ -393,8 +393,47 @@ def broken(**changes: Any) -> RawDataset:
             {"test": LabelledImages(torch.zeros(0, 1, 4, 4, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))},
             r"test images: expected uint8 \[N, C, H, W\], not torch\.uint8 \[0,",
         ),
+        ({"class_names": ("a",)}, "it has 1 class, .*add images of another class"),
+        ({"images": torch.zeros(24, 8, 8, 3, dtype=torch.uint8)}, r"channels last.*permute\(0, 3, 1, 2\)"),
+        ({"images": torch.zeros(24, 8, 8, 3).numpy()}, "two tensors"),
+        ({"test": None}, "test images: .*not NoneType"),
     ],
 )
 def test_a_source_that_breaks_its_promises_is_refused(changes: dict, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         ImageDataModule(lambda: broken(**changes)).setup()
+
+
+def failing() -> RawDataset:
+    raise KeyError("no\nsuch table")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (tiny(), ["not a RawDataset", "_partial_: true"]),
+        (lambda: None, ["it gives NoneType", "RawDataset"]),
+        (failing, ["failing", "KeyError", "test_datamodule.py, line "]),
+        (lambda path: path, ["TypeError", "path"]),
+    ],
+)
+def test_a_source_that_gives_no_dataset_is_named_in_a_line(source: Any, words: list[str]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        ImageDataModule(source).setup()
+    assert caught.value.option == "data.source"
+    assert all(word in str(caught.value) for word in words)
+    assert str(caught.value).isprintable()
+
+
+def test_images_that_fill_the_memory_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"data\.image_size=100000: 24 images .*TiB|GiB"):
+        module(image_size=100_000).setup()
+
+
+def test_test_images_that_are_training_images_draw_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    module().setup()
+    assert "warning" not in capsys.readouterr().out
+    raw = tiny()
+    ImageDataModule(lambda: RawDataset("leak", raw.train, raw.train, raw.class_names)).setup()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "24 of 24 test images are training images" in line

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -75,15 +78,19 @@ def test_hidden_files_and_folders_are_left_out(folder: Path, capsys: pytest.Capt
     raw = image_folder(folder, 8)
     assert raw.class_names == ("cat", "dog")
     assert torch.equal(raw.train.images, wanted.train.images)
-    assert capsys.readouterr().out == ""
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_files_of_other_kinds_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("b.gif", "c.avif"):
         (folder / "train" / "cat" / name).write_bytes(b"")
     assert len(image_folder(folder, 8).train) == 10
-    (line,) = capsys.readouterr().out.splitlines()
-    assert all(text in line for text in ("2 files", "train/cat/", ".gif", ".png"))
+    (folder / "train" / "loose.png").write_bytes(b"")
+    image_folder(folder, 8)
+    lines = capsys.readouterr().out.splitlines()
+    assert all(text in lines[0] for text in ("2 files", "train/cat/", ".gif", ".png"))
+    assert all(text in lines[1] for text in ("10 training", "4 test images", "2 classes"))
+    assert all(text in lines[2] for text in ("3 files", "train/loose.png"))
 
 
 def test_a_rotated_photograph_stands_upright(folder: Path) -> None:
@@ -97,6 +104,42 @@ def test_a_rotated_photograph_stands_upright(folder: Path) -> None:
     cats = image_folder(folder, 10).test.images[[0, 2]]  # before 0.png and 1.png
     assert cats[0, 0, 2, 2] > 250
     assert (cats[0].int() - cats[1].int()).abs().max() < 6
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(mode: str, folder: Path) -> None:
+    hidden = Image.new("RGBA", (20, 20), (200, 0, 0, 0)).convert(mode)
+    hidden.save(folder / "test" / "cat" / "0.png", **({"transparency": hidden.getpixel((0, 0))} if mode == "P" else {}))
+    for channels in (1, 3):
+        assert image_folder(folder, 8, channels=channels).test.images[0].unique().tolist() == [255]
+
+
+def test_unreadable_images_are_all_named_at_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("train/cat/1.png", "train/dog/3.png", "test/dog/0.png"):
+        (folder / name).write_bytes(b"no image")
+    with pytest.raises(ConfigurationError, match=r"train/cat/1\.png.*and 2 more"):
+        image_folder(folder, 8)
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("train/cat/1.png", "train/dog/3.png", "test/dog/0.png"))
+
+
+def test_an_unreadable_folder_is_not_an_empty_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir, closed = os.scandir, str(folder / "train" / "dog")
+
+    def refuse(path: str) -> Iterator[os.DirEntry[str]]:
+        if str(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", closed)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ConfigurationError, match=r"train/dog: it cannot be read \(Permission denied\)"):
+        image_folder(folder, 8)
+
+
+def test_links_in_a_circle_are_followed_once(folder: Path) -> None:
+    wanted = image_folder(folder, 8)
+    (folder / "train" / "cat" / "again").symlink_to(folder / "train" / "cat")
+    assert torch.equal(image_folder(folder, 8).train.images, wanted.train.images)
 
 
 def test_through_the_datamodule(folder: Path) -> None:
@@ -152,12 +195,12 @@ def test_other_classes_in_test(folder: Path) -> None:
 def test_unreadable_image_is_named(content: bytes | None, folder: Path) -> None:
     path = folder / "train" / "dog" / "3.png"
     path.write_bytes(path.read_bytes()[:60] if content is None else content)
-    with pytest.raises(ConfigurationError, match=r"train/dog/3\.png: this image cannot be read"):
+    with pytest.raises(ConfigurationError, match=r"data\.root=.*cannot be read: .*train/dog/3\.png"):
         image_folder(folder, 8)
 
 
 def test_sixteen_bit_images_are_not_clipped_in_silence(folder: Path) -> None:
     deep = np.full((20, 20), 40_000, dtype=np.uint16)
     Image.fromarray(deep).save(folder / "train" / "cat" / "deep.png")
-    with pytest.raises(ConfigurationError, match=r"deep\.png: .*more than 8 bits"):
+    with pytest.raises(ConfigurationError, match=r"deep\.png .*more than 8 bits"):
         image_folder(folder, 8)

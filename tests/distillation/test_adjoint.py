@@ -17,6 +17,7 @@ from ast_lightning.distillation.trajectory_matching import InnerProblem, unroll
 from ast_lightning.distillation.trajectory_matching.adjoint import StepBatch
 from ast_lightning.networks import ConvNet, FunctionalNetwork
 from ast_lightning.randomness import keyed_generator
+from tests.networks.own import Attention
 
 CLASSES = 3
 FAMILIES = "color_crop_cutout_flip_scale_rotate"
@@ -101,10 +102,15 @@ def test_adjoint_equals_autograd(data: st.DataObject) -> None:
     )
 
 
-@pytest.mark.parametrize("normalization", ["instance", "layer", "group", "batch", "none"])
+@pytest.mark.parametrize("normalization", ["instance", "layer", "layer_chw", "group", "batch", "none"])
 @pytest.mark.parametrize("pooling", ["avg", "max"])
 def test_every_layer_of_the_convnet(normalization: str, pooling: str) -> None:
     assert_same(functools.partial(small, normalization=normalization, pooling=pooling), match_at=[2, 4])
+
+
+def test_padding_and_attention() -> None:
+    assert_same(functools.partial(small, first_padding=3), match_at=[2, 4])
+    assert_same(functools.partial(Attention, channels=2, num_classes=CLASSES, image_size=(4, 4)), match_at=[2, 4])
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "gelu", "silu", "sigmoid"])

@@ -15,7 +15,8 @@ from torch._dynamo.utils import counters
 from ast_lightning.compilation import Compilation
 from ast_lightning.distillation.trajectory_matching import InnerProblem, unroll
 from ast_lightning.distillation.trajectory_matching.inner import Products, forward_mode_is_exact
-from ast_lightning.networks import ConvNet, FunctionalNetwork
+from ast_lightning.networks import ConvNet, FunctionalNetwork, NetworkFactory
+from tests.networks.own import Attention
 
 CLASSES = 3
 COMPILED = Compilation(True, True, "test")
@@ -167,9 +168,20 @@ def test_a_layer_without_forward_mode_is_found() -> None:
     assert not forward_mode_is_exact(loss, torch.ones(3), torch.ones(2, 3), torch.tensor([0, 1]))
 
 
-def test_batch_normalised_student() -> None:
-    network = FunctionalNetwork(functools.partial(small, normalization="batch", pooling="max", activation="gelu"))
-    theta, images, _, direction = inputs(4)
+@pytest.mark.parametrize(
+    "factory",
+    [
+        functools.partial(small, normalization="batch", pooling="max", activation="gelu"),
+        functools.partial(small, normalization="layer_chw", first_padding=3),
+        functools.partial(Attention, channels=2, num_classes=CLASSES, image_size=(4, 4)),
+    ],
+    ids=["batch", "layer_chw", "attention"],
+)
+def test_other_students(factory: NetworkFactory) -> None:
+    network = FunctionalNetwork(factory)
+    _, images, _, _ = inputs(4)
+    theta = network.initial_parameters(4).double()
+    direction = normal(len(theta), seed=3)
     labels = torch.tensor([0, 2, 1, 1])
     compiled, plain = InnerProblem(network, COMPILED), InnerProblem(network)
     seen = compiled.products(theta, images, labels, direction, (True, True, False))

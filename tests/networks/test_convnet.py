@@ -12,7 +12,7 @@ from torch import Tensor
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ConvNet
 
-NORMALIZATIONS = ("instance", "layer", "group", "batch", "none")
+NORMALIZATIONS = ("instance", "layer", "layer_chw", "group", "batch", "none")
 ACTIVATIONS = ("relu", "leaky_relu", "gelu", "silu", "sigmoid")
 POOLINGS = ("avg", "max", "none")
 
@@ -29,7 +29,7 @@ def normalized(x: Tensor, kind: str) -> Tensor:
     if kind == "batch":
         axes = x.transpose(0, 1).reshape(1, width, -1)
     else:
-        groups = {"instance": width, "layer": 1, "group": 4}[kind]
+        groups = {"instance": width, "layer": 1, "layer_chw": 1, "group": 4}[kind]
         axes = x.reshape(number, groups, -1)
     mean = axes.mean(-1, keepdim=True)
     variance = ((axes - mean) ** 2).mean(-1, keepdim=True)
@@ -119,6 +119,34 @@ def test_shapes_and_padding(channels: int, size: tuple[int, int], depth: int, pa
     torch.testing.assert_close(logits, wanted)
 
 
+@pytest.mark.parametrize(
+    ("channels", "size", "padding"), [(1, (32, 32), 3), (1, (8, 8), 3), (3, (9, 9), 0), (1, (28, 28), 1)]
+)
+def test_the_first_padding_can_be_given(channels: int, size: tuple[int, int], padding: int) -> None:
+    """3 for one channel of any size is the rule of the published codes."""
+    torch.manual_seed(0)
+    network = ConvNet(channels, 5, size, width=6, depth=2, first_padding=padding)
+    images = torch.randn(3, channels, *size)
+    wanted = by_hand(list(network.parameters()), images, 2, ("instance", "relu", "avg"), padding)
+    torch.testing.assert_close(network(images), wanted)
+
+
+def test_layer_normalisation_of_the_field_has_a_weight_for_each_element() -> None:
+    assert count(ConvNet(3, 10, (32, 32), width=32, normalization="layer_chw")) == 110_538
+    assert count(ConvNet(3, 10, (32, 32), width=32, normalization="layer")) == 24_714
+    torch.manual_seed(0)
+    network = ConvNet(1, 2, (6, 4), width=3, depth=1, normalization="layer_chw", first_padding=3)
+    weight, bias = torch.randn(2, 3, 10, 8)
+    parameters = list(network.parameters())
+    with torch.no_grad():
+        parameters[2].copy_(weight)
+        parameters[3].copy_(bias)
+    images = torch.randn(2, 1, 6, 4)
+    x = normalized(F.conv2d(images, *parameters[:2], padding=3), "layer_chw") * weight + bias
+    wanted = pooled(activated(x, "relu"), "avg").flatten(1) @ parameters[4].T + parameters[5]
+    torch.testing.assert_close(network(images), wanted)
+
+
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
@@ -153,13 +181,14 @@ def test_every_width_can_be_normalised_or_is_refused(width: int, normalization: 
 @pytest.mark.parametrize(
     ("arguments", "option", "says"),
     [
-        ({"normalization": "instnace"}, "network.normalization", "instance, batch, layer, group, none"),
+        ({"normalization": "instnace"}, "network.normalization", "instance, batch, layer, layer_chw, group, none"),
         ({"activation": "tanh"}, "network.activation", "relu, leaky_relu, gelu, silu, sigmoid"),
         ({"pooling": "average"}, "network.pooling", "avg, max, none"),
         ({"width": 0}, "network.width", "at least 1"),
         ({"depth": 0}, "network.depth", "at least 1"),
         ({"depth": -1}, "network.depth", "at least 1"),
         ({"depth": 4}, "network.depth", "8×12 pixels"),
+        ({"first_padding": -1}, "network.first_padding", "at least 0"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(arguments: dict[str, object], option: str, says: str) -> None:

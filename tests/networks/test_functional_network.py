@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from ast_lightning.networks import (
     is_dropout,
 )
 from ast_lightning.networks.functional import parameter_layout
+from tests.networks import own
 
 
 def perturbed(network: FunctionalNetwork) -> Tensor:
@@ -226,6 +228,41 @@ def test_a_student_is_a_pure_function(state: str, problem: str | None, images: T
         with pytest.raises(ConfigurationError, match=rf"^network=.*Functional: {problem}|it {problem}"):
             network.require_pure(images[0])
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (own.OneMore, ["gives [2, 4]", "[2, 3] are needed"]),
+        (own.Pair, ["gives a tuple", "one tensor"]),
+        (own.Maps, ["gives [2, 3, 1, 1]"]),
+        (own.Dice, ["other logits"]),
+        (own.Counter, ["other logits"]),
+        (own.Fails, ["raised RuntimeError", "own.py, line "]),
+        (own.CannotBeBuilt, ["cannot be built", "raised ZeroDivisionError: 2 channels", "own.py, line "]),
+        (own.no_module, ["torch.nn.Module"]),
+    ],
+)
+def test_a_network_that_cannot_be_a_student_is_named_in_a_line(kind: Any, words: list[str], images: Tensor) -> None:
+    factory = functools.partial(kind, channels=2, num_classes=3, image_size=(4, 6))
+    with pytest.raises(ConfigurationError) as caught:
+        FunctionalNetwork(factory).require_pure(images[0], 3)
+    assert caught.value.option == "network"
+    assert kind.__qualname__ in str(caught.value)
+    assert all(word in str(caught.value) for word in words)
+    assert str(caught.value).isprintable()
+
+
+def test_attention_can_be_differentiated_twice(images: Tensor) -> None:
+    network = FunctionalNetwork(functools.partial(own.Attention, channels=2, num_classes=3, image_size=(4, 6)))
+    network.require_pure(images[0], 3)
+    theta, images = network.initial_parameters(0).double().requires_grad_(), images.double().requires_grad_()
+
+    def gradient(theta: Tensor, images: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(network(theta, images).square().sum(), theta, create_graph=True)
+        return found
+
+    assert torch.autograd.gradcheck(gradient, (theta, images))
 
 
 def test_layers_of_torch_are_pure(images: Tensor) -> None:

@@ -16,6 +16,7 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import seal, unseal
 from ast_lightning.storage.files import read_json, write_json
 from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories.__main__ import main
 
 Metadata = dict[str, Any]
 Fill = Callable[[int], None]
@@ -169,3 +170,48 @@ def test_window_beyond_the_trajectory_is_refused(store: TrajectoryStore, fill: F
     fill(0)
     with pytest.raises(ConfigurationError, match="epoch_0005"):
         store.read_window(0, 3, 2)
+
+
+MISSING = object()
+
+
+@pytest.mark.parametrize("value", [MISSING, None, 5, "x", [], [5], {"a": 1}], ids=str)
+@pytest.mark.parametrize("key", ["network", "data", "expert", "epochs", "seed", "id", "network.parameters"])
+def test_a_sealed_record_of_something_else_is_a_line(
+    store: TrajectoryStore, metadata: Metadata, fill: Fill, key: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(0)
+    content = unseal(read_json(store.folder / "store.json"))
+    section = content["network"] if "." in key else content
+    if value is MISSING:
+        del section[key.rpartition(".")[2]]
+    else:
+        section[key.rpartition(".")[2]] = value
+    write_json(store.folder / "store.json", seal(content))
+    for read in (
+        lambda: TrajectoryStore.create(store.folder, metadata),
+        lambda: TrajectoryStore.open(store.folder).read_window(0, 0, 2),
+        *(lambda command=command: main([command, str(store.folder)]) for command in ("ls", "info", "verify")),
+    ):
+        try:
+            read()
+        except ConfigurationError as error:
+            assert error.option == "experts_dir"  # noqa: PT017
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["store.json", "expert_0000/expert.json"])
+def test_json_that_is_nested_too_deep_is_a_line(store: TrajectoryStore, fill: Fill, name: str) -> None:
+    fill(0)
+    (store.folder / name).write_text("[" * 200_000 + "]" * 200_000)
+    with pytest.raises(ConfigurationError, match="cannot be used"):
+        TrajectoryStore.open(store.folder).record(0)
+
+
+@pytest.mark.parametrize("claimed", [30 * 2**30, 2**63, 2**64 - 1])
+def test_a_header_that_claims_more_than_there_is_is_a_line(store: TrajectoryStore, fill: Fill, claimed: int) -> None:
+    fill(0)
+    path = store.snapshot_path(0, 1)
+    path.write_bytes(claimed.to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(ConfigurationError, match="safetensors"):
+        TrajectoryStore.open(store.folder).read_window(0, 0, 2)

@@ -136,7 +136,8 @@ class TrajectoryMatching(Method):
 
     def synthetic_set(self, images: Tensor, labels: Tensor, learning_rate: float) -> SyntheticSet:
         self.settings.check_batch(len(images))
-        self._student.require_pure(images[0])
+        size = self.settings.batch_syn or len(images)
+        self._student.require_pure(images[0], batch=1 if size == 1 or len(images) % size == 1 else 2)
         return SyntheticImages(images, labels, learning_rate, alpha=self.settings.alpha)
 
     @property
