@@ -1,13 +1,12 @@
 """Distil expert trajectories into synthetic images."""
 
-import hydra
-from omegaconf import DictConfig
+from typing import Any
 
-from ast_lightning.commands.entry import run_command, start
+from ast_lightning.commands.entry import configured, run_command, start
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(config: DictConfig) -> dict[str, float]:
+@configured
+def main(config: Any) -> dict[str, float]:
     return run_command("distill", config)
 
 

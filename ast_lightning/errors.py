@@ -9,8 +9,8 @@ import traceback
 
 
 def printable(text: str) -> str:
-    """A text as one line without control characters, which a terminal would obey."""
-    return "".join(each if each.isprintable() else "?" for each in text)
+    """A text in one line and without control characters, which a terminal would obey: it may come from a file."""
+    return "".join(each if each.isprintable() else " " if each == "\n" else "?" for each in text)
 
 
 class ConfigurationError(ValueError):

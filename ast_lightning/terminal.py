@@ -7,6 +7,8 @@ import threading
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
+from ast_lightning.errors import printable
+
 tqdm.set_lock(threading.RLock())  # tqdm's own is shared by processes, and starts one to watch it
 
 
@@ -24,7 +26,7 @@ def say(text: str) -> None:
     """Print a line, above a progress bar where there is one, once for all ranks."""
     if is_rank_zero():
         with tqdm.external_write_mode():
-            print(text, flush=True)
+            print(printable(text), flush=True)
 
 
 def format_seconds(seconds: float) -> str:

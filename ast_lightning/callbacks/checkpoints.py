@@ -24,7 +24,7 @@ class StateOfEpochs(Checkpoint):
 
 
 class StateOfIterations(Checkpoint):
-    """Saves a checkpoint every few outer iterations and after the last.
+    """Saves a checkpoint every few outer iterations and after the last, also where ``max_time`` ends the run.
 
     Where an evaluation is due, none is saved before it: Lightning would skip that evaluation when it resumes. The
     callback that stores the result of the evaluation calls :meth:`save`.
@@ -39,6 +39,7 @@ class StateOfIterations(Checkpoint):
         self.path = path
         self.every = every
         self.evaluated_every = evaluated_every
+        self._saved = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -49,6 +50,10 @@ class StateOfIterations(Checkpoint):
         if step % self.every == 0 or step == trainer.max_steps:
             self.save(trainer)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step != self._saved:
+            self.save(trainer)
+
     def is_evaluated(self, step: int) -> bool:
         """Whether an evaluation is due after iteration ``step``, wherever the run ends."""
         return step % self.evaluated_every == 0
@@ -56,3 +61,4 @@ class StateOfIterations(Checkpoint):
     def save(self, trainer: Trainer) -> None:
         """Save a checkpoint now; all ranks call it."""
         trainer.save_checkpoint(self.path)
+        self._saved = trainer.global_step

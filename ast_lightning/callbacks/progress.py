@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from ast_lightning.storage.files import format_bytes
 from ast_lightning.terminal import format_seconds, say
 
 _LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+_NARROW = "{desc} |{bar}| {n_fmt}/{total_fmt} {remaining} left"
+_MINUTE = 60  # seconds after which a line is printed where there is no terminal, beside the planned ones
 _MEASURED = 5  # steps of the estimate, after the first, which also allocates and compiles
 _QUIET = 30.0  # seconds between the lines of an evaluation, where there is no terminal
 _SHOWN: tuple[str, ...] = ("train/loss", "test/accuracy", "validation/accuracy")
@@ -28,7 +31,7 @@ class RunProgress(Callback):
 
     Args:
         description: what is running, e.g. ``expert 3``.
-        lines: how many lines are printed where there is no terminal.
+        lines: how many lines are printed where there is no terminal; in a long run, one a minute.
         runs: how many runs like this one follow each other, this one included: after a few steps, an estimate of
             their time is printed. 0 prints none.
         evaluator: trains the networks of each validation or test; None where these train none.
@@ -45,7 +48,7 @@ class RunProgress(Callback):
         self._evaluation: RunProgress | None = None
         self._bar: tqdm | None = None
         self._total = self._first_step = self._step = 0
-        self._started = self._measured_from = 0.0
+        self._started = self._printed = self._measured_from = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer, int(trainer.estimated_stepping_batches), trainer.global_step)
@@ -100,9 +103,11 @@ class RunProgress(Callback):
 
     def _start(self, trainer: Trainer, total: int, step: int, leave: bool = True) -> None:
         self._total, self._first_step, self._step = total, step, step
-        self._started = time.monotonic()
+        self._started = self._printed = time.monotonic()
         if trainer.is_global_zero and sys.stdout.isatty():
-            options = {"unit": self._unit, "file": sys.stdout, "dynamic_ncols": True, "leave": leave}
+            options: dict[str, Any] = {"unit": self._unit, "file": sys.stdout, "dynamic_ncols": True, "leave": leave}
+            if (columns := shutil.get_terminal_size().columns) < 80:
+                options |= {"bar_format": _NARROW, "dynamic_ncols": False, "ncols": columns - 1}
             self._bar = tqdm(desc=self.description, total=total, initial=step, **options)
 
     def _advance(self, trainer: Trainer, step: int) -> None:
@@ -110,8 +115,15 @@ class RunProgress(Callback):
         if self._bar is not None:
             if self._bar.update(step - before) or step == total:
                 self._bar.set_postfix_str(self._metrics(trainer), refresh=False)  # not at every step: a GPU would wait
-        elif trainer.is_global_zero and step * self.lines // total > before * self.lines // total:
-            elapsed = time.monotonic() - self._started
+        elif (
+            self.lines
+            and trainer.is_global_zero
+            and (
+                step * self.lines // total > before * self.lines // total or time.monotonic() - self._printed > _MINUTE
+            )
+        ):
+            self._printed = time.monotonic()
+            elapsed = self._printed - self._started
             options = {"unit": self._unit, "initial": self._first_step, "bar_format": _LINE}
             options["postfix"] = self._metrics(trainer)
             say(tqdm.format_meter(step, total, elapsed, prefix=self.description, **options))

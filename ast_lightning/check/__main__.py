@@ -8,6 +8,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
+from ast_lightning.reporting import take_over
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all checks and print what each finds.
@@ -45,4 +47,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    take_over()
     sys.exit(main())

@@ -13,12 +13,13 @@ from hydra.core.global_hydra import GlobalHydra
 
 import ast_lightning.sweeps.table  # noqa: F401  it registers the resolver ${sweep_name:}
 from ast_lightning.commands import distill as distillation
-from ast_lightning.commands.app import build_run
+from ast_lightning.commands.app import build_run, quiet
 from ast_lightning.commands.run import Run
 from ast_lightning.commands.train_experts import train_experts
 from ast_lightning.config.composition import is_rejection, rejection
 from ast_lightning.data import RawDataset, arrays
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.runs.output import prepare_output
 from ast_lightning.storage.checksums import tensor_checksum
 from ast_lightning.storage.files import write_file
 from ast_lightning.synthetic import DistilledDataset, load_distilled
@@ -63,11 +64,14 @@ def distill(
 
         distilled = ast_lightning.distill(images, labels, ipc=1, options=["expert.epochs=10", "distill.max_steps=300"])
     """
-    path = _save(arrays(images, labels, test_images, test_labels, class_names), Path(output_dir))
-    run = _run(["data=arrays", f"distill.ipc={ipc}", *options], path, output_dir)
-    if run.distill.needs_experts or run.distill.starts_from_experts:
-        train_experts(run)
-    distillation.distill(run)
+    folder = Path(output_dir).expanduser()
+    prepare_output(folder)
+    path = _save(arrays(images, labels, test_images, test_labels, class_names), folder)
+    with quiet():
+        run = _run(["data=arrays", f"distill.ipc={ipc}", *options], path, folder)
+        if run.distill.needs_experts or run.distill.starts_from_experts:
+            train_experts(run)
+        distillation.distill(run)
     return load_distilled(run.synthetic_folder())
 
 
@@ -83,7 +87,7 @@ def _save(data: RawDataset, folder: Path) -> Path:
     return path
 
 
-def _run(overrides: list[str], path: Path, output_dir: str | Path) -> Run:
+def _run(overrides: list[str], path: Path, output_dir: Path) -> Run:
     for word in overrides[2:]:
         name, _, value = word.lstrip("+").partition("=")
         if name in _OWN:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import inspect
 import logging
@@ -12,7 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -33,44 +32,45 @@ from ast_lightning.config.check import checked, settings_from
 from ast_lightning.config.distill import DistillSettings
 from ast_lightning.config.network import ConvNetSettings
 from ast_lightning.config.schema import kind_of
-from ast_lightning.errors import ConfigurationError, DistillationDiverged, WorkerFailed
+from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import EvaluationSettings
 from ast_lightning.experts import ExpertSettings
-from ast_lightning.parallel.devices import by_torchrun, devices_of, local_rank
+from ast_lightning.parallel.devices import by_torchrun, devices_of
 from ast_lightning.parallel.failures import ENDED_BY_SIGTERM, shared_failures
+from ast_lightning.reporting import boundary, describe, keep_logs_in, local_rank
 from ast_lightning.runs.loggers import check_packages
+from ast_lightning.runs.output import DISK_REMEDIES, disk_trouble
+from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.sweeps.tasks import tasks_of_job
 from ast_lightning.terminal import is_rank_zero
 
 Metrics = dict[str, float]
 
-_FULL = "make room and rerun the command without fresh=true to resume"
-_CLOSED = "make the folder writable, or set another output_dir"
-_NO_FOLDER = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)  # the last: a file in its place
-_DISK_REMEDIES = {**dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL), **dict.fromkeys(_NO_FOLDER, _CLOSED)}
+_LEVELS = {
+    "lightning.pytorch": logging.WARNING,
+    "lightning.fabric": logging.WARNING,
+    "lightning.pytorch.profilers": logging.INFO,  # of reports that trainer.profiler asks for
+    "torch.utils.cpp_extension": logging.ERROR,  # compiling for a CPU needs no CUDA
+}
 
 
 def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
-    """Run a command; end the process with status 2 and a plain message on an error that the user can fix.
+    """Run a command; end the process on an error as :func:`~ast_lightning.reporting.boundary` does.
 
     Where one of several processes has failed, the status is that of the process; after SIGTERM it is 143. In a multirun
     the error is raised instead, so that the other jobs of the sweep still run.
     """
-    _quieten()
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    # what is wrong before a process watches the others is wrong in all of them
+    prints = local_rank() == 0 or config.trainer.get("devices") == 1
     try:
-        run = build_run(config, in_sweep)
-        if run.is_alone:
-            LightningEnvironment().set_global_rank(0)  # the numbers of a launcher's tasks are none of this run's
-        with shared_failures(1 if in_sweep else devices_of(run.config["trainer"])), _disk_trouble_named(config):
-            return task(run)
-    except (ConfigurationError, DistillationDiverged, WorkerFailed) as error:
-        if in_sweep:
-            raise
-        # what is wrong before a process watches the others is wrong in all of them
-        if local_rank() == 0 or config.trainer.get("devices") == 1:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(error.status if isinstance(error, WorkerFailed) else 2) from error
+        with quiet(), nullcontext() if in_sweep else boundary(prints=prints):
+            run = build_run(config, in_sweep)
+            keep_logs_in(Path(run.config["output_dir"]) / "errors")
+            if run.is_alone:
+                LightningEnvironment().set_global_rank(0)  # the numbers of a launcher's tasks are none of this run's
+            with shared_failures(1 if in_sweep else devices_of(run.config["trainer"])), _disk_trouble_named(run):
+                return task(run)
     except SIGTERMException as error:  # Lightning ends with status 0, as if the work were done
         if is_rank_zero() and multiprocessing.parent_process() is None:
             print(ENDED_BY_SIGTERM, file=sys.stderr, flush=True)
@@ -78,7 +78,7 @@ def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
 
 
 @contextmanager
-def _disk_trouble_named(config: DictConfig) -> Iterator[None]:
+def _disk_trouble_named(run: Run) -> Iterator[None]:
     """Turn the system's refusals to write into messages; every file is whole, the old one or the new.
 
     Raises:
@@ -87,13 +87,12 @@ def _disk_trouble_named(config: DictConfig) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        path = Path(error.filename or config.output_dir).absolute()
-        folders = {name: config.get(name) for name in ("experts_dir", "output_dir")}
+        path = Path(error.filename or run.config["output_dir"]).absolute()
+        folders = {name: run.config[name] for name in ("experts_dir", "output_dir")}
         written = [name for name, folder in folders.items() if folder and path.is_relative_to(Path(folder).absolute())]
-        if error.errno not in _DISK_REMEDIES or not written:
+        if error.errno not in DISK_REMEDIES or not written:
             raise
-        problem = f"{error.strerror} ({path})"
-        raise ConfigurationError(written[0], folders[written[0]], problem, _DISK_REMEDIES[error.errno]) from error
+        raise disk_trouble(written[0], folders[written[0]], error) from error
 
 
 def build_run(config: DictConfig, in_sweep: bool = False, choices: Mapping[str, Any] | None = None) -> Run:
@@ -110,6 +109,7 @@ def build_run(config: DictConfig, in_sweep: bool = False, choices: Mapping[str, 
     plain = checked(config)
     check_packages(plain.get("logger") or {})
     _check_processes(plain["trainer"], in_sweep)
+    build_trainer(plain["trainer"], Path(plain["output_dir"]))  # what Lightning rejects, before data are read
     distill = _method_settings(plain["distill"])
     plain["distill"] = {**plain["distill"], **asdict(distill)}
     if choices is None:
@@ -213,18 +213,24 @@ def _instantiate(section: str, values: dict[str, Any], **options: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, ConfigurationError):
             raise error.__cause__ from error
-        option, problem = f"{section}._target_", str(error.__cause__ or error)
+        option, problem = f"{section}._target_", describe(error.__cause__ or error)
         raise ConfigurationError(option, values.get("_target_"), problem, f"check the options of {section}") from error
 
 
-def _quieten() -> None:
+@contextmanager
+def quiet() -> Iterator[None]:
     """Keep Lightning's start-up chatter from the terminal; warnings that ask for something stay."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.profilers").setLevel(logging.INFO)  # of reports that trainer.profiler asks for
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # compiling for a CPU needs no CUDA
-    warnings.filterwarnings("ignore", category=PossibleUserWarning)
-    warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of a deprecated torch function
-    warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)  # torch's own use
-    if not is_rank_zero():
-        warnings.filterwarnings("ignore")
+    earlier = {name: logging.getLogger(name).level for name in _LEVELS}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=PossibleUserWarning)
+        warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of a deprecated torch function
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)  # torch's own use
+        if not is_rank_zero():
+            warnings.filterwarnings("ignore")
+        try:
+            for name, level in _LEVELS.items():
+                logging.getLogger(name).setLevel(level)
+            yield
+        finally:
+            for name, level in earlier.items():
+                logging.getLogger(name).setLevel(level)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -104,12 +105,11 @@ def _distil(
 ) -> dict[str, float]:
     """The part that writes, for the process that alone may write into the folder of the run."""
     folder, compilation = run.distill_folder(), module.compilation
-    resume = None
     if run.fresh:
         begin_anew(folder)
-    else:
-        resume = states.find(expected=(folder / "result.json").exists() or (writer.folder / "last").is_symlink())
-    dataset_is_there = iteration_of(writer.folder / "last") is not None
+    written = iteration_of(writer.folder / "last")
+    expected = written != 0 and ((folder / "result.json").exists() or os.path.lexists(writer.folder / "last"))
+    resume = None if run.fresh else states.find(expected=expected)
     if is_rank_zero():
         clear_leftovers(folder)
         clear_leftovers(states.folder)
@@ -124,7 +124,7 @@ def _distil(
     if is_rank_zero() and module.compilation != compilation:  # it failed on the way
         _record(folder, module.compilation, trainer, resumed=False)
     evaluated = writer.last is not None and writer.last["iteration"] == trainer.global_step
-    if not evaluated or not (writer.has_written or dataset_is_there):
+    if not evaluated or not (writer.has_written or written is not None):
         trainer.validate(module, verbose=False)
     found = {} if writer.last is None else writer.last["metrics"]
     metrics = {name.replace("/", "_"): value for name, value in found.items()}
@@ -176,8 +176,13 @@ def _check_result(run: Run, context: Context, result: dict[str, Any]) -> None:
 
 
 def _check_length(run: Run, iteration: int) -> None:
-    """Reject, in a sweep, a run that has had more iterations than this job asks for."""
-    if run.in_sweep and iteration > run.distill.max_steps:
+    """Print where a run has had more or fewer iterations than this command asks for; in a sweep, reject more."""
+    wanted = run.distill.max_steps
+    if iteration < wanted:  # max_time of the Trainer has ended it
+        say(f"incomplete: {iteration} of {wanted} iterations; rerun the command to resume")
+    elif iteration > wanted and not run.in_sweep:
+        say(f"note: this run has had {iteration} iterations, more than distill.max_steps={wanted}")
+    elif iteration > wanted:
         problem = f"this run has had {iteration} iterations, and jobs that differ in their number alone are one run"
         remedy = "leave it out of the sweep: TensorBoard has the accuracy after every distill.eval_every iterations"
         raise ConfigurationError("distill.max_steps", run.distill.max_steps, problem, remedy)

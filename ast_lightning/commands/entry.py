@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import os
+from ast_lightning.reporting import boundary, take_over
+
+take_over()
+
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from types import TracebackType
+from pathlib import Path
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -15,50 +19,37 @@ from omegaconf import DictConfig
 import ast_lightning.sweeps.table  # noqa: F401  it registers the resolver ${sweep_name:}
 from ast_lightning.config.check import checked
 from ast_lightning.config.composition import is_rejection, rejection
-from ast_lightning.errors import ConfigurationError
+from ast_lightning.runs.output import prepare_output
+
+configured = hydra.main(version_base="1.3", config_path="conf", config_name="config")
+"""Makes a script's function of a configuration one of the command line."""
 
 
 def start(main: Callable[[], object]) -> None:
-    """Call a function of ``hydra.main``; end with status 2 and one line where the overrides do not compose.
+    """Call a function that :data:`configured` made; end with status 2 and one line where the overrides do not compose.
 
-    Exceptions of a command keep their traceback, without the frames of Hydra above it.
+    Any other exception ends the process as :func:`~ast_lightning.reporting.boundary` says.
     """
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # or Hydra would print its own advice, and exit
-    try:
-        main()
-    except Exception as error:
-        inside = _inside_command(error.__traceback__)
-        if inside is not None:
-            raise error.with_traceback(inside) from error.__cause__
-        if not is_rejection(error):
-            raise
-        print(f"error: {rejection(error, sys.argv[1:])}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from error
+    with boundary():
+        try:
+            main()
+        except Exception as error:
+            if not is_rejection(error):
+                raise
+            raise rejection(error, sys.argv[1:]) from error
 
 
 def run_command(name: str, config: DictConfig) -> dict[str, float]:
-    """Check a composed configuration, then import the command and run it.
+    """Check a composed configuration and the output folder, then import the command and run it.
 
     Args:
         name: of the command, and of its module in this package.
         config: as Hydra composed it.
     """
-    in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-    try:
-        if not in_sweep:  # whose jobs have been checked before the first began
-            checked(config)
-    except ConfigurationError as error:
-        if not int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0):  # once for each machine
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from error
+    if HydraConfig.get().mode != RunMode.MULTIRUN:  # whose jobs have been checked before the first began
+        with boundary():  # here, as Hydra adds a line of its own to an exception
+            prepare_output(Path(checked(config)["output_dir"]))
     from ast_lightning.commands.app import execute
 
     metrics: dict[str, float] = execute(getattr(import_module(f"ast_lightning.commands.{name}"), name), config)
     return metrics
-
-
-def _inside_command(trace: TracebackType | None) -> TracebackType | None:
-    """The part of a traceback that begins in :func:`run_command`."""
-    while trace is not None and trace.tb_frame.f_code is not run_command.__code__:
-        trace = trace.tb_next
-    return trace

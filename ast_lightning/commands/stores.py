@@ -206,7 +206,7 @@ def summarise(run: Run, store: TrajectoryStore, experts: Sequence[int]) -> dict[
         return {}
     results = expert_results(store, complete)
     accuracy, movement = results["test_accuracy"], results["movement"]
-    say(f"{len(complete)} experts: test accuracy {accuracy:.1f} %, movement {movement:.3f} per epoch")
+    say(f"{count(len(complete), 'expert')}: test accuracy {accuracy:.1f} %, movement {movement:.3f} per epoch")
     say(f"trajectories: {store.folder}")
     if uses_tensorboard(run.loggers) and not run.config["buffers"]:
         say(f"TensorBoard:  tensorboard --logdir {store.folder}")

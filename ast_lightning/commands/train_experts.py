@@ -32,6 +32,7 @@ from ast_lightning.runs.loggers import create, log_outcome, start_loggers
 from ast_lightning.runs.machine import prepare, record_machine
 from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.storage.files import clear_leftovers, format_bytes
+from ast_lightning.storage.inspection import count
 from ast_lightning.terminal import is_rank_zero, say
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.listing import snapshot_files
@@ -78,6 +79,7 @@ def train_experts(run: Run) -> dict[str, float]:
             with all_locked(store, pending, fresh=True):
                 run = replace(run, config={**run.config, "fresh": False})  # they are moved aside, and begin anew
         config = {**run.config, "expert_processes": 1}
+        config.pop("derived", None)  # the workers are given its values as options
         run_workers(_work, (config, dict(run.choices)), processes, run.config["trainer"])
         pending = held_by_others(store, incomplete(store, pending))  # by other commands: wait for those, or take over
     if pending:
@@ -118,7 +120,7 @@ def _announce(run: Run, store: TrajectoryStore, indices: list[int], pending: lis
     if pending:
         disk = store.bytes_to_write(pending, anew=run.fresh)
         say(
-            f"training {len(pending)} experts {f'in {processes} processes ' if processes > 1 else ''}"
+            f"training {count(len(pending), 'expert')} {f'in {processes} processes ' if processes > 1 else ''}"
             f"of {store.format.num_parameters:,} parameters for {run.expert.epochs} epochs of "
             f"{len(run.data.train_dataloader())} steps; {format_bytes(disk)} of trajectories into {store.folder}"
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from ast_lightning.config.schema import all_kinds, default_of
 from ast_lightning.config.settings import type_of
+from ast_lightning.reporting import take_over
 
 _HEADER = """# Options
 
@@ -44,4 +45,5 @@ def _written(value: Any) -> str:
 
 
 if __name__ == "__main__":
+    take_over()
     print(markdown(), end="")

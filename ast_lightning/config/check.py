@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, TypeVar
@@ -21,12 +22,13 @@ from ast_lightning.errors import ConfigurationError
 Config = dict[str, Any]
 Kind = TypeVar("Kind", bound=Settings)
 
+_FOLDERS = ["output_dir", "buffers", "experts_dir", "synthetic"]  # data read data.root
 LIST_OPTIONS = "python -m ast_lightning.config lists all options"
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
 
 
 def checked(config: DictConfig) -> Config:
-    """The configuration as plain containers: interpolations resolved, numbers in the type of their option.
+    """The configuration as plain containers: interpolations and ~ resolved, numbers in the type of their option.
 
     Options of classes that are not of this package are passed on unchecked.
 
@@ -48,6 +50,8 @@ def checked(config: DictConfig) -> Config:
         section, _, name = option.partition(".")
         plain[section] = {**plain[section], name: value}
     result |= {section: _checked_section(section, plain) for section in {each.partition(".")[0] for each in derived}}
+    for options, names in ((result, _FOLDERS), (result["distill"], ["warm_start"])):
+        options.update({name: os.path.expanduser(options[name]) for name in names if options.get(name)})
     return result | {section: plain[section] for section in FREE_SECTIONS if section in plain}
 
 

@@ -40,11 +40,6 @@ def gpus_of(trainer: Mapping[str, Any]) -> list[str]:
     return names[:count] or [str(index) for index in range(count)]
 
 
-def local_rank() -> int:
-    """The number of this process on its node; right also before there is a Trainer."""
-    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
-
-
 def by_torchrun() -> bool:
     """Whether torchrun has started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ

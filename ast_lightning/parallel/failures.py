@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,8 +25,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch.distributed import DistError, PrefixStore, TCPStore
 
-from ast_lightning.errors import foreseen
-from ast_lightning.parallel.devices import by_torchrun, local_rank
+from ast_lightning.parallel.devices import by_torchrun
+from ast_lightning.reporting import local_rank, outcome
 from ast_lightning.terminal import rank
 
 ENDED_BY_SIGTERM = "error: ended by SIGTERM; rerun the command without fresh=true to resume"
@@ -44,7 +43,7 @@ class Failure:
 
     Attributes:
         rank: where it happened.
-        text: what to print; a traceback if it was not foreseen.
+        text: what to print.
         status: the exit status of the process.
     """
 
@@ -169,11 +168,9 @@ class _Failures(threading.Thread):
         return Failure(**json.loads(self._store.compare_set("failure", "", json.dumps(asdict(failure)))))
 
     def _describe(self, error: Exception) -> Failure:
-        if foreseen(error):
-            return Failure(rank(), str(error), 2)
         if of_network(error):
             return Failure(rank(), f"another process has ended or does not answer ({_first_line(error)}); {_RERUN}", 1)
-        return Failure(rank(), "".join(traceback.format_exception(error)).rstrip(), 1)
+        return Failure(rank(), *outcome(error))
 
     def _print(self, failure: Failure) -> None:
         if self._printed.acquire(blocking=False):  # and never released: once

@@ -6,16 +6,31 @@ They are locks of the kernel, which disappear with the process that holds them, 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from filelock import FileLock, Timeout
 
 from ast_lightning.storage.files import read_json, write_json
 
 _LOOK = 0.01  # seconds: far longer than the look of another process takes
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@cache
+def has_locks(folder: Path) -> bool:
+    """Whether the file system of ``folder``, which exists, has locks; some of networks have none."""
+    with TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in _NO_LOCKS
+    return True
 
 
 class FolderLock:
@@ -36,9 +51,11 @@ class FolderLock:
         """Try to take the lock, for as long as ``seconds``.
 
         Returns:
-            Whether this process has it now.
+            Whether this process has it now; always where the file system has no locks.
         """
         self._note.parent.mkdir(parents=True, exist_ok=True)
+        if not has_locks(self._note.parent):
+            return True
         try:
             # held_by of another process holds it for an instant: even without waiting, try twice
             self._file.acquire(timeout=seconds or _LOOK, poll_interval=0.2 if seconds else _LOOK)
@@ -73,8 +90,8 @@ class FolderLock:
             return self.holder()
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:  # it is held, or the file system has no such locks: then the file is the lock
-            return self.holder()
+        except OSError as error:  # it is held, or the file system has no locks
+            return None if error.errno in _NO_LOCKS else self.holder()
         finally:
             os.close(descriptor)
         return None

@@ -7,11 +7,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from multiprocessing import resource_tracker
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.distributed.elastic import multiprocessing
 
 from ast_lightning.errors import ConfigurationError, WorkerFailed
@@ -59,22 +61,28 @@ def run_workers(work: Callable[..., None], arguments: tuple[Any, ...], count: in
 
     Raises:
         WorkerFailed: one failed; the others are stopped.
+        KeyboardInterrupt, SIGTERMException: this process was interrupted; all are stopped.
     """
     silence_torch()
+    resource_tracker.ensure_running()  # which would unblock the signal
     threads = None if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // count)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # the workers' lines pass through it
     handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # by torch, while its processes run
     handlers = {number: signal.getsignal(number) for number in handled}
     with TemporaryDirectory(prefix="ast_lightning_") as folder:
         try:
-            processes = multiprocessing.start_processes(
-                "worker",
-                _begin,
-                {number: (work, arguments, number, count, threads) for number in range(count)},
-                {number: worker_environment(trainer, number) for number in range(count)},
-                multiprocessing.DefaultLogsSpecs(folder, tee=multiprocessing.Std.ALL),
-                {number: f"[{number}] " for number in range(count)},
-            )
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # and in the workers, until they can handle it
+            try:
+                processes = multiprocessing.start_processes(
+                    "worker",
+                    _begin,
+                    {number: (work, arguments, number, count, threads) for number in range(count)},
+                    {number: worker_environment(trainer, number) for number in range(count)},
+                    multiprocessing.DefaultLogsSpecs(folder, tee=multiprocessing.Std.ALL),
+                    {number: f"[{number}] " for number in range(count)},
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             for ignored in (signal.SIGHUP, signal.SIGQUIT):  # torch's handlers would undo nohup
                 signal.signal(ignored, handlers[ignored])
             try:
@@ -82,7 +90,7 @@ def run_workers(work: Callable[..., None], arguments: tuple[Any, ...], count: in
             finally:
                 processes.close(timeout=_PATIENCE)
         except multiprocessing.SignalException as received:
-            raise SystemExit(128 + received.sigval) from received
+            raise (KeyboardInterrupt if received.sigval == signal.SIGINT else SIGTERMException) from received
         finally:
             for each, handler in handlers.items():
                 signal.signal(each, handler)
@@ -128,6 +136,7 @@ def _begin(work: Callable[..., None], arguments: tuple[Any, ...], number: int, c
     """Run a worker from its start to its end."""
     # torch has the kernel send SIGINT when the parent ends; Ctrl-C sends it too. Every file on disk is whole.
     signal.signal(signal.SIGINT, lambda *_: os._exit(1))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if threads is not None:  # too late for the environment: torch has been imported
         torch.set_num_threads(threads)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

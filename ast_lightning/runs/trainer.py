@@ -13,7 +13,6 @@ from lightning.pytorch.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ast_lightning.callbacks import RunProgress
 from ast_lightning.errors import ConfigurationError
@@ -32,8 +31,8 @@ def build_trainer(
     options: Mapping[str, Any],
     folder: Path,
     *,
-    callbacks: Sequence[Callback],
-    progress: RunProgress,
+    callbacks: Sequence[Callback] = (),
+    progress: RunProgress | None = None,
     states: RunStates | None = None,
     **fixed: Any,
 ) -> Trainer:
@@ -54,7 +53,7 @@ def build_trainer(
     for name, remedy in _LENGTHS.items():
         if name in fixed and options.get(name) is not None:
             raise ConfigurationError(f"trainer.{name}", options[name], "the command sets this itself", remedy)
-    bar = [progress] if options.get("enable_progress_bar", True) else []
+    bar = [progress] if progress is not None and options.get("enable_progress_bar", True) else []
     rank = [EndOfRank()] if devices_of(options) > 1 else []
     arguments = {
         "enable_model_summary": False,
@@ -73,7 +72,7 @@ def build_trainer(
     }
     try:
         trainer = Trainer(**arguments)
-    except (TypeError, ValueError, RuntimeError, MisconfigurationException) as error:
+    except Exception as error:  # also of a package that an accelerator lacks
         problem = f"Lightning's Trainer rejects it ({error})"
         raise ConfigurationError("trainer", "…", problem, "correct the option that this message names") from error
     if trainer.world_size != devices_of(options):

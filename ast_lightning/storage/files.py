@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # of vfat, FUSE, network drives
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -41,8 +44,10 @@ def write_file(path: Path, fill: Callable[[BinaryIO], object], keep: Path | None
         _rename(hidden, path)
     except BaseException as error:
         hidden.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk names no file
-            error.filename = str(path)
+        trouble = error if isinstance(error, OSError) else error.__context__  # torch.save hides it behind its own
+        if isinstance(trouble, OSError) and trouble.errno and not trouble.filename:  # a full disk names no file
+            trouble.filename = str(path)
+            raise trouble from None
         raise
 
 
@@ -133,14 +138,27 @@ def set_aside(path: Path) -> Path | None:
 def point_to(link: Path, target: Path) -> None:
     """Make ``link`` a relative symbolic link to ``target``, replacing the one that is there in one instant.
 
-    A folder in its place, which copying a run with ``cp -rL`` or ``scp -r`` leaves, is moved aside.
+    A folder in its place, which copying a run with ``cp -rL`` or ``scp -r`` leaves, is moved aside. Where the file
+    system has no links, ``link`` becomes a copy of the folder ``target``.
     """
-    if link.is_dir() and not link.is_symlink():
-        set_aside(link)
     hidden = link.with_name(f".{link.name}.partial")
     hidden.unlink(missing_ok=True)
-    hidden.symlink_to(os.path.relpath(target, link.parent))
+    try:
+        hidden.symlink_to(os.path.relpath(target, link.parent))
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        write_folder(link, lambda folder: _copy(target, folder))
+        return
+    if link.is_dir() and not link.is_symlink():
+        set_aside(link)
     _rename(hidden, link)
+
+
+def _copy(source: Path, folder: Path) -> None:
+    for path in source.rglob("*"):
+        if path.is_file():
+            write_bytes(folder / path.relative_to(source), path.read_bytes())
 
 
 def _hidden(path: Path) -> Path:

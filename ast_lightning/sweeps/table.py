@@ -6,9 +6,9 @@ import atexit
 import csv
 import hashlib
 import io
+import os
 import shutil
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from hydra.core.utils import JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
-from ast_lightning.errors import ConfigurationError, DistillationDiverged, foreseen
+from ast_lightning.errors import ConfigurationError, DistillationDiverged, printable
 from ast_lightning.parallel.locks import FolderLock
+from ast_lightning.reporting import boundary, outcome
+from ast_lightning.runs.output import prepare_output
 from ast_lightning.storage.files import read_json, write_bytes, write_json
 from ast_lightning.sweeps.searches import WORST, check_multirun, is_search, objective
 from ast_lightning.sweeps.tasks import join_tasks, number_of_task
@@ -38,6 +40,7 @@ def sweep_name(arguments: Sequence[str] | None = None) -> str:
 # Here, because the processes of a launcher import this module with the callback, and nothing of the script. They take
 # the value that Hydra kept when the multirun began.
 OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
+OmegaConf.register_new_resolver("expanduser", lambda folder: os.path.expanduser(str(folder)), replace=True)
 
 
 class SweepTable(Callback):
@@ -57,11 +60,9 @@ class SweepTable(Callback):
         self._lock: FolderLock | None = None
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
-        try:
+        with boundary():
             check_multirun(config)
-        except ConfigurationError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            raise SystemExit(2) from error
+            prepare_output(Path(config.output_dir))
         self.folder = Path(config.hydra.sweep.dir)
         self.script = Path(sys.argv[0]).name
         shutil.rmtree(self._jobs, ignore_errors=True)
@@ -98,12 +99,7 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
         atexit.unregister(self._finish)
-        try:
-            completed = self._finish()
-        except OSError as error:  # Hydra would turn it into a warning, and end with status 0
-            print(f"error: {self.folder / 'results.csv'} cannot be written: {error}", file=sys.stderr, flush=True)
-            completed = False
-        if not completed:
+        if not self._finish():
             raise SystemExit(1)
 
     @property
@@ -130,16 +126,21 @@ class SweepTable(Callback):
         """
         if self._lock is not None:
             self._lock.release()
-        for path in sorted(self._jobs.glob("*.json")):
-            self._settle(path)
-        rows = self._write_table()
+        try:
+            for path in sorted(self._jobs.glob("*.json")):
+                self._settle(path)
+            rows = self._write_table()
+        except OSError as error:  # Hydra would turn it into a warning, and end with status 0
+            print(f"error: {self.folder / 'results.csv'} cannot be written: {error}", file=sys.stderr, flush=True)
+            return False
         if rows:
             print(f"settings and results of {len(rows)} jobs: {self.folder / 'results.csv'}", flush=True)
         failures = [row for row in rows if row["status"] != "completed"]
         if failures:
             print(f"error: {len(failures)} of {len(rows)} jobs did not complete", file=sys.stderr)
         for row in failures:
-            print(f"  job {row['job']} ({_differing(row, rows)}): {row['error']}", file=sys.stderr, flush=True)
+            line = printable(f"  job {row['job']} ({_differing(row, rows)}): {row['error']}")
+            print(line, file=sys.stderr, flush=True)
         return not failures
 
     def _settle(self, path: Path) -> None:
@@ -187,11 +188,8 @@ def _outcome(config: Any, job_return: Any) -> tuple[Row, BaseException | None]:
 
 
 def _describe(error: BaseException) -> str:
-    """The message of an error; if it was not foreseen, its traceback is printed."""
-    if foreseen(error):
-        return str(error)
-    traceback.print_exception(error)
-    return f"{type(error).__name__}: {error}"
+    """The message of an error, without control characters."""
+    return outcome(error)[0]
 
 
 def _as_csv(rows: list[Row]) -> str:

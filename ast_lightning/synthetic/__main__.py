@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.reporting import take_over
 from ast_lightning.storage.inspection import console, print_findings, print_json, run_command
 from ast_lightning.storage.reading import reading
 from ast_lightning.synthetic.dataset import load_distilled, read_description, save_distilled
@@ -86,4 +87,5 @@ def _import(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    take_over()
     sys.exit(main())

@@ -10,8 +10,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from ast_lightning.errors import printable
+from ast_lightning.reporting import take_over
 from ast_lightning.storage.files import format_bytes
-from ast_lightning.storage.inspection import count, print_findings, print_json, print_table, printable, run_command
+from ast_lightning.storage.inspection import count, print_findings, print_json, print_table, run_command
 from ast_lightning.trajectories import listing
 from ast_lightning.trajectories.records import STORE_FILE
 
@@ -119,4 +121,5 @@ def _expert(row: dict[str, Any]) -> list[object]:
 
 
 if __name__ == "__main__":
+    take_over()
     sys.exit(main())

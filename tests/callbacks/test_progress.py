@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -55,6 +56,31 @@ def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "20/20" in last
     assert "train/loss 0.5" in last
     assert len(last) <= 80
+
+
+@pytest.mark.parametrize("columns", [40, 50, 60])
+def test_a_narrow_terminal_shows_bar_count_and_remaining_time(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    go_through(RunProgress("distilling"), total=5000)
+    last = terminal.getvalue().replace("\r", "\n").strip().splitlines()[-1]
+    assert re.fullmatch(r"distilling \|\S+\| 5000/5000 00:00 left", last)
+    assert len(last) <= columns
+
+
+def test_a_log_has_a_line_a_minute(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 10
+        return now[0]
+
+    monkeypatch.setattr(progress.time, "monotonic", clock)
+    go_through(RunProgress("expert 0", lines=1))
+    steps = [int(line.split("/")[0].split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert 3 <= len(steps) <= 5  # twenty steps of ten seconds
+    assert steps[-1] == 20
 
 
 def test_lines_appear_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,9 +205,9 @@ def test_groups_from_a_folder_of_the_users_own(tmp_path: Path, package: Any) -> 
 def test_the_profilers_report_is_printed(
     output: Path, command: Command, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.profilers"):  # as they were afterwards
-        monkeypatch.setattr(logging.getLogger(name), "level", logging.getLogger(name).level)
     monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "handlers", [caplog.handler])
-    app._quieten()
-    command("distill", output, "trainer.profiler=simple", "distill.max_steps=1", "distill.lr_img=0.80", "logger=none")
+    with app.quiet():
+        command(
+            "distill", output, "trainer.profiler=simple", "distill.max_steps=1", "distill.lr_img=0.80", "logger=none"
+        )
     assert "FIT Profiler Report" in caplog.text

@@ -201,12 +201,15 @@ def test_what_all_ranks_find_is_told_once(trained: Path, tmp_path: Path) -> None
     assert "Traceback" not in errors
 
 
-def test_an_unforeseen_error_shows_its_traceback_and_rank(trained: Path, tmp_path: Path) -> None:
+def test_an_unforeseen_error_shows_its_rank_and_where_its_traceback_is(trained: Path, tmp_path: Path) -> None:
     folder = fresh_copy(trained, tmp_path / "unforeseen")
     ((status, _, errors),) = ended([start("tests/commands/failing.py", *words_of(folder, *TWO_DEVICES)[1:])], SOON)
     assert status == 1, errors
-    assert "error on rank 1 of 2: Traceback" in errors
+    assert "error on rank 1 of 2: ZeroDivisionError: nobody foresaw this (" in errors
     assert errors.count("ZeroDivisionError: nobody foresaw this") == 1
+    (log,) = (folder / "errors").iterdir()
+    assert str(log) in errors
+    assert "nobody foresaw this" in log.read_text()
 
 
 def test_a_device_count_that_does_not_divide_the_windows(trained: Path, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_incomplete_experts_are_left_out_with_a_word(
     text = capsys.readouterr().out
     assert "1 incomplete expert of" in text
     assert "the first is expert 0" in text
-    assert "from 1 experts in" in text
+    assert "from 1 expert in" in text
 
 
 def test_a_gap_is_harmless(experts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +109,7 @@ def test_a_gap_is_harmless(experts: Path, tmp_path: Path, capsys: pytest.Capture
     distilling(experts, tmp_path)
     text = capsys.readouterr().out
     assert "incomplete" not in text
-    assert "from 1 experts in" in text
+    assert "from 1 expert in" in text
 
 
 def test_training_that_the_disk_cannot_hold_is_refused_before_it_begins(

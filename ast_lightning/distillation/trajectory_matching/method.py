@@ -25,6 +25,7 @@ from ast_lightning.distillation.trajectory_matching.unroll import unroll
 from ast_lightning.distillation.trajectory_matching.windows import TrajectoryWindows, Window, check_window
 from ast_lightning.networks import FunctionalNetwork, NetworkFactory, ParameterLayout
 from ast_lightning.randomness import keyed_generator
+from ast_lightning.storage.inspection import count
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.lineage import describe_experts, experts_checksum
 
@@ -124,7 +125,7 @@ class TrajectoryMatching(Method):
         windows = f" over {settings.windows_per_step} windows" if settings.windows_per_step > 1 else ""
         text = (
             f"{settings.max_steps} iterations{windows} of {settings.syn_steps} inner steps, from "
-            f"{len(self.windows.experts)} experts in {self.windows.store.folder}"
+            f"{count(len(self.windows.experts), 'expert')} in {self.windows.store.folder}"
         )
         if self._ranks == 1:
             return text

@@ -1,0 +1,141 @@
+"""How a command ends on an error: one line for its user, the traceback in a log file. It imports no other package."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ast_lightning.errors import WorkerFailed, foreseen, printable
+
+_INTERRUPTED = "interrupted; rerun the command without fresh=true to resume"
+_LIBRARIES = (str(Path(__file__).parent), "<frozen", *sysconfig.get_paths().values())
+_log_folders: list[Path] = []
+
+
+def local_rank() -> int:
+    """The number of this process on its node; right also before there is a Trainer."""
+    number = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
+    return int(number) if number.isdigit() else 0
+
+
+def keep_logs_in(folder: Path) -> None:
+    """Write tracebacks into ``folder``, which need not exist; before, and where that fails, into a temporary one."""
+    _log_folders[:] = [folder]
+
+
+@contextmanager
+def boundary(*, prints: bool | None = None) -> Iterator[None]:
+    """Turn every exception of the block into a line on standard error and an exit status.
+
+    Args:
+        prints: whether this process prints the line; None: the first process of each node does.
+
+    Raises:
+        SystemExit: status 2 for what the user can fix, 130 for Ctrl-C, 1 for anything else.
+    """
+    error: BaseException | None
+    try:
+        yield
+        return
+    except SystemExit as end:  # Lightning ends with it after Ctrl-C
+        error = end.__context__
+        if not isinstance(error, KeyboardInterrupt) or end.__cause__ is not None:
+            raise
+    except BaseException as caught:
+        error = caught
+    text, status = outcome(error)
+    if local_rank() == 0 if prints is None else prints:
+        print(f"error: {text}", file=sys.stderr, flush=True)
+    raise SystemExit(status) from error
+
+
+def outcome(error: BaseException) -> tuple[str, int]:
+    """One line about an exception, and the exit status; writes the traceback of one that was not foreseen.
+
+    With ``HYDRA_FULL_ERROR=1`` the traceback takes the place of the line.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return _INTERRUPTED, 130
+    if foreseen(error) or isinstance(error, WorkerFailed):
+        return printable(str(error)), getattr(error, "status", 2)
+    trace = "".join(traceback.format_exception(error)).rstrip()
+    return trace if _shows_tracebacks() else f"{describe(error)}. {_write_log(trace)}", 1
+
+
+def describe(error: BaseException) -> str:
+    """Type, message and place of an exception: the last line that is in no library, or else the last line."""
+    lines = str(error).strip().splitlines()
+    libraries = (*_LIBRARIES, str(getattr(sys.modules["__main__"], "__file__", None)))
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    places = [f" ({frame.filename}:{frame.lineno}, in {frame.name})" for frame in (own or frames)[-1:]]
+    return printable(": ".join([type(error).__name__, *lines[:1]]).rstrip(".") + "".join(places))
+
+
+def take_over() -> None:
+    """For the start of a script: its output survives what a terminal cannot show and a reader that has gone, and an
+    exception outside of :func:`boundary`, such as Ctrl-C during an import, is a line.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if (stream := getattr(sys, name)) is not None:
+            buffer = io.BufferedWriter(_Output(number, "w", closefd=False))
+            lines = name == "stderr" or stream.isatty()
+            setattr(sys, name, io.TextIOWrapper(buffer, stream.encoding, "replace", line_buffering=lines))
+
+    def report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if local_rank() == 0:
+            print(f"error: {outcome(error)[0]}", file=sys.stderr, flush=True)
+
+    def report_thread(thread: threading.ExceptHookArgs) -> None:  # e.g. TensorBoard's, on a full disk; the run goes on
+        if thread.exc_value is not None:
+            print(f"note: a thread has ended: {outcome(thread.exc_value)[0]}", file=sys.stderr, flush=True)
+
+    sys.excepthook, threading.excepthook = report, report_thread
+    # Hydra must not print exceptions itself, which the same variable tells it
+    os.environ.setdefault("AST_LIGHTNING_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR", "0"))
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+
+
+class _Output(io.FileIO):
+    """Standard output or error; where nothing can be written any more (``| head``), the work goes on without."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(data)
+
+
+def _shows_tracebacks() -> bool:
+    return os.environ.get("AST_LIGHTNING_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR")) == "1"
+
+
+def _write_log(text: str) -> str:
+    """Write a traceback to a file, and return where it is."""
+    for folder in _log_folders:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}_{os.getpid()}.log"
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(f"{text}\n")
+            return f"Traceback: {path}"
+    with suppress(OSError):
+        descriptor, name = tempfile.mkstemp(".log", "ast_lightning_")
+        with open(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        return f"Traceback: {name}"
+    return f"Traceback (it could not be written to a file):\n{text}"

@@ -1,0 +1,56 @@
+"""The folder that a command writes into, tried before any work, and what to do where the system rejects a write."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.parallel.locks import has_locks
+from ast_lightning.reporting import keep_logs_in, local_rank
+from ast_lightning.storage.files import write_bytes
+
+_FULL = "make room and rerun the command without fresh=true to resume"
+_CLOSED = "make the folder writable, or set another output_dir"
+_NO_FOLDER = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)  # the last two: a file in its place
+DISK_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),
+    **dict.fromkeys(_NO_FOLDER, _CLOSED),
+    errno.ENAMETOOLONG: "set an output_dir with a shorter name",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f) and rerun the command to resume",
+}
+"""What to do, by the number of the error."""
+
+
+def prepare_output(folder: Path) -> None:
+    """Try to make ``folder`` and to write and lock files there; nothing of that stays. Error logs go there.
+
+    Prints a note where the file system has no locks.
+
+    Raises:
+        ConfigurationError: it cannot be made, or not be written into.
+    """
+    folder = folder.expanduser()
+    path = folder.absolute()
+    there = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    try:
+        with TemporaryDirectory(prefix=".probe_", dir=there) as probe:
+            write_bytes(Path(probe) / path.relative_to(there) / "file", bytes(4096))
+            locks = has_locks(Path(probe))
+    except OSError as error:
+        error.filename = None  # of the probe
+        raise disk_trouble("output_dir", folder, error) from error
+    keep_logs_in(folder / "errors")
+    if not locks and local_rank() == 0:
+        print(f"note: output_dir={folder} has no file locks: run one command at a time there", flush=True)
+
+
+def disk_trouble(option: str, folder: object, error: OSError) -> ConfigurationError:
+    """The error in place of one of the system's about a file below ``folder``, the value of ``option``."""
+    problem = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+    if error.errno == errno.ENOENT:
+        problem, remedy = "it is a link to a folder that does not exist", "make that folder, or set another output_dir"
+        return ConfigurationError(option, folder, problem, remedy)
+    return ConfigurationError(option, folder, problem, DISK_REMEDIES.get(error.errno or 0, _CLOSED))
