@@ -12,7 +12,7 @@ from ast_lightning.errors import ConfigurationError
 ENGINES = ("adjoint", "autograd")
 PRECISIONS = ("32-true", "64-true")
 NORMALIZED_STEP = 0.1
-"""Standard deviations of the initial images in an iteration of the normalised step."""
+"""Standard deviations of the initial images in an iteration of the normalised step, at one image per class."""
 NORMALIZED_RATE_STEP = 0.001
 """Change of log α in an iteration of its normalised step."""
 
@@ -41,7 +41,7 @@ class DistillSettings(Settings):
     lr_img: float = option(
         None,
         "outer learning rate of the images; of outer=normalized in standard deviations of the initial images; null: "
-        "0.1, for sgd 1000",
+        "0.1 / √ipc, for sgd 1000",
         neutral=1000.0,
     )
     outer_momentum: float = option(0.5, "momentum of the outer step")
@@ -67,7 +67,8 @@ class DistillSettings(Settings):
         return bool(self.init == "representative") and not self.warm_start
 
     def follow(self) -> dict[str, Any]:
-        return {"lr_img": NORMALIZED_STEP} if self.outer == "normalized" else {}
+        step = round(NORMALIZED_STEP / max(1, self.ipc) ** 0.5, 4)
+        return {"lr_img": step} if self.outer == "normalized" else {}
 
     def __post_init__(self) -> None:
         self.complete()
@@ -187,9 +188,7 @@ class DistributionMatchingSettings(DistillSettings):
     _target_: str = option("ast_lightning.distillation.distribution_matching.DistributionMatching", "the method")
     init: Any = option("real", "what the images start from: real | noise | representative (needs experts)")
     outer: Any = option("sgd", "the outer step: sgd (as published) | normalized (no tuning)")
-    lr_img: float = option(
-        None, "outer learning rate of the images; null: 1, for normalized 0.1 standard deviations", neutral=1.0
-    )
+    lr_img: float = option(None, "outer learning rate of the images; null: 1, for normalized 0.1 / √ipc", neutral=1.0)
     max_steps: int = option(20000, "outer iterations", result=False)
     real_batch: int = option(256, "real images of each class in an iteration, drawn at random")
 

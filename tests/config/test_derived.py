@@ -49,6 +49,7 @@ def test_rules(overrides: list[str], expected: tuple[float, ...]) -> None:
     ("overrides", "outer", "rate", "alpha", "rate_of_alpha"),
     [
         ([], "normalized", 0.1, "log", 0.001),
+        (["distill.ipc=10"], "normalized", 0.0316, "log", 0.001),
         (["distill.outer=sgd"], "sgd", 1000.0, "raw", 1e-5),
         (["distill.alpha=raw"], "normalized", 0.1, "raw", 1e-5),
         (["distill.alpha=fixed", "distill.lr_img=0.2"], "normalized", 0.2, "fixed", 1e-5),
@@ -92,7 +93,7 @@ def test_named_experts_count_with_their_own_length(tmp_path: Path) -> None:
 def test_settings_that_are_made_in_python_are_complete() -> None:
     settings = TrajectoryMatchingSettings(ipc=3)
     assert (settings.syn_steps, settings.expert_epochs, settings.max_start_epoch) == (20, 2, 20)
-    assert (settings.lr_img, settings.lr_lr, settings.alpha, settings.lr_teacher) == (0.1, 0.001, "log", 0.01)
+    assert (settings.lr_img, settings.lr_lr, settings.alpha, settings.lr_teacher) == (0.0577, 0.001, "log", 0.01)
     published = TrajectoryMatchingSettings(outer="sgd")
     assert (published.lr_img, published.lr_lr, published.alpha) == (1000.0, 1e-5, "raw")
     assert DistributionMatchingSettings().lr_img == 1.0
