@@ -13,6 +13,10 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else " " if each == "\n" else "?" for each in text)
 
 
+def _short(text: str, longest: int = 400) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}…"
+
+
 class ConfigurationError(ValueError):
     """A setting that cannot work, found before any long work begins.
 
@@ -28,7 +32,9 @@ class ConfigurationError(ValueError):
         self.value = value
         self.problem = problem
         self.remedy = remedy
-        super().__init__(printable(f"{option}={value}: {problem}. Remedy: {remedy}."))
+        option, shown, problem, remedy = (_short(str(part)) for part in (option, value, problem, remedy))
+        end = "" if remedy.endswith("?") else "."
+        super().__init__(printable(f"{option}={shown}: {problem}. Remedy: {remedy}{end}"))
 
     def __reduce__(self) -> tuple[type[ConfigurationError], tuple[str, str, str, str]]:
         return type(self), (self.option, str(self.value), self.problem, self.remedy)  # for other processes

@@ -64,6 +64,8 @@ def distill(
 
         distilled = ast_lightning.distill(images, labels, ipc=1, options=["expert.epochs=10", "distill.max_steps=300"])
     """
+    if isinstance(options, str):
+        raise ConfigurationError("options", options, "it must be a list of overrides", f"write options=[{options!r}]")
     folder = Path(output_dir).expanduser()
     prepare_output(folder)
     path = _save(arrays(images, labels, test_images, test_labels, class_names), folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import logging
@@ -19,7 +20,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from lightning import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -31,6 +32,7 @@ from ast_lightning.commands.run import Run
 from ast_lightning.config.check import checked, settings_from
 from ast_lightning.config.distill import DistillSettings
 from ast_lightning.config.network import ConvNetSettings
+from ast_lightning.config.parts import locate
 from ast_lightning.config.schema import kind_of
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import EvaluationSettings
@@ -112,13 +114,16 @@ def build_run(config: DictConfig, in_sweep: bool = False, choices: Mapping[str, 
     build_trainer(plain["trainer"], Path(plain["output_dir"]))  # what Lightning rejects, before data are read
     distill = _method_settings(plain["distill"])
     plain["distill"] = {**plain["distill"], **asdict(distill)}
+    expert = ExpertSettings(**plain["expert"])
+    for settings in (expert, distill):
+        settings.find_parts()
     if choices is None:
         choices = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
     return Run(
         config=plain,
         data=_instantiate("data", plain["data"]),
         make_network=_network(plain["network"]),
-        expert=ExpertSettings(**plain["expert"]),
+        expert=expert,
         distill=distill,
         evaluation=EvaluationSettings(**plain["evaluation"]),
         choices={group: str(choice) for group, choice in choices.items()},
@@ -165,7 +170,10 @@ def _network(section: dict[str, Any]) -> Callable[..., Any]:
     accepted = inspect.signature(kind).parameters
     others = [name for name in arguments if name not in accepted]
     if others and not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in accepted.values()):
-        remedy = "add " + " ".join(f"~network.{name}" for name in others)
+        near = difflib.get_close_matches(others[0], accepted, 1)
+        remedy = (
+            f"did you mean network.{near[0]}?" if near else "add " + " ".join(f"~network.{name}" for name in others)
+        )
         if {each.name for each in fields(ConvNetSettings)} <= set(section):
             remedy = f"choose network=custom network._target_={section['_target_']}"
         problem = f"{section['_target_']} has no such argument"
@@ -174,11 +182,10 @@ def _network(section: dict[str, Any]) -> Callable[..., Any]:
 
 
 def _class(section: str, target: object) -> Any:
-    try:
-        found: Any = get_class(str(target))
-    except Exception as error:
-        problem, remedy = f"it cannot be imported ({error})", "give a class as package.module.Name"
-        raise ConfigurationError(f"{section}._target_", target, problem, remedy) from error
+    found = locate(str(target), f"{section}._target_")
+    if not isinstance(found, type):
+        problem, remedy = f"it is a {type(found).__name__}, not a class", "give a class as package.module.Name"
+        raise ConfigurationError(f"{section}._target_", target, problem, remedy)
     return found
 
 
@@ -208,6 +215,10 @@ def _factories(
 
 
 def _instantiate(section: str, values: dict[str, Any], **options: Any) -> Any:
+    nodes = {section: values, **{f"{section}.{name}": value for name, value in values.items()}}
+    for option, node in nodes.items():
+        if isinstance(node, dict) and "_target_" in node:
+            locate(str(node["_target_"]), f"{option}._target_")
     try:
         return instantiate(values, **options)
     except InstantiationException as error:

@@ -6,14 +6,19 @@ import inspect
 from dataclasses import fields
 from typing import Any
 
+from ast_lightning.config.allowed import LIMITS, Allowed
 from ast_lightning.config.schema import all_kinds, default_of
-from ast_lightning.config.settings import type_of
 from ast_lightning.reporting import take_over
 
-_HEADER = """# Options
+_HEADER = f"""# Options
 
 Every option can be set on the command line of `train_experts.py`, `distill.py` and `evaluate.py`: `distill.ipc=10`.
 The values of the files in conf/ (`expert=mtt`, `experiment=digits_quickstart`, …) replace these defaults.
+Numbers are {LIMITS}.
+
+Text with spaces, brackets, accents or a leading `~` needs two pairs of quotes, one for the shell and one for Hydra:
+`'data.root="~/my images (2024)"'`. A list is `'data.mean=[0.5,0.5,0.5]'`. Put a `+` before arguments of a class of your
+own that no file in conf/ names: `+network.heads=4`.
 
 This file is written by `python -m ast_lightning.config > docs/options.md`.
 """
@@ -28,12 +33,12 @@ def markdown() -> str:
 def _table(kind: Any) -> str:
     title = str(kind.__doc__).splitlines()[0].rstrip(".").replace("``", "`").replace(":class:`~ast_lightning.", "`")
     heading = f"## Section `{kind.section}`" if kind.section else "## Top level"
-    lines = [f"{heading}: {title}", "", "| option | type | default | meaning |", "| --- | --- | --- | --- |"]
+    lines = [f"{heading}: {title}", "", "| option | values | default | meaning |", "| --- | --- | --- | --- |"]
     for each in fields(kind):
         if each.name in inspect.get_annotations(kind):
             name = f"{kind.section}.{each.name}".lstrip(".")
-            kind_name = type_of(each).replace("None", "null").replace("Any", "any").replace(" | ", " or ")
-            cells = (f"`{name}`", kind_name, f"`{_written(default_of(each))}`", each.metadata["help"])
+            values = str(Allowed.by(each)).replace("{_target_: package.module.name}", "`{_target_: …}`")
+            cells = (f"`{name}`", values, f"`{_written(default_of(each))}`", each.metadata["help"])
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, TypeVar
@@ -11,11 +12,12 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from ast_lightning.config.allowed import Allowed
 from ast_lightning.config.derived import derived_options
 from ast_lightning.config.distill import DistillSettings
 from ast_lightning.config.root import RootSettings
 from ast_lightning.config.schema import FREE_SECTIONS, GLOBAL_GROUPS, SECTIONS, kind_of, known_options
-from ast_lightning.config.settings import Settings, schema_of, type_of
+from ast_lightning.config.settings import Settings, schema_of, wrong_value
 from ast_lightning.config.trainer import OTHER_ARGUMENTS, rejected_argument
 from ast_lightning.errors import ConfigurationError
 
@@ -24,7 +26,10 @@ Kind = TypeVar("Kind", bound=Settings)
 
 _FOLDERS = ["output_dir", "buffers", "experts_dir", "synthetic"]  # data read data.root
 LIST_OPTIONS = "python -m ast_lightning.config lists all options"
-_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "None": "null"}
+_LAUNCHER = re.compile(
+    "(WORLD_SIZE|MASTER_PORT|RANK|(LOCAL|NODE|GROUP)_RANK|(LOCAL|GROUP)_WORLD_SIZE|JSM_NAMESPACE_RANK"
+    "|SLURM_(PROCID|LOCALID|NODEID|NTASKS|NNODES|NTASKS_PER_NODE))"
+)
 
 
 def checked(config: DictConfig) -> Config:
@@ -35,7 +40,14 @@ def checked(config: DictConfig) -> Config:
     Raises:
         ConfigurationError: naming an option that is missing, unknown, of another type, or that cannot work.
     """
+    check_launcher(os.environ)
     names = [str(name) for name in config if name != "hydra"]
+    for each in fields(RootSettings):
+        if each.name not in names:
+            raise cannot_be_removed(each.name)
+    for section in SECTIONS:
+        if section not in names:
+            raise no_section(section, "null")
     root = _resolved(config, [name for name in names if name not in (*SECTIONS, *FREE_SECTIONS)])
     for group in GLOBAL_GROUPS:
         if root.pop(group, None) is not None:
@@ -44,7 +56,8 @@ def checked(config: DictConfig) -> Config:
             raise ConfigurationError(group, "…", problem, remedy)
     result: Config = asdict(settings_from(RootSettings, root))  # first, as sections refer to these options
     plain = _resolved(config, names)
-    result |= {section: _checked_section(section, plain) for section in SECTIONS}
+    sections = {section: _checked_section(section, plain) for section in reversed(SECTIONS)}  # data refers to expert
+    result |= {section: sections[section] for section in SECTIONS}
     result["derived"] = derived = derived_options(result, plain)
     for option, value in derived.items():  # and what the sections check of several options at once
         section, _, name = option.partition(".")
@@ -68,42 +81,63 @@ def settings_from(kind: type[Kind], values: Mapping[str, Any], context: Mapping[
             work.
     """
     node = schema_of(kind)
-    types = {each.name: type_of(each) for each in fields(kind)}
+    known = {each.name: each for each in fields(kind)}
     for name, value in values.items():
         option = f"{kind.section}.{name}".lstrip(".")
-        if name not in types:
+        if name not in known:
             raise unknown_option(option, value)
         try:
             node[name] = value
-        except OmegaConfBaseException as error:
-            raise wrong_type(option, value, types[name]) from error
-    whole = OmegaConf.create({**(context or {}), "own": node})
-    content: Any = OmegaConf.to_container(whole.own, resolve=True)
+        except (OmegaConfBaseException, OverflowError) as error:
+            raise wrong_value(option, value, known[name]) from error
+    content: Any = OmegaConf.to_container(node)  # what is given has been resolved: another ${ is text
+    if missing := [name for name in known if name not in values]:
+        whole = OmegaConf.create({**(context or {}), "own": OmegaConf.masked_copy(node, missing)})
+        content |= OmegaConf.to_container(whole.own, resolve=True)
     return kind(**content)
 
 
-def unknown_option(option: str, value: object) -> ConfigurationError:
-    """The error for an option that does not exist; it recommends the nearest that does."""
+def unknown_option(option: str, value: object, added: bool = True) -> ConfigurationError:
+    """The error for an option that does not exist; it recommends the nearest that does.
+
+    Args:
+        option: with its section.
+        value: as it was given.
+        added: whether with a +, as arguments of the user's own classes are.
+    """
     section, _, name = option.partition(".")
     if section == "trainer" and (error := rejected_argument(name, value)):
         return error
     if option in known_options():
         remedy = f"leave it out, or choose another {section}"
         return ConfigurationError(option, value, f"the chosen {section} has no such option", remedy)
-    near = nearest(option)
-    return ConfigurationError(
-        option, value, "there is no such option", f"did you mean {near}? {LIST_OPTIONS}" if near else LIST_OPTIONS
-    )
+    parent, _, key = option.rpartition(".")
+    if parent in known_options() and "part" in Allowed.by(known_options()[parent]).types:
+        remedy = f"give it within one mapping: '{parent}={{_target_: …, {key}: {value}}}'"
+        return ConfigurationError(option, value, f"{parent} is no mapping yet", remedy)
+    near = None if section in FREE_SECTIONS else nearest(option)
+    remedy = f"did you mean {near}? {LIST_OPTIONS}" if near else LIST_OPTIONS
+    if not near and not added and section in (*FREE_SECTIONS, "network", "data"):
+        remedy = f"to pass it to a class of your own, add a +: +{option}={value}"
+    return ConfigurationError(option, value, "there is no such option", remedy)
 
 
-def wrong_type(option: str, value: object, annotation: str) -> ConfigurationError:
-    """The error for a value that does not have the type of its option."""
-    parts = [part.strip() for part in annotation.split("|")]
-    wanted = " or ".join("a list" if part.startswith("list") else _TYPES.get(part, part) for part in parts)
-    field = known_options().get(option)
-    meaning = f": {field.metadata['help']}" if field is not None else ""
-    shown = "null" if value is None else value
-    return ConfigurationError(option, shown, f"it must be {wanted}", f"give {wanted}{meaning}")
+def cannot_be_removed(option: str) -> ConfigurationError:
+    """The error for ``~option``."""
+    remedy = f"leave out ~{option}; to change it, give a value: {option}=…"
+    return ConfigurationError(f"~{option}", "…", "an option cannot be removed", remedy)
+
+
+def check_launcher(environment: Mapping[str, str]) -> None:
+    """Reject numbers of processes that are none, before Lightning reads them.
+
+    Raises:
+        ConfigurationError: naming the environment variable.
+    """
+    for name, value in environment.items():
+        if _LAUNCHER.fullmatch(name) and not re.fullmatch("[0-9]{1,9}", value):
+            problem = "this environment variable must be a whole number; launchers such as torchrun set it"
+            raise ConfigurationError(name, value, problem, f"unset {name}, or start the command by a launcher")
 
 
 def nearest(option: str) -> str | None:
@@ -121,23 +155,30 @@ def nearest(option: str) -> str | None:
 
 
 def _resolved(config: DictConfig, names: list[str]) -> Config:
+    plain: Config = {}
     try:
-        own = OmegaConf.masked_copy(config, names)
-        plain: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        for name in reversed(names):  # data refers to expert, whose own values are to be blamed first
+            value = config[name]
+            container = OmegaConf.is_config(value)
+            plain[name] = OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if container else value
     except OmegaConfBaseException as error:
         key = str(error.full_key or "configuration")
         value, remedy = "???", f"give it on the command line: {key}=…"
         if isinstance(error, InterpolationResolutionError):
             value, remedy = "${…}", "correct the name in braces"
         raise ConfigurationError(key, value, str(error).splitlines()[0].rstrip("."), remedy) from error
-    return dict(plain)
+    return {name: plain[name] for name in names}
+
+
+def no_section(section: str, value: object) -> ConfigurationError:
+    """The error for a section that is null, a value, or removed."""
+    return ConfigurationError(section, value, "the section is missing", f"choose one of the files in conf/{section}/")
 
 
 def _checked_section(section: str, plain: Config) -> Config:
     values = plain.get(section)
     if not isinstance(values, Mapping):
-        shown, remedy = "null" if values is None else values, f"choose one of the files in conf/{section}/"
-        raise ConfigurationError(section, shown, "the section is missing", remedy)
+        raise no_section(section, "null" if values is None else values)
     own = kind_of(section, values)
     if own is None and not values.get("_target_"):
         remedy = f"give a class as package.module.Name, or choose another of the files in conf/{section}/"

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
-from ast_lightning.config.check import LIST_OPTIONS, unknown_option, wrong_type
+from ast_lightning.config.check import LIST_OPTIONS, cannot_be_removed, no_section, unknown_option
 from ast_lightning.config.schema import FREE_SECTIONS, GLOBAL_GROUPS, SECTIONS, known_options
-from ast_lightning.config.settings import type_of
+from ast_lightning.config.settings import wrong_value
 from ast_lightning.errors import ConfigurationError
 
 _NO_CHOICE = "Config group override must be a string or a list"  # a ValueError of Hydra, for group=null or a number
 
+_OF_VALUES = ValidationError | ConfigTypeError | OverflowError  # what a value of another type causes; the last: 10**400
+
 
 def is_rejection(error: Exception) -> bool:
     """Whether an exception is one with which Hydra rejects overrides or files."""
-    kinds = HydraException | OmegaConfBaseException | YAMLError
-    return isinstance(error, kinds) or str(error).startswith(_NO_CHOICE)
+    kinds, trace = HydraException | OmegaConfBaseException | YAMLError, error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    by_omegaconf = trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("omegaconf")
+    return isinstance(error, kinds) or by_omegaconf or str(error).startswith(_NO_CHOICE)
 
 
 def rejection(error: Exception, overrides: Sequence[str]) -> ConfigurationError:
@@ -34,6 +40,9 @@ def rejection(error: Exception, overrides: Sequence[str]) -> ConfigurationError:
     given = {key.lstrip("+~").partition("@")[0]: value for key, value in pairs}
     message, cause = str(error), error.__cause__ or error.__context__
     summary = message.strip().partition("\n")[0].rstrip(".")
+    for section in SECTIONS:
+        if f"~{section}" in overrides:
+            return no_section(section, "null")
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         choices = ", ".join(sorted(each for each in error.options if not each.startswith(("base", "common"))))
@@ -41,13 +50,18 @@ def rejection(error: Exception, overrides: Sequence[str]) -> ConfigurationError:
         return ConfigurationError(group, choice, "there is no such choice", f"{install}choose one of {choices}")
     if message.startswith(_NO_CHOICE):
         groups = [name for name in given if name in (*SECTIONS, *FREE_SECTIONS, *GLOBAL_GROUPS)]
-        group = next(name for name in groups if given[name] == "null" or not given[name].isidentifier())
-        remedy = f"choose one of the files in conf/{group}/"
-        return ConfigurationError(group, given[group], "there is no such choice", remedy)
+        group = next((name for name in groups if given[name] == "null" or not given[name].isidentifier()), "")
+        remedy = f"choose one of the files in conf/{group}/" if group else "write option=value"
+        return ConfigurationError(group, given.get(group, ""), "there is no such choice", remedy)
     if isinstance(error, OverrideParseException):
-        option, _, value = error.override.partition("=")
-        remedy = "quote the whole override and its text: 'name=\"text\"'"
-        return ConfigurationError(option, value, f"it cannot be parsed ({summary})", remedy)
+        option, equals, value = error.override.partition("=")
+        if not equals:
+            return ConfigurationError(option, "", "the value is missing", f"write {option}=…")
+        remedy = "correct its brackets and quotes, or quote it as text: "
+        remedy = "quote it: " if value[:1] not in "[{$\"'" else remedy
+        quoted = value.strip("\"'").replace("\\", "\\\\").replace('"', '\\"')
+        remedy += shlex.quote(f'{option}="{quoted}"')
+        return ConfigurationError(option, value, "it cannot be parsed as it stands", remedy)
     if isinstance(error, YAMLError):
         problem = " ".join(message.split())
         return ConfigurationError("configuration file", "…", f"it is not valid YAML ({problem})", "correct the file")
@@ -56,20 +70,21 @@ def rejection(error: Exception, overrides: Sequence[str]) -> ConfigurationError:
         return ConfigurationError(there[1], given.get(there[1], "…"), "there is such an option already", remedy)
     file = re.match(r"In '([^']+)'", message)
     key = str(getattr(cause, "full_key", None) or "overrides")
-    option = key if file else max((each for each in given if each in message), key=len, default=key)
+    named = [each for each in given if each in message or any(each.startswith(f"{name}.") for name in known_options())]
+    option = key if file else max(named, key=len, default=key)
     value = given.get(option) or "…"
     if message.startswith(("Ambiguous value", "Sweep parameters")):
         remedy = "add -m to run each of them, or write a list as [a,b]"
         return ConfigurationError(option, value, "it has several values", remedy)
-    if "does not support deletion" in str(cause) or (
-        message.startswith("Could not delete") and option in known_options()
-    ):
-        remedy = f"leave out ~{option}; to change it, give a value: {option}=…"
-        return ConfigurationError(f"~{option}", "…", "an option cannot be removed", remedy)
-    if isinstance(cause, ValidationError) and option in known_options():
-        found = wrong_type(option, value, type_of(known_options()[option]))
-    elif isinstance(cause, OmegaConfBaseException) or message.startswith("Could not delete"):
-        found = unknown_option(option, value)
+    if message.startswith("Multiple values for") and any(word.startswith(f"+{option}") for word in overrides):
+        return ConfigurationError(option, value, "it has a value already", f"leave out the +: {option}={value}")
+    removed = "does not support deletion" in str(cause) or message.startswith("Could not delete")
+    if removed and option in known_options():
+        return cannot_be_removed(option)
+    if isinstance(cause, _OF_VALUES) and option in known_options():
+        found = wrong_value(option, value, known_options()[option])
+    elif isinstance(cause, OmegaConfBaseException) or removed or type(error) in (TypeError, ValueError):
+        found = unknown_option(option, value, added=not message.startswith("Could not override"))
     else:
         return ConfigurationError(option, value, summary, LIST_OPTIONS)
     if not file:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ast_lightning.config.settings import Settings, option
+from ast_lightning.config.settings import LARGEST_SEED, Settings, option
 
+SOURCES = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "image_folder", "arrays")
 PREPROCESSINGS = ("standardize", "zca", "none")
 READ_FROM_ROOT = {"image_folder": "the folder that holds train/ and test/", "arrays": "a .npz or .pt file"}
 """Sources that are what ``data.root`` holds, and what that is; files of the others are the same wherever they are."""
@@ -19,28 +20,37 @@ class DataSettings(Settings):
     section: ClassVar[str] = "data"
 
     _target_: str = option("ast_lightning.data.ImageDataModule", "the class of the data")
-    source: Any = option("???", "a built-in name, or a _target_ with _partial_: true that returns a RawDataset")
+    source: Any = option(
+        "???",
+        "a built-in name, or a _target_ with _partial_: true that returns a RawDataset",
+        type="str | part",
+        choices=SOURCES,
+    )
     name: str | None = option(None, "stands in the names of folders; null: the name of the source")
     root: str | None = option(None, "folder of the files", result=False)
     download: bool = option(False, "let torchvision download what root does not hold", result=False)
-    image_size: int | None = option(None, "side in pixels to resize to; null: the size of the images")
-    preprocessing: str = option("standardize", "standardize | zca | none, fitted on the training split")
-    mean: list[float] | None = option(None, "means per channel in [0, 1] for standardize; null: of the training split")
-    std: list[float] | None = option(None, "standard deviations per channel, given together with mean")
-    zca_eps: float = option(0.1, "added to the eigenvalues of the covariance (zca)")
-    zca_max_features: int = option(12288, "reject zca for images of more values than this, for its memory")
-    per_class: int | None = option(None, "so many random training images per class; null: all")
-    validation_fraction: float = option(0.0, "share of each class held out of the training data, in [0, 1)")
+    image_size: int | None = option(
+        None, "side in pixels to resize to; null: the size of the images", least=1, most=4096
+    )
+    preprocessing: str = option(
+        "standardize", "what images go through, fitted on the training split", choices=PREPROCESSINGS
+    )
+    mean: list[float] | None = option(
+        None, "means per channel for standardize; null: of the training split", least=0, most=1
+    )
+    std: list[float] | None = option(None, "standard deviations per channel, given together with mean", least=1e-6)
+    zca_eps: float = option(0.1, "added to the eigenvalues of the covariance (zca)", least=0)
+    zca_max_features: int = option(
+        12288, "reject zca for images of more values than this, for its memory", least=1, most=100_000
+    )
+    per_class: int | None = option(None, "so many random training images per class; null: all", least=1)
+    validation_fraction: float = option(0.0, "share of each class held out of the training data", least=0, below=1)
     augmentation: str | None = option("none", "Siamese families joined by underscores; none switches it off")
-    batch_size: int = option("${expert.batch_size}", "images in a training batch, over all devices")
-    eval_batch_size: int = option(512, "images in a test batch of one device", result=False)
-    seed: int = option("${seed}", "of the subset and of the held-out split")
+    batch_size: int = option("${expert.batch_size}", "images in a training batch, over all devices", least=1)
+    eval_batch_size: int = option(512, "images in a test batch of one device", least=1, result=False)
+    seed: int = option("${seed}", "of the subset and of the held-out split", least=0, most=LARGEST_SEED)
 
     def __post_init__(self) -> None:
-        self.require_at_least(1, "image_size", "per_class", "batch_size", "eval_batch_size", "zca_max_features")
-        self.require_not_negative("zca_eps")
-        self.require_choice("preprocessing", PREPROCESSINGS)
-        if not 0 <= self.validation_fraction < 1:
-            raise self.refused("validation_fraction", "it must lie in [0, 1)", "give e.g. 0.1, or 0 for none")
+        super().__post_init__()
         if isinstance(self.source, str) and self.source in READ_FROM_ROOT and self.root is None:
             raise self.refused("root", f"it must name {READ_FROM_ROOT[self.source]}", "add data.root=…")

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 from ast_lightning.config.settings import Settings, option
 from ast_lightning.errors import ConfigurationError
 
+INITS = ("representative", "real", "noise")
+OUTER_STEPS = ("normalized", "sgd")
 ENGINES = ("adjoint", "autograd")
 PRECISIONS = ("32-true", "64-true")
 NORMALIZED_STEP = 0.1
@@ -29,30 +31,43 @@ class DistillSettings(Settings):
     needs_experts: ClassVar[bool] = False
     """Whether the method distils from trajectories of experts."""
 
-    ipc: int = option(1, "images per class")
-    init: Any = option("representative", "what the images start from: representative | real | noise")
-    init_clusters: int = option(10, "k-means clusters per class of init=representative; at most ipc are used")
+    ipc: int = option(1, "images per class", least=1, most=100_000)
+    init: Any = option("representative", "what the images start from", type="str | part", choices=INITS)
+    init_clusters: int = option(10, "k-means clusters per class of init=representative; at most ipc are used", least=1)
     warm_start: str | None = option(None, "folder of a distilled dataset to start from, with its learning rate")
     augment: bool = option(True, "Siamese augmentation of the synthetic images, with the families of the data")
     lr_teacher: float = option(
-        None, "initial learning rate α of networks that are trained on the set; null: expert.lr", neutral=0.01
+        None, "initial learning rate α of networks that are trained on the set; null: expert.lr", neutral=0.01, above=0
     )
-    outer: Any = option("normalized", "the outer step: normalized (no tuning) | sgd (as published)", neutral="sgd")
+    outer: Any = option(
+        "normalized",
+        "the outer step: normalized (no tuning) | sgd (as published)",
+        type="str | part",
+        choices=OUTER_STEPS,
+        neutral="sgd",
+    )
     lr_img: float = option(
         None,
         "outer learning rate of the images; of outer=normalized in standard deviations of the initial images; null: "
         "0.1 / √ipc, for sgd 1000",
         neutral=1000.0,
+        above=0,
     )
-    outer_momentum: float = option(0.5, "momentum of the outer step")
-    schedule: str = option("constant", "of the outer step: constant | cosine (to 0 at max_steps)")
+    outer_momentum: float = option(0.5, "momentum of the outer step", least=0, below=1)
+    schedule: str = option(
+        "constant", "of the outer step: constant | cosine (to 0 at max_steps)", choices=("constant", "cosine")
+    )
     recoveries: int = option(
-        3, "how often a run that diverges goes back to its last good images, with half the step", result=False
+        3, "how often a run that diverges goes back to its last good images, with half the step", least=0, result=False
     )
-    max_steps: int = option(5000, "outer iterations; with schedule=constant a run can be made longer", result=False)
-    eval_every: int = option(500, "iterations between evaluations; the last is always evaluated", result=False)
-    save_every: int = option(50, "iterations between checkpoints, from which a run resumes", result=False)
-    eval_networks: int | None = option(None, "networks of these evaluations; null: evaluation.networks", result=False)
+    max_steps: int = option(
+        5000, "outer iterations; with schedule=constant a run can be made longer", least=1, result=False
+    )
+    eval_every: int = option(500, "iterations between evaluations; the last is always evaluated", least=1, result=False)
+    save_every: int = option(50, "iterations between checkpoints, from which a run resumes", least=1, result=False)
+    eval_networks: int | None = option(
+        None, "networks of these evaluations; null: evaluation.networks", least=1, most=10_000, result=False
+    )
 
     @classmethod
     def uses_experts(cls, values: Mapping[str, Any]) -> bool:
@@ -71,15 +86,8 @@ class DistillSettings(Settings):
         return {"lr_img": step} if self.outer == "normalized" else {}
 
     def __post_init__(self) -> None:
-        self.complete()
-        self.require_at_least(1, "ipc", "init_clusters", "max_steps", "eval_every", "save_every", "eval_networks")
-        self.require_positive("lr_teacher", "lr_img")
-        self.require_momentum("outer_momentum")
-        self.require_part("init", "representative", "real", "noise")
-        self.require_part("outer", "normalized", "sgd")
-        self.require_choice("schedule", ("constant", "cosine"))
-        self.require_at_least(0, "recoveries")
-        if self.outer == "normalized" and self.lr_img is not None and self.lr_img > 10:
+        super().__post_init__()
+        if self.outer == "normalized" and self.lr_img > 10:
             problem = "with distill.outer=normalized it is a number of standard deviations, about 0.1"
             raise self.refused("lr_img", problem, "leave it out, or set distill.outer=sgd for a rate of plain SGD")
 
@@ -91,32 +99,53 @@ class TrajectoryMatchingSettings(DistillSettings):
     needs_experts: ClassVar[bool] = True
 
     _target_: str = option("ast_lightning.distillation.TrajectoryMatching", "the method")
-    syn_steps: int = option(None, "K, inner steps of the student; null: 20", neutral=20)
-    expert_epochs: int = option(None, "M, expert epochs of a window; null: 2", neutral=2)
+    syn_steps: int = option(None, "K, inner steps of the student; null: 20", neutral=20, least=1, most=100_000)
+    expert_epochs: int = option(None, "M, expert epochs of a window; null: 2", neutral=2, least=1, most=100_000)
     max_start_epoch: int = option(
         None,
         "T⁺, exclusive bound on the start epoch of a window; null: expert.epochs · (0.25 + 0.25 · log10 ipc)",
         neutral=20,
+        least=1,
+        most=100_000,
     )
-    windows: Any = option("uniform", "how expert and start epoch of a window are drawn")
-    windows_per_step: int = option(1, "W, windows of an outer iteration over all devices; gradients are averaged")
-    split: str = option("auto", "what devices divide: windows | batch | auto (windows if even)", result=False)
-    batch_syn: int | None = option(None, "synthetic images of an inner step; null: all")
-    momentum: float = option(0.9, "μ of the student")
-    balance: Any = option(True, "scale the inner loss by c(s), AST's balanced inner loop")
-    perturbation: Any = option(1.0, "η of AST's weight perturbation; 0: off")
-    matching: Any = option("trajectory", "the matching loss")
-    intermediate: str = option("aggregate", "intermediate matching: none | aggregate (β = 1) | adaptive (β = i / M)")
+    windows: Any = option(
+        "uniform", "how expert and start epoch of a window are drawn", type="str | part", choices=("uniform",)
+    )
+    windows_per_step: int = option(
+        1, "W, windows of an outer iteration over all devices; gradients are averaged", least=1, most=100_000
+    )
+    split: str = option(
+        "auto",
+        "what devices divide: windows | batch | auto (windows if even)",
+        choices=("auto", "windows", "batch"),
+        result=False,
+    )
+    batch_syn: int | None = option(None, "synthetic images of an inner step; null: all", least=1)
+    momentum: float = option(0.9, "μ of the student", least=0, below=1)
+    balance: Any = option(True, "scale the inner loss by c(s), AST's balanced inner loop", type="bool | part")
+    perturbation: Any = option(1.0, "η of AST's weight perturbation; 0: off", type="float | part", least=0)
+    matching: Any = option("trajectory", "the matching loss", type="str | part", choices=("trajectory",))
+    intermediate: str = option(
+        "aggregate",
+        "intermediate matching: none | aggregate (β = 1) | adaptive (β = i / M)",
+        choices=("none", "aggregate", "adaptive"),
+    )
     alpha: str = option(
         None,
         "what is learned: log (log α, which keeps α positive) | raw (α, as published) | fixed (nothing); null: log, "
         "with outer=sgd raw",
+        choices=("log", "raw", "fixed"),
         neutral="raw",
     )
     lr_lr: float = option(
-        None, "outer learning rate of α; of alpha=log, of its relative change; null: 0.001, for raw 1e-5", neutral=1e-5
+        None,
+        "outer learning rate of α; of alpha=log, of its relative change; null: 0.001, for raw 1e-5",
+        neutral=1e-5,
+        least=0,
     )
-    engine: str = option("adjoint", "adjoint: constant memory | autograd: the graph of all K steps", result=False)
+    engine: str = option(
+        "adjoint", "adjoint: constant memory | autograd: the graph of all K steps", choices=ENGINES, result=False
+    )
     recompute: bool = option(False, "keep every √K-th step only, for ten million parameters and more", result=False)
 
     def follow(self) -> dict[str, Any]:
@@ -126,23 +155,8 @@ class TrajectoryMatchingSettings(DistillSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_at_least(1, "syn_steps", "expert_epochs", "max_start_epoch", "batch_syn", "windows_per_step")
-        self.require_not_negative("lr_lr")
-        self.require_momentum("momentum")
-        self.require_choice("intermediate", ("none", "aggregate", "adaptive"))
-        self.require_choice("engine", ENGINES)
-        self.require_choice("alpha", ("log", "raw", "fixed"))
         if self.alpha == "log" and self.outer == "sgd":
             raise self.refused("alpha", "its step is that of distill.outer=normalized", "choose raw or fixed")
-        self.require_choice("split", ("auto", "windows", "batch"))
-        self.require_part("windows", "uniform")
-        self.require_part("matching", "trajectory")
-        if not isinstance(self.balance, bool):
-            self.require_part("balance", "true", "false")
-        if isinstance(self.perturbation, int | float) and not isinstance(self.perturbation, bool):
-            self.require_not_negative("perturbation")
-        else:
-            self.require_part("perturbation", "a number")
         if self.recompute and self.engine != "adjoint":
             raise self.refused("recompute", "the autograd engine keeps every step", "set distill.engine=adjoint")
         if self.split == "batch" and self.engine != "adjoint":
@@ -186,15 +200,17 @@ class DistributionMatchingSettings(DistillSettings):
     """Distribution matching (DM, Zhao and Bilen, WACV 2023); the defaults are its published values."""
 
     _target_: str = option("ast_lightning.distillation.distribution_matching.DistributionMatching", "the method")
-    init: Any = option("real", "what the images start from: real | noise | representative (needs experts)")
-    outer: Any = option("sgd", "the outer step: sgd (as published) | normalized (no tuning)")
-    lr_img: float = option(None, "outer learning rate of the images; null: 1, for normalized 0.1 / √ipc", neutral=1.0)
-    max_steps: int = option(20000, "outer iterations", result=False)
-    real_batch: int = option(256, "real images of each class in an iteration, drawn at random")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_at_least(1, "real_batch")
+    init: Any = option(
+        "real", "what the images start from; representative needs experts", type="str | part", choices=INITS
+    )
+    outer: Any = option(
+        "sgd", "the outer step: sgd (as published) | normalized (no tuning)", type="str | part", choices=OUTER_STEPS
+    )
+    lr_img: float = option(
+        None, "outer learning rate of the images; null: 1, for normalized 0.1 / √ipc", neutral=1.0, above=0
+    )
+    max_steps: int = option(20000, "outer iterations", least=1, result=False)
+    real_batch: int = option(256, "real images of each class in an iteration, drawn at random", least=1)
 
 
 def check_precision(precision: str, experts: object = "<their folder>") -> None:

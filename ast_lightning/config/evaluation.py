@@ -14,32 +14,25 @@ class EvaluationSettings(Settings):
 
     section: ClassVar[str] = "evaluation"
 
-    networks: int = option(5, "networks to train; mean and spread are over them")
+    networks: int = option(5, "networks to train; mean and spread are over them", least=1, most=10_000)
     epochs: int = option(
-        None, "passes over the synthetic set; null: 3 / distill.lr_teacher, from 300 to 1000", neutral=1000
+        None, "passes over the synthetic set; null: 3 / distill.lr_teacher, from 300 to 1000", neutral=1000, least=1
     )
-    batch_size: int = option(256, "synthetic images of a training step")
-    lr: float | None = option(None, "learning rate; null: the learned learning rate of the set")
+    batch_size: int = option(256, "synthetic images of a training step", least=1)
+    lr: float | None = option(None, "learning rate; null: the learned learning rate of the set", above=0)
     baseline_lr: str = option(
         "searched",
         "learning rate of networks on real images where lr is null: searched (the best of five, 0.001 … 0.1, on "
         "held-out training images, each with one network and half of the epochs) | same (distill.lr_teacher)",
+        choices=("searched", "same"),
         neutral="same",
     )
-    momentum: float = option(0.9, "momentum until the learning rate falls")
-    weight_decay: float = option(1e-3, "L2 coefficient")
-    lr_decay: float = option(0.5, "factor of the learning rate, once, after epoch index epochs // 2 + 1")
-    momentum_after_decay: float = option(0.8, "momentum from there on")
+    momentum: float = option(0.9, "momentum until the learning rate falls", least=0, below=1)
+    weight_decay: float = option(1e-3, "L2 coefficient", least=0, most=1000)
+    lr_decay: float = option(0.5, "factor of the learning rate, once, after epoch index epochs // 2 + 1", above=0)
+    momentum_after_decay: float = option(0.8, "momentum from there on", least=0, below=1)
     augment: bool = option(True, "Siamese augmentation with the families of the data")
-    at_once: int = option(1, "networks trained together, as one stacked computation", result=False)
-
-    def __post_init__(self) -> None:
-        self.complete()
-        self.require_at_least(1, "networks", "epochs", "batch_size", "at_once")
-        self.require_positive("lr", "lr_decay")
-        self.require_choice("baseline_lr", ("searched", "same"))
-        self.require_not_negative("weight_decay")
-        self.require_momentum("momentum", "momentum_after_decay")
+    at_once: int = option(1, "networks trained together, as one computation", least=1, most=10_000, result=False)
 
     @property
     def decay_after(self) -> int:

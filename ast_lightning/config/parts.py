@@ -6,15 +6,21 @@ This module imports neither torch nor Hydra, so that a wrong value is rejected b
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
+import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ast_lightning.errors import ConfigurationError
 
 _TARGET, _PARTIAL = "_target_", "_partial_"
+
+
+def is_part(value: object) -> bool:
+    """Whether a value is a mapping with ``_target_``, or a callable."""
+    return callable(value) or (isinstance(value, Mapping) and isinstance(value.get(_TARGET), str))
 
 
 def check_part(value: Any, names: Collection[str], option: str) -> None:
@@ -28,8 +34,7 @@ def check_part(value: Any, names: Collection[str], option: str) -> None:
     Raises:
         ConfigurationError: naming the option.
     """
-    target = value.get(_TARGET) if isinstance(value, Mapping) else None
-    if isinstance(target, str) or (value in names if isinstance(value, str) else callable(value)):
+    if is_part(value) or (isinstance(value, str) and value in names):
         return
     own = "{_target_: package.module.name}"
     remedy = f"choose one of {', '.join(names)}, or {own} for one of your own" if names else f"give {own}"
@@ -58,34 +63,75 @@ def resolve(value: Any, built_in: Mapping[str, Callable[..., Any]], option: str)
     check_part(value, built_in, option)
     if not isinstance(value, Mapping):
         return built_in[value] if isinstance(value, str) else value
-    name = value[_TARGET]
+    found, arguments = find(value, option)
+    part = found
+    if inspect.isclass(found) and not value.get(_PARTIAL):
+        part = found(**arguments)
+    elif arguments:
+        part = functools.partial(found, **arguments)
+    if not callable(part):
+        problem = f"it gives {type(part).__name__}, which cannot be called"
+        remedy = "name a function or a class with __call__"
+        raise ConfigurationError(f"{option}.{_TARGET}", value[_TARGET], problem, remedy)
+    return part
 
-    def wrong(problem: str, remedy: str) -> ConfigurationError:
-        return ConfigurationError(f"{option}.{_TARGET}", name, problem, remedy)
 
-    arguments = {key: each for key, each in value.items() if key not in (_TARGET, _PARTIAL)}
-    try:
-        part = pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise wrong(
-            f"it cannot be imported ({error})", "give package.module.name, with its folder on PYTHONPATH"
-        ) from error
+def find(value: Mapping[str, Any], option: str) -> tuple[Any, dict[str, Any]]:
+    """What a mapping names, and the keyword arguments that it is to be called with; nothing is called.
+
+    Args:
+        value: with ``_target_``.
+        option: as on the command line, for error messages.
+
+    Raises:
+        ConfigurationError: it cannot be imported, or does not take these arguments.
+    """
+    part = locate(value[_TARGET], f"{option}.{_TARGET}")
+    arguments = {str(key): each for key, each in value.items() if key not in (_TARGET, _PARTIAL)}
     try:
         with contextlib.suppress(ValueError):  # written in C, without a signature
             now = inspect.isclass(part) and not value.get(_PARTIAL)
             (inspect.signature(part).bind if now else inspect.signature(part).bind_partial)(**arguments)
     except TypeError as error:
+        problem = f"it cannot take these arguments: {error}"
         remedy = f"correct the keys of {option}, or give a class _partial_: true"
-        raise wrong(f"it cannot take these arguments: {error}", remedy) from error
-    if inspect.isclass(part) and not value.get(_PARTIAL):
-        part = part(**arguments)
-    elif arguments:
-        part = functools.partial(part, **arguments)
-    if not callable(part):
-        raise wrong(
-            f"it gives {type(part).__name__}, which cannot be called", "name a function or a class with __call__"
-        )
-    return part
+        raise ConfigurationError(f"{option}.{_TARGET}", value[_TARGET], problem, remedy) from error
+    return part, arguments
+
+
+def locate(name: str, option: str) -> Any:
+    """The object of a dotted name, imported.
+
+    Args:
+        name: ``package.module.name``.
+        option: that gives it, as on the command line.
+
+    Raises:
+        ConfigurationError: there is no such module, or no such name in it: then the nearest that is there is given.
+            Other exceptions of a module's own code are not caught.
+
+    >>> locate("math.sqrt", "test.part")(9)
+    3.0
+    """
+    parts = name.split(".")
+    problem, remedy = "it is not a dotted name", "give package.module.name"
+    for end in range(len(parts), 0, -1) if all(map(str.isidentifier, parts)) else ():
+        try:
+            found: Any = importlib.import_module(".".join(parts[:end]))
+        except ImportError as error:
+            problem, remedy = f"it cannot be imported ({error})", "correct its name, or add its folder to PYTHONPATH"
+            if end > 1 and isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+                continue
+            break
+        for each in parts[end:]:
+            if not hasattr(found, each):
+                near = difflib.get_close_matches(each, dir(found), 1)
+                problem = f"{getattr(found, '__file__', None) or found.__name__} has no {each}"
+                remedy = f"did you mean {'.'.join(parts[:end])}.{near[0]}?" if near else "correct the name"
+                raise ConfigurationError(option, name, problem, remedy)
+            found, end = getattr(found, each), end + 1
+        return found
+    raise ConfigurationError(option, name, problem, remedy)
 
 
 def describe_part(value: Any) -> Any:

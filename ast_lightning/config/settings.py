@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, make_dataclass
+from numbers import Real
 from typing import Any, ClassVar, Optional, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
-from ast_lightning.config.parts import check_part
+from ast_lightning.config.allowed import LIMITS, Allowed, follows
+from ast_lightning.config.parts import find
 from ast_lightning.errors import ConfigurationError
 
+LARGEST_SEED = 2**32 - 1
 
-def option(default: Any, help: str, *, neutral: Any = MISSING, result: bool = True) -> Any:
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    type: str | None = None,
+    choices: Sequence[str] = (),
+    neutral: Any = MISSING,
+    result: bool = True,
+    **bounds: float,
+) -> Any:
     """A field of a settings dataclass.
 
     Args:
         default: the value where none is given; a list or dict is copied. None beside another neutral value: a value
-            that follows from other options (see :func:`follows`).
+            that follows from other options (see :func:`~ast_lightning.config.allowed.follows`).
         help: what the option does, one sentence in plain English.
+        type: what the annotation cannot express, such as ``bool | part`` (see
+            :class:`~ast_lightning.config.allowed.Allowed`).
+        choices: the texts that are allowed; none: any text.
         neutral: the value at which the option leaves no trace in the identity of a run: for ever the one with which a
             run is what it was before the option existed. The first default unless given. A default may change later;
             a neutral value may not.
         result: whether the option changes numbers that a run arrives at; one that does not is no part of an identity.
+        bounds: ``least`` and ``most``, ``above`` and ``below``, of a number or of each number of a list. Numbers are
+            finite in any case.
     """
-    metadata = {"help": help, "neutral": default if neutral is MISSING else neutral, "result": result}
+    metadata = {"help": help, "neutral": default if neutral is MISSING else neutral, "result": result, "type": type}
+    metadata["allowed"] = {**bounds, "choices": tuple(choices)}
     if isinstance(default, list | dict):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
-
-
-def follows(field: Field[Any]) -> bool:
-    """Whether an option may be null and then follows from others; a settings dataclass never holds None for it."""
-    return field.default is None and field.metadata["neutral"] is not None
-
-
-def type_of(field: Field[Any]) -> str:
-    """The type of the values that can be given, such as ``int | None``."""
-    return f"{field.type} | None" if follows(field) else str(field.type)
 
 
 def schema_of(kind: type[Settings]) -> DictConfig:
@@ -90,10 +98,20 @@ def _same(neutral: Any, value: Any) -> bool:
 class Settings:
     """Base of the settings dataclasses; ``section`` is the configuration section whose keys are their fields, or empty.
 
-    The checks pass over None: a field that may be None says what that means.
+    Every field is checked against what its :func:`option` allows. What concerns several options is checked by a
+    ``__post_init__`` that calls this one first.
+
+    Raises:
+        ConfigurationError: naming the first option that has another value.
     """
 
     section: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if not Allowed.by(each).holds(getattr(self, each.name)):
+                raise wrong_value(f"{self.section}.{each.name}".lstrip("."), getattr(self, each.name), each)
+        self.complete()
 
     def follow(self) -> dict[str, Any]:
         """What null options follow from others of this section; those that it lacks get their neutral values."""
@@ -106,44 +124,35 @@ class Settings:
             if follows(each) and getattr(self, each.name) is None:
                 object.__setattr__(self, each.name, derived.get(each.name, each.metadata["neutral"]))
 
+    def find_parts(self) -> None:
+        """Import the parts that mappings with ``_target_`` name, and hold their arguments against them.
+
+        Raises:
+            ConfigurationError: naming the first that is not there, or does not take these arguments.
+        """
+        for each in fields(self):
+            value, option = getattr(self, each.name), f"{self.section}.{each.name}"
+            if "part" in Allowed.by(each).types:
+                parts = {f"{option}[{index}]": item for index, item in enumerate(value)} if type(value) is list else {}
+                for name, part in (parts or {option: value}).items():
+                    if isinstance(part, Mapping):
+                        find(part, name)
+
     def refused(self, name: str, problem: str, remedy: str) -> ConfigurationError:
         """The error that names the option and its value."""
         value = getattr(self, name)
         option = f"{self.section}.{name}".lstrip(".")
         return ConfigurationError(option, "null" if value is None else value, problem, remedy)
 
-    def require_at_least(self, least: int, *names: str) -> None:
-        """Reject what is no whole number, or below ``least``."""
-        for name, value in self._given(names):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise self.refused(name, f"it must be a whole number of at least {least}", f"give {least} or more")
 
-    def require_positive(self, *names: str) -> None:
-        """Reject 0, negative numbers, infinity and NaN."""
-        for name, value in self._given(names):
-            if not 0 < value < math.inf:
-                raise self.refused(name, "it must be positive and finite", "give a number above 0")
-
-    def require_not_negative(self, *names: str) -> None:
-        """Reject negative numbers, infinity and NaN."""
-        for name, value in self._given(names):
-            if not 0 <= value < math.inf:
-                raise self.refused(name, "it must be finite and not negative", "give 0 or a positive number")
-
-    def require_momentum(self, *names: str) -> None:
-        """Reject what lies outside [0, 1)."""
-        for name, value in self._given(names):
-            if not 0 <= value < 1:
-                raise self.refused(name, "it must lie in [0, 1)", "give 0 for no momentum")
-
-    def require_choice(self, name: str, choices: Sequence[str]) -> None:
-        """Reject anything but one of ``choices``."""
-        if getattr(self, name) not in choices:
-            raise self.refused(name, "there is no such choice", f"choose one of {', '.join(choices)}")
-
-    def require_part(self, name: str, *choices: str) -> None:
-        """Reject what is neither one of ``choices`` nor a part of the user's own."""
-        check_part(getattr(self, name), choices, f"{self.section}.{name}")
-
-    def _given(self, names: Sequence[str]) -> list[tuple[str, Any]]:
-        return [(name, getattr(self, name)) for name in names if getattr(self, name) is not None]
+def wrong_value(option: str, value: object, field: Field[Any]) -> ConfigurationError:
+    """The error for a value that an option cannot have; of a list, it names the first wrong item."""
+    allowed = Allowed.by(field)
+    if (item := allowed.item) and isinstance(value, list | tuple):
+        index, value = next(((index, each) for index, each in enumerate(value) if not item.holds(each)), (0, value))
+        option, allowed = f"{option}[{index}]", item
+    odd = isinstance(value, Real) and allowed.bounds(value) and not allowed.is_usual(value)
+    limits = f" ({LIMITS})" if odd else ""
+    shown = {"None": "null", "True": "true", "False": "false"}.get(str(value), value)
+    remedy = f"give such a value ({field.metadata.get('help', option)})"
+    return ConfigurationError(option, shown, f"it must be {allowed}{limits}", remedy)

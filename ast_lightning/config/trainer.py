@@ -8,6 +8,9 @@ from typing import Any, ClassVar
 from ast_lightning.config.settings import Settings, option
 from ast_lightning.errors import ConfigurationError
 
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+STRATEGIES = ("auto", "ddp")
+PROFILERS = ("simple", "advanced")
 PRECISIONS = ("32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true")
 SHORT_PRECISIONS = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true"}
 """Lightning's short names of precisions: runs that differ only in the name are the same run."""
@@ -48,22 +51,34 @@ class TrainerSettings(Settings):
 
     section: ClassVar[str] = "trainer"
 
-    accelerator: str = option("auto", "cpu | gpu | auto …", result=False)
-    devices: Any = option(1, "how many devices, a list of their numbers, or auto", result=False)
-    num_nodes: int = option(1, "machines that take part", result=False)
-    timeout_seconds: float = option(1800, "how long processes of strategy=ddp wait for each other", result=False)
-    strategy: Any = option("auto", "how several devices work together: auto | ddp …", result=False)
-    precision: Any = option("32-true", "32-true | 64-true; experts also 16-mixed | bf16-mixed | 16-true | bf16-true")
-    log_every_n_steps: int = option(10, "steps between two logged values", result=False)
+    accelerator: str = option("auto", "the kind of device", choices=ACCELERATORS, result=False)
+    devices: Any = option(
+        1,
+        "how many; auto: all; or a list of their numbers, counted from 0",
+        type="int | str | list[int]",
+        least=0,
+        most=100_000,
+        choices=("auto",),
+        result=False,
+    )
+    num_nodes: int = option(1, "machines that take part", least=1, most=100_000, result=False)
+    timeout_seconds: float = option(
+        1800, "how long processes of strategy=ddp wait for each other", least=1, most=10**9, result=False
+    )
+    strategy: str = option("auto", "how several devices work together", choices=STRATEGIES, result=False)
+    precision: Any = option("32-true", "of the arithmetic; 16 bits for experts alone", type="str", choices=PRECISIONS)
+    log_every_n_steps: int = option(10, "steps between two logged values; 0: none", least=0, result=False)
     enable_progress_bar: bool = option(True, "show a progress bar", result=False)
-    fast_dev_run: Any = option(False, "one batch of everything, nothing is written", result=False)
-    profiler: Any = option(None, "simple | advanced", result=False)
+    fast_dev_run: Any = option(
+        False, "one batch of everything, or so many; nothing is written", type="bool | int", least=0, result=False
+    )
+    profiler: str | None = option(None, "print where the time goes", choices=PROFILERS, result=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "precision", SHORT_PRECISIONS.get(str(self.precision), self.precision))
-        self.require_at_least(1, "num_nodes")
-        self.require_positive("timeout_seconds")
-        self.require_choice("precision", PRECISIONS)
+        super().__post_init__()
+        if not self.devices or (isinstance(self.devices, list) and len(set(self.devices)) < len(self.devices)):
+            raise self.refused("devices", "it must name one device at least, and each once", "give 1, or auto for all")
 
 
 def rejected_argument(name: str, value: object) -> ConfigurationError | None:

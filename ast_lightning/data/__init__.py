@@ -1,7 +1,8 @@
 """Real images: sources, preprocessing, Siamese augmentation and the LightningDataModule that joins them."""
 
+from ast_lightning.config.data import SOURCES
 from ast_lightning.data.augmentation import FAMILIES, AugmentationDraw, SiameseAugmentation
-from ast_lightning.data.datamodule import SOURCES, ImageDataModule
+from ast_lightning.data.datamodule import ImageDataModule
 from ast_lightning.data.folder import image_folder
 from ast_lightning.data.from_arrays import arrays, load_arrays
 from ast_lightning.data.loading import TrainingBatch

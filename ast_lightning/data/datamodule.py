@@ -29,8 +29,6 @@ from ast_lightning.data.sources import BUILT_IN, LabelledImages, RawDataset
 from ast_lightning.errors import ConfigurationError, raised
 from ast_lightning.randomness import Key, keyed_generator
 
-SOURCES = (*BUILT_IN, "image_folder", "arrays")
-
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
@@ -96,9 +94,6 @@ class ImageDataModule(LightningDataModule):
         download: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(source, str) and source not in SOURCES:
-            remedy = f"use one of {', '.join(SOURCES)}"
-            raise ConfigurationError("data.source", source, "no built-in dataset has that name", remedy)
         if not callable(source) and not isinstance(source, str):
             problem = f"it must be a function that returns a dataset, not a {type(source).__name__}"
             raise ConfigurationError(

@@ -115,7 +115,7 @@ class ExpertObjective:
         # what experts do not share, parameters and buffers, comes as arguments: their code is the same
         skeleton = ease_second_derivatives(build_network(network, 0, "skeleton").train())
         norm = settings.penalty_norm if settings.gradient_penalty > 0 else None
-        parts = [resolve(each, {}, "expert.regularizers") for each in settings.regularizers]
+        parts = [resolve(each, {}, f"expert.regularizers[{i}]") for i, each in enumerate(settings.regularizers)]
 
         def objective(
             parameters: Tensors, buffers: Tensors, augmented: Tensor, raw: Tensor, labels: Tensor, epoch: Tensor | None

@@ -223,6 +223,8 @@ def test_a_network_of_ones_own(tmp_path: Path) -> None:
     custom = ("network=custom", f"network._target_={__name__}.OwnNetwork")
     network = run_of(*custom, "+network.heads=3").make_network(1, 10, (8, 8))
     assert isinstance(network, OwnNetwork)
+    with pytest.raises(ConfigurationError, match=r"^network\.heds=3: .*did you mean network\.heads\?$"):
+        run_of(*custom, "+network.heds=3")
     with pytest.raises(ConfigurationError, match=r"^network\.width=128: .*network=custom"):
         run_of(custom[1])
     with pytest.raises(ConfigurationError, match=r"^network\.width=32: .*~network\.width ~network\.depth"):

@@ -44,6 +44,29 @@ def test_a_part_that_cannot_be_imported_is_named(tmp_path: Path, command: Comman
         command("train_experts", tmp_path, *SHORT, "expert.optimizer={_target_:tests.experts.parts.missing}")
 
 
+@pytest.mark.parametrize(
+    ("word", "option", "fact"),
+    [
+        ("expert.regularizers=[{_target_: tests.experts.parts.consistency},{_target_: no.such}]", "[1]._target_", "no"),
+        ("expert.optimizer={_target_: tests.experts.parts.sam, rhoo: 1}", ".optimizer._target_", "rhoo"),
+        (
+            "distill.outer={_target_: tests.experts.parts.sem}",
+            ".outer._target_",
+            "did you mean tests.experts.parts.sam?",
+        ),
+        ("network._target_=ast_lightning.networks.ConvNt", "network._target_", "ast_lightning.networks.ConvNet?"),
+        ("network._target_=os.getcwd", "network._target_", "not a class"),
+        ("data.source={_target_: ast_lightning.data.arays, _partial_: true}", "data.source._target_", "data.arrays?"),
+        ("+callbacks.mine._target_=lightning.Trainr", "callbacks.mine._target_", "lightning.Trainer?"),
+    ],
+)
+def test_what_cannot_be_imported_is_found_as_the_run_is_built(word: str, option: str, fact: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        run_of(*SMALL, word)
+    assert caught.value.option.endswith(option)
+    assert fact in str(caught.value)
+
+
 def test_experts_of_arrays(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = digits()
     content = {"train_images": raw.train.images.movedim(1, 3), "train_labels": raw.train.labels}

@@ -13,7 +13,7 @@ from ast_lightning.config.__main__ import markdown
 from ast_lightning.config.check import checked, nearest, settings_from
 from ast_lightning.config.composition import is_rejection, rejection
 from ast_lightning.config.distill import DistillSettings
-from ast_lightning.config.schema import known_options
+from ast_lightning.config.schema import SECTIONS, known_options
 from ast_lightning.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
@@ -50,15 +50,15 @@ def rejected(*overrides: str) -> ConfigurationError:
         ("distill.ipc.two=3", "distill.ipc.two", "no such option"),
         ("network.width=2.5", "network.width", "whole number"),
         ("seed=x", "seed", "whole number"),
-        ("seed=-1", "seed", "at least 0"),
+        ("seed=-1", "seed", "from 0 to 4294967295"),
         ("data.root=[a]", "data.root", "text or null"),
-        ("data.mean=0.5", "data.mean", "list or null"),
+        ("data.mean=0.5", "data.mean", "null or a list"),
         ("experts_dir=[a]", "experts_dir", "text or null"),
         ("fresh=some", "fresh", "true or false"),
-        ("compile=some", "compile", "auto, true, false"),
-        ("compile=1", "compile", "auto, true, false"),
-        ("compile=null", "compile", "auto, true, false"),
-        ("expert_processes=0", "expert_processes", "at least 1"),
+        ("compile=some", "compile", "auto, true or false"),
+        ("compile=1", "compile", "auto, true or false"),
+        ("compile=null", "compile", "auto, true or false"),
+        ("expert_processes=0", "expert_processes", "from 1 to 1000 or auto"),
         ("trainer=null", "trainer", "conf/trainer/"),
         ("~trainer", "trainer", "conf/trainer/"),
         ("distill=nothing", "distill", "ast, distribution_matching, mtt"),
@@ -74,7 +74,44 @@ def rejected(*overrides: str) -> ConfigurationError:
         ("distill.lr_img=nan", "distill.lr_img", "finite"),
         ("distill.ipc=1,2", "distill.ipc", "-m"),
         ("hydra/launcher=nothing", "hydra/launcher", "pip install '.[sweep]'"),
-        ("distill.lr_img=[1", "distill.lr_img", "cannot be parsed"),
+        ("distill.lr_img=[1", "distill.lr_img", "brackets"),
+        ("data.root=~/x", "data.root", "'data.root=\"~/x\"'"),
+        ("data.root=x(1)", "data.root", "'data.root=\"x(1)\"'"),
+        ("data.root=ü", "data.root", "'data.root=\"ü\"'"),
+        ('output_dir="a', "output_dir", "'output_dir=\"a\"'"),
+        ("distill.ipc", "distill.ipc", "distill.ipc=…"),
+        ("=3", "", "option=value"),
+        ("~expert", "expert", "conf/expert/"),
+        ("~seed", "~seed", "cannot be removed"),
+        ("~output_dir", "~output_dir", "cannot be removed"),
+        ("~network.width=3", "~network.width", "cannot be removed"),
+        ("+experiment=digits_quickstart", "experiment", "leave out the +"),
+        ("callbacks.mine._target_=a.B", "callbacks.mine._target_", "+callbacks.mine._target_=a.B"),
+        ("logger.mine._target_=a.B", "logger.mine._target_", "+logger.mine._target_=a.B"),
+        ("network.heads=3", "network.heads", "+network.heads=3"),
+        ("data.source._target_=a.b", "data.source._target_", "'data.source={_target_: "),
+        ("data.image_size=100000", "data.image_size", "from 1 to 4096"),
+        ("seed=4294967296", "seed", "from 0 to 4294967295"),
+        ("data.source=imagenet", "data.source", "digits, mnist"),
+        ("data.mean=[0.5,2]", "data.mean[1]", "from 0 to 1"),
+        ("expert.regularizers=[{_target_: a.b},3]", "expert.regularizers[1]", "_target_"),
+        ("expert.regularizers={a: 1}", "expert.regularizers", "a list"),
+        ("baselines={a: 1}", "baselines", "a list"),
+        ("expert.batch_size=0", "expert.batch_size", "at least 1"),
+        ("expert.batch_size='${nothing}'", "expert.batch_size", "nothing"),
+        ("expert.weight_decay=1e30", "expert.weight_decay", "from 0 to 1000"),
+        ("expert.lr=1e31", "expert.lr", "magnitude"),
+        (f"expert.lr={10**400}", "expert.lr", "finite"),
+        ("trainer.accelerator=tpu", "trainer.accelerator", "auto, cpu, gpu"),
+        ("trainer.strategy=fsdp", "trainer.strategy", "auto or ddp"),
+        ("trainer.profiler=all", "trainer.profiler", "simple, advanced"),
+        ("trainer.devices=0", "trainer.devices", "one device"),
+        ("trainer.devices=[1,1]", "trainer.devices", "each once"),
+        ("trainer.devices=-1", "trainer.devices", "auto"),
+        ("trainer.fast_dev_run=some", "trainer.fast_dev_run", "true, false or a whole number"),
+        ("trainer.timeout_seconds=1e300", "trainer.timeout_seconds", "from 1 to"),
+        ("output_dir=''", "output_dir", "text"),
+        ('data.root="a\nb"', "data.root", "printable"),
         ("output_dir=${nothing}", "output_dir", "nothing"),
     ],
 )
@@ -83,6 +120,31 @@ def test_it_is_rejected_by_name(override: str, option: str, words: str) -> None:
     assert error.option == option
     assert words in str(error)
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_removed_section_is_named_even_where_its_options_are_set(section: str) -> None:
+    name = next(name for name in known_options() if name.startswith(f"{section}.") and "_target_" not in name)
+    assert rejected(f"~{section}").option == rejected(f"~{section}", f"{name}=1").option == section
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_LOCALID", "SLURM_NTASKS", "MASTER_PORT"])
+@pytest.mark.parametrize("value", ["abc", "", "-1", "1.5", "²"])
+def test_a_launchers_number_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    assert rejected().option == name
+
+
+def test_a_long_value_with_escapes_stays_one_line() -> None:
+    text = str(ConfigurationError("data.root", "a\x1b[31m\n" + "x" * 9000, "it is odd", "change it"))
+    assert text.isprintable()
+    assert len(text) < 1000
+
+
+def test_text_that_looks_like_an_interpolation_is_text() -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = checked(compose("config", overrides=['output_dir="\\${seed}"']))
+    assert config["output_dir"] == "${seed}"
 
 
 def test_arguments_of_lightning_and_of_custom_networks_are_accepted() -> None:
@@ -159,6 +221,8 @@ def test_nearest_prefers_the_section_that_was_named() -> None:
         (["-m", "distill.ipc=1,0"], "error: distill.ipc=0: "),
         (["-m", "+distill.foo=1,2"], "error: distill.foo=1: "),
         (["-m", "distill.ipc=1,abc"], "error: distill.ipc=abc: "),
+        (["-m", "+ipc=1,2"], "error: ipc=1: "),
+        (["network.width=2.5"], "error: network.width=2.5: "),
     ],
 )
 def test_scripts_end_with_one_line_and_status_2_without_torch(tmp_path: Path, words: list[str], starts: str) -> None:
@@ -170,6 +234,15 @@ def test_scripts_end_with_one_line_and_status_2_without_torch(tmp_path: Path, wo
     assert result.stderr.startswith(starts)
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_launchers_variable_is_checked_before_lightning_reads_it(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "distill.py"), f"output_dir={tmp_path}"]
+    path = {"PATH": "/usr/bin:/bin", "LOCAL_RANK": "abc"}
+    result = subprocess.run(command, capture_output=True, text=True, env=path, check=False)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: LOCAL_RANK=abc: ")
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 def test_every_option_has_a_help_text_and_the_document_is_current() -> None:

@@ -341,10 +341,10 @@ def test_rows_stay_on_the_cpu_when_a_batch_moves() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"source": "imagenet"}, rf"data\.source=imagenet: .*{', '.join(SOURCES)}"),
-        ({"preprocessing": "whiten"}, r"data\.preprocessing=whiten: .*standardize, zca, none"),
+        ({"source": "imagenet"}, rf"data\.source=imagenet: .*{', '.join(SOURCES)} or"),
+        ({"preprocessing": "whiten"}, r"data\.preprocessing=whiten: .*standardize, zca or none"),
         ({"augmentation": "blur"}, r"data\.augmentation=blur: .*color, crop, cutout, flip, scale, rotate"),
-        ({"validation_fraction": 1.0}, r"data\.validation_fraction=1\.0: it must lie in \[0, 1\)"),
+        ({"validation_fraction": 1.0}, r"data\.validation_fraction=1\.0: it must be .* below 1\."),
         ({"validation_fraction": -0.1}, r"data\.validation_fraction=-0\.1"),
         ({"per_class": 0}, r"data\.per_class=0: it must be a whole number of at least 1"),
         ({"batch_size": 0}, r"data\.batch_size=0"),
