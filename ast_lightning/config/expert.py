@@ -48,10 +48,10 @@ class ExpertSettings(Settings):
         "float32", "of the stored parameters: float32 | bfloat16 | float16 (half the disk)", choices=SNAPSHOT_DTYPES
     )
     every_n_epochs: int = option(
-        1, "n: store epochs 0, n, 2n, … and E; distill.expert_epochs must be a multiple of n", least=1
+        1, "n: store epochs 0, n, 2n, … and E; distill.expert_epochs must be a multiple of n", least=1, most=100_000
     )
     max_epoch: int | None = option(
-        None, "store nothing beyond this epoch but the last; training runs to the end", least=1
+        None, "store nothing beyond this epoch but the last; training runs to the end", least=1, most=100_000
     )
     optimizer: Any = option("sgd", "the optimiser of an expert", type="str | part", choices=("sgd",))
     regularizers: list[Any] = option([], "terms added to the loss, each with its own weight", type="list[part]")
