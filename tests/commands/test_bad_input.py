@@ -54,8 +54,8 @@ def contents(folder: Path) -> dict[Path, int]:
         (["expert.penalty_norm=infinity"], "expert.penalty_norm", ["pixel", "sample"]),
         (["expert.epochs=0"], "expert.epochs", ["from 1 to"]),
         (["expert.snapshot_dtype=float8"], "expert.snapshot_dtype", ["float32, bfloat16 or float16"]),
-        (["expert.every_n_epochs=0"], "expert.every_n_epochs", ["at least 1"]),
-        (["expert.max_epoch=0"], "expert.max_epoch", ["at least 1"]),
+        (["expert.every_n_epochs=0"], "expert.every_n_epochs", ["from 1 to"]),
+        (["expert.max_epoch=0"], "expert.max_epoch", ["from 1 to"]),
         (
             ["expert.every_n_epochs=2", "distill.expert_epochs=3"],
             "distill.expert_epochs",
