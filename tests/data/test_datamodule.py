@@ -20,6 +20,7 @@ from ast_lightning.data import (
     RawDataset,
     Standardization,
     TrainingBatch,
+    splits,
 )
 from ast_lightning.data.loading import OrderedBatches, ShuffledBatches
 from ast_lightning.errors import ConfigurationError
@@ -427,7 +428,7 @@ def test_a_source_that_gives_no_dataset_is_named_in_a_line(source: Any, words: l
 
 def test_images_that_fill_the_memory_are_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"data\.image_size=100000: 24 images .*TiB|GiB"):
-        module(image_size=100_000).setup()
+        splits.resize(tiny().train, 100_000)
 
 
 def test_test_images_that_are_training_images_draw_a_warning(capsys: pytest.CaptureFixture[str]) -> None:

@@ -238,5 +238,5 @@ def test_parts_at_their_default_leave_no_trace_in_the_description() -> None:
 def test_unknown_parts_are_rejected_by_option(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
         ExpertSettings(**{name: value})
-    assert caught.value.option == f"expert.{name}"
-    assert "_target_" in caught.value.remedy
+    assert caught.value.option.removesuffix("[0]") == f"expert.{name}"
+    assert "_target_" in caught.value.problem

@@ -120,9 +120,9 @@ def test_statistics_of_batch_normalisation_are_stored(lab: Any, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("snapshot_dtype", "float64", "float32, bfloat16, float16"),
-        ("every_n_epochs", 0, "at least 1"),
-        ("max_epoch", 0, "at least 1"),
+        ("snapshot_dtype", "float64", "float32, bfloat16 or float16"),
+        ("every_n_epochs", 0, "from 1 to"),
+        ("max_epoch", 0, "from 1 to"),
     ],
 )
 def test_what_cannot_be_stored_is_refused_by_name(name: str, value: Any, words: str) -> None:
