@@ -113,7 +113,8 @@ def unknown_option(option: str, value: object, added: bool = True) -> Configurat
         return ConfigurationError(option, value, f"the chosen {section} has no such option", remedy)
     parent, _, key = option.rpartition(".")
     if parent in known_options() and "part" in Allowed.by(known_options()[parent]).types:
-        remedy = f"give it within one mapping: '{parent}={{_target_: …, {key}: {value}}}'"
+        inside = f"{key}: {value}" if key == "_target_" else f"_target_: …, {key}: {value}"
+        remedy = f"give it within one mapping: '{parent}={{{inside}}}'"
         return ConfigurationError(option, value, f"{parent} is no mapping yet", remedy)
     near = None if section in FREE_SECTIONS else nearest(option)
     remedy = f"did you mean {near}? {LIST_OPTIONS}" if near else LIST_OPTIONS
