@@ -37,7 +37,7 @@ from ast_lightning.config.schema import kind_of
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import EvaluationSettings
 from ast_lightning.experts import ExpertSettings
-from ast_lightning.parallel.devices import by_torchrun, devices_of
+from ast_lightning.parallel.devices import by_torchrun, device_type, devices_of
 from ast_lightning.parallel.failures import ENDED_BY_SIGTERM, shared_failures
 from ast_lightning.reporting import boundary, describe, keep_logs_in, local_rank
 from ast_lightning.runs.loggers import check_packages
@@ -134,11 +134,18 @@ def build_run(config: DictConfig, in_sweep: bool = False, choices: Mapping[str, 
 
 
 def _check_processes(trainer: dict[str, Any], in_sweep: bool) -> None:
-    """Reject another number of devices than there are processes, which torchrun or a launcher of Hydra has started.
+    """Reject devices that the machine lacks, and another number of them than there are processes, which torchrun or a
+    launcher of Hydra has started.
 
     Raises:
-        ConfigurationError: naming ``trainer.devices``.
+        ConfigurationError: naming ``trainer.accelerator`` or ``trainer.devices``.
     """
+    accelerator, on_cpu = trainer.get("accelerator", "auto"), device_type(trainer) == "cpu"
+    if on_cpu and accelerator not in ("auto", "cpu"):
+        raise ConfigurationError("trainer.accelerator", accelerator, "this machine has none", "set trainer=cpu")
+    if on_cpu and isinstance(trainer.get("devices"), list):
+        problem, remedy = "a list names GPUs, and this run is on the CPU", "give a number of processes"
+        raise ConfigurationError("trainer.devices", trainer["devices"], problem, remedy)
     devices, processes = devices_of(trainer), int(os.environ.get("WORLD_SIZE", "1"))
     if by_torchrun() and processes > 1 and devices == 1:
         problem = f"torchrun has started {processes} processes, each of which would do the whole work"

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from ast_lightning.compilation import Compilation, keep_compiled_code
-from ast_lightning.errors import ConfigurationError
 from ast_lightning.parallel.devices import device_type
 from ast_lightning.storage.files import read_json, write_json
 from ast_lightning.storage.provenance import versions
@@ -29,16 +28,7 @@ def prepare(trainer: Mapping[str, Any], *, tf32: bool) -> None:
     Args:
         trainer: the ``trainer`` section.
         tf32: whether TensorFloat-32 may be used.
-
-    Raises:
-        ConfigurationError: the machine has no such devices.
     """
-    accelerator, devices = trainer.get("accelerator", "auto"), trainer.get("devices")
-    if device_type(trainer) == "cpu" and accelerator not in ("auto", "cpu"):
-        raise ConfigurationError("trainer.accelerator", accelerator, "this machine has none", "set trainer=cpu")
-    if device_type(trainer) == "cpu" and isinstance(devices, list):
-        problem, remedy = "a list names GPUs, and this run is on the CPU", "give a number of processes"
-        raise ConfigurationError("trainer.devices", devices, problem, remedy)
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
     keep_compiled_code()
