@@ -175,7 +175,11 @@ def test_window_beyond_the_trajectory_is_refused(store: TrajectoryStore, fill: F
 MISSING = object()
 
 
-@pytest.mark.parametrize("value", [MISSING, None, 5, "x", [], [5], {"a": 1}], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [MISSING, None, 5, "x", [], [5], {"a": 1}],
+    ids=lambda value: "missing" if type(value) is object else str(value),
+)
 @pytest.mark.parametrize("key", ["network", "data", "expert", "epochs", "seed", "id", "network.parameters"])
 def test_a_sealed_record_of_something_else_is_a_line(
     store: TrajectoryStore, metadata: Metadata, fill: Fill, key: str, value: Any, capsys: pytest.CaptureFixture[str]
