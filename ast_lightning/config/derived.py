@@ -51,8 +51,8 @@ def inner_steps(distill: Config, **others: Config) -> int:
 
 
 def student_rate(distill: Config, expert: Config, **others: Config) -> float:
-    """α before distillation: the learning rate of the experts; 0.01 for methods without a student."""
-    return float(expert["lr"]) if "syn_steps" in distill else 0.01
+    """α before distillation: the rate of the experts · (1 + log10 ipc); 0.01 for methods without a student."""
+    return round(expert["lr"] * (1 + math.log10(distill["ipc"])), 8) if "syn_steps" in distill else 0.01
 
 
 def evaluation_epochs(distill: Config, **others: Config) -> int:

@@ -37,7 +37,10 @@ class DistillSettings(Settings):
     warm_start: str | None = option(None, "folder of a distilled dataset to start from, with its learning rate")
     augment: bool = option(True, "Siamese augmentation of the synthetic images, with the families of the data")
     lr_teacher: float = option(
-        None, "initial learning rate α of networks that are trained on the set; null: expert.lr", neutral=0.01, above=0
+        None,
+        "initial learning rate α of networks that are trained on the set; null: expert.lr · (1 + log10 ipc)",
+        neutral=0.01,
+        above=0,
     )
     outer: Any = option(
         "normalized",

@@ -27,8 +27,8 @@ def of(*overrides: str) -> dict[str, Any]:
     [
         # a quarter of the trajectory at one image per class, half of it at ten, 67 % at fifty
         (["expert.epochs=10", "expert.lr=0.01"], (20, 2, 3, 0.01, 300)),
-        (["expert.epochs=10", "expert.lr=0.01", "distill.ipc=10"], (20, 2, 5, 0.01, 300)),
-        (["expert.epochs=50", "distill.ipc=50"], (20, 2, 34, 0.003, 1000)),
+        (["expert.epochs=10", "expert.lr=0.01", "distill.ipc=10"], (20, 2, 5, 0.02, 300)),
+        (["expert.epochs=50", "distill.ipc=50"], (20, 2, 34, 0.00809691, 371)),
         # what is given is left alone, and the rest follows from it
         (["expert.epochs=10", "distill.expert_epochs=9", "distill.syn_steps=30"], (30, 9, 2, 0.003, 1000)),
         (["expert.epochs=40", "distill.expert_epochs=30"], (30, 30, 10, 0.003, 1000)),
