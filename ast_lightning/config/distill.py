@@ -38,7 +38,7 @@ class DistillSettings(Settings):
     augment: bool = option(True, "Siamese augmentation of the synthetic images, with the families of the data")
     lr_teacher: float = option(
         None,
-        "initial learning rate α of networks that are trained on the set; null: expert.lr · (1 + log10 ipc)",
+        "initial student rate α; null: expert.lr · (1 + log10 ipc)",
         neutral=0.01,
         above=0,
     )
