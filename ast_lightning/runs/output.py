@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.parallel.locks import has_locks
 from ast_lightning.reporting import keep_logs_in, local_rank
-from ast_lightning.storage.files import write_bytes
 
 _FULL = "make room and rerun the command without fresh=true to resume"
 _CLOSED = "make the folder writable, or set another output_dir"
@@ -36,15 +35,27 @@ def prepare_output(folder: Path) -> None:
     path = folder.absolute()
     there = next(each for each in (path, *path.parents) if os.path.lexists(each))
     try:
-        with TemporaryDirectory(prefix=".probe_", dir=there) as probe:
-            write_bytes(Path(probe) / path.relative_to(there) / "file", bytes(4096))
-            locks = has_locks(Path(probe))
+        if there == path:
+            locks = _try(path)
+        else:
+            with TemporaryDirectory(prefix=".probe_", dir=there) as probe:
+                new = Path(probe) / path.relative_to(there)
+                new.mkdir(parents=True)
+                locks = _try(new)
     except OSError as error:
         error.filename = None  # of the probe
         raise disk_trouble("output_dir", folder, error) from error
     keep_logs_in(folder / "errors")
     if not locks and local_rank() == 0:
         print(f"note: output_dir={folder} has no file locks: run one command at a time there", flush=True)
+
+
+def _try(folder: Path) -> bool:
+    """Write a file that has no name, so that a kill leaves none; whether it can be locked."""
+    with TemporaryFile(dir=folder) as file:
+        file.write(bytes(4096))
+        file.flush()
+        return has_locks(folder)
 
 
 def disk_trouble(option: str, folder: object, error: OSError) -> ConfigurationError:

@@ -54,7 +54,7 @@ def test_a_folder_that_cannot_be_is_rejected(tmp_path: Path) -> None:
 def test_a_disk_that_takes_nothing_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
 ) -> None:
-    monkeypatch.setattr(output_module, "write_bytes", failing(number))
+    monkeypatch.setattr(output_module, "_try", failing(number))
     with pytest.raises(ConfigurationError, match=f"^output_dir=.*{words}"):
         prepare_output(tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())

@@ -44,7 +44,7 @@ def test_trajectories_that_came_later_are_not_mixed_in(store: Path, tmp_path: Pa
 
 
 def test_other_trajectories_in_their_place_are_found(store: Path, tmp_path: Path, command: Command) -> None:
-    words = (f"experts_dir={store}", "num_experts=1", FEW)
+    words = (f"experts_dir={store}", "num_experts=1", "distill.lr_teacher=0.01", FEW)
     command("distill", tmp_path, *words)
     shutil.rmtree(store)
     command("train_experts", tmp_path, f"experts_dir={store}", "num_experts=2", "expert.lr=0.02")

@@ -110,7 +110,7 @@ def test_a_task_with_one_device_is_a_run_of_its_own(
     assert execute(train_experts, composed(*words))["test_accuracy"] > 0
     store = TrajectoryStore.open(run_of(*words).experts_folder())
     assert store.experts() == [0]
-    assert "1 experts: test accuracy" in capsys.readouterr().out
+    assert "1 expert: test accuracy" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         execute(train_experts, composed(*words, "tf32=some"))
     assert "error: tf32=some" in capsys.readouterr().err
@@ -121,7 +121,8 @@ def test_torchrun_without_its_trainer_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigurationError, match=r"^trainer\.devices=1: torchrun has started 2 .*trainer=torchrun"):
         build_run(composed(*SMALL))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for name, value in (("LOCAL_WORLD_SIZE", "2"), ("LOCAL_RANK", "0"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
     assert not build_run(composed(*SMALL, "trainer=torchrun", "trainer.accelerator=cpu")).is_alone
 
 

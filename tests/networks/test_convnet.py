@@ -181,14 +181,14 @@ def test_every_width_can_be_normalised_or_is_refused(width: int, normalization: 
 @pytest.mark.parametrize(
     ("arguments", "option", "says"),
     [
-        ({"normalization": "instnace"}, "network.normalization", "instance, batch, layer, layer_chw, group, none"),
-        ({"activation": "tanh"}, "network.activation", "relu, leaky_relu, gelu, silu, sigmoid"),
-        ({"pooling": "average"}, "network.pooling", "avg, max, none"),
-        ({"width": 0}, "network.width", "at least 1"),
-        ({"depth": 0}, "network.depth", "at least 1"),
-        ({"depth": -1}, "network.depth", "at least 1"),
+        ({"normalization": "instnace"}, "network.normalization", "instance, batch, layer, layer_chw, group or none"),
+        ({"activation": "tanh"}, "network.activation", "relu, leaky_relu, gelu, silu or sigmoid"),
+        ({"pooling": "average"}, "network.pooling", "avg, max or none"),
+        ({"width": 0}, "network.width", "from 1"),
+        ({"depth": 0}, "network.depth", "from 1"),
+        ({"depth": -1}, "network.depth", "from 1"),
         ({"depth": 4}, "network.depth", "8×12 pixels"),
-        ({"first_padding": -1}, "network.first_padding", "at least 0"),
+        ({"first_padding": -1}, "network.first_padding", "from 0"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(arguments: dict[str, object], option: str, says: str) -> None:
