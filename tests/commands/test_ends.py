@@ -75,8 +75,8 @@ def test_ctrl_c_is_a_line(own: Path, name: str, words: tuple[str, ...]) -> None:
 
 
 def test_what_lightning_rejects_is_found_before_data_are_read() -> None:
-    with pytest.raises(ConfigurationError, match=r"^trainer=.*Lightning.*overfit_batches"):
-        run_of(*SMALL, "+trainer.overfit_batches=-3", "data=image_folder", "data.root=/nowhere")
+    with pytest.raises(ConfigurationError, match=r"^trainer=.*Lightning.*abc"):
+        run_of(*SMALL, "+trainer.max_time=abc", "data=image_folder", "data.root=/nowhere")
 
 
 def test_a_run_that_was_ended_early_is_called_incomplete_and_resumes_there(

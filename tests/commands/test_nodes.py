@@ -193,7 +193,7 @@ def test_sigterm_ends_all_processes_at_once(trained: Path, tmp_path: Path) -> No
 def test_what_all_ranks_find_is_told_once(trained: Path, tmp_path: Path) -> None:
     folder = fresh_copy(trained, tmp_path / "diverged")
     ((status, _, errors),) = ended(
-        [start(*words_of(folder, *TWO_DEVICES, "distill.lr_img=1e30", "distill.outer=sgd", "distill.recoveries=0"))],
+        [start(*words_of(folder, *TWO_DEVICES, "distill.outer=sgd", "distill.lr_lr=1e30", "distill.recoveries=0"))],
         SOON,
     )
     assert status == 2, errors

@@ -26,7 +26,7 @@ from ast_lightning.config.composition import is_rejection, rejection
 from ast_lightning.config.schema import SECTIONS, known_options
 from ast_lightning.errors import ConfigurationError
 
-CASES = int(os.environ.get("FUZZ_CASES", 150))
+CASES = int(os.environ.get("FUZZ_CASES", 60))
 FUZZ = settings(
     max_examples=CASES, derandomize=CASES <= 150, deadline=None, suppress_health_check=list(HealthCheck), database=None
 )
