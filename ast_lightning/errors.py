@@ -5,7 +5,11 @@ The scripts print these without a traceback and exit with status 2: the message 
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
+from pathlib import Path
+
+_LIBRARIES = (str(Path(__file__).parent), "<frozen", *sysconfig.get_paths().values())
 
 
 def printable(text: str) -> str:
@@ -59,11 +63,23 @@ class DistillationDiverged(RuntimeError):
         return type(self), (self.iteration, self.problem, self.remedy)
 
 
+def place(error: BaseException, *others: str) -> traceback.FrameSummary | None:
+    """Where an exception was raised: the last line that is in no library, or else the last line.
+
+    Args:
+        error: None is returned where it was never raised.
+        others: beginnings of the names of files that count as libraries too.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((*_LIBRARIES, *others))]
+    return next(iter((own or frames)[-1:]), None)
+
+
 def raised(error: Exception) -> str:
     """What code of the user's own raised, and where, for one line."""
-    trace = traceback.extract_tb(error.__traceback__)
-    place = next((each for each in reversed(trace) if "site-packages" not in each.filename), trace[-1])
-    return f"it raised {type(error).__name__}: {' '.join(str(error).split())} ({place.filename}, line {place.lineno})"
+    at = place(error)
+    where = f" ({at.filename}, line {at.lineno})" if at else ""
+    return f"it raised {type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
 def foreseen(error: BaseException) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import sysconfig
 import tempfile
 import threading
 import time
@@ -16,10 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ast_lightning.errors import WorkerFailed, foreseen, printable
+from ast_lightning.errors import WorkerFailed, foreseen, place, printable
 
 _INTERRUPTED = "interrupted; rerun the command without fresh=true to resume"
-_LIBRARIES = (str(Path(__file__).parent), "<frozen", *sysconfig.get_paths().values())
 _log_folders: list[Path] = []
 
 
@@ -76,11 +74,9 @@ def outcome(error: BaseException) -> tuple[str, int]:
 def describe(error: BaseException) -> str:
     """Type, message and place of an exception: the last line that is in no library, or else the last line."""
     lines = str(error).strip().splitlines()
-    libraries = (*_LIBRARIES, str(getattr(sys.modules["__main__"], "__file__", None)))
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
-    places = [f" ({frame.filename}:{frame.lineno}, in {frame.name})" for frame in (own or frames)[-1:]]
-    return printable(": ".join([type(error).__name__, *lines[:1]]).rstrip(".") + "".join(places))
+    at = place(error, str(getattr(sys.modules["__main__"], "__file__", None)))
+    where = f" ({at.filename}:{at.lineno}, in {at.name})" if at else ""
+    return printable(": ".join([type(error).__name__, *lines[:1]]).rstrip(".") + where)
 
 
 def take_over() -> None:

@@ -19,7 +19,7 @@ from ast_lightning.callbacks import (
     SyntheticImageLogger,
 )
 from ast_lightning.commands.run import Run
-from ast_lightning.commands.stores import context_of, say_derived
+from ast_lightning.commands.stores import context_of
 from ast_lightning.compilation import Compilation
 from ast_lightning.config.distill import check_precision
 from ast_lightning.config.evaluation import EvaluationSettings
@@ -233,7 +233,11 @@ def dataset_maker(run: Run, method: Method) -> MakeDataset:
 
 
 def _announce(run: Run, method: Method, count: int) -> None:
-    say_derived(run)
+    if derived := run.config["derived"]:
+        words = (
+            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in derived.items()
+        )
+        say(f"not given, and derived: {' '.join(words)}")
     settings = run.distill
     networks = settings.eval_networks or run.evaluation.networks
     say(

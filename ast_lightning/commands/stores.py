@@ -49,16 +49,6 @@ def context_of(run: Run) -> Context:
     )
 
 
-def say_derived(run: Run) -> None:
-    """Print the options that were null, and what follows for them."""
-    derived = run.config.get("derived") or {}
-    if derived:
-        words = (
-            f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in derived.items()
-        )
-        say(f"not given, and derived: {' '.join(words)}")
-
-
 def choose_compilation(run: Run, forward_passes: float, never: str | None = None) -> Compilation:
     """Whether to compile a run, given the estimated work; the choice is printed.
 

@@ -61,7 +61,10 @@ class DistillSettings(Settings):
         "constant", "of the outer step: constant | cosine (to 0 at max_steps)", choices=("constant", "cosine")
     )
     recoveries: int = option(
-        3, "how often a run that diverges goes back to its last good images, with half the step", least=0, result=False
+        3,
+        "how often a run that diverges goes back to its last good images, with a quarter of the step",
+        least=0,
+        result=False,
     )
     max_steps: int = option(
         5000, "outer iterations; with schedule=constant a run can be made longer", least=1, result=False
@@ -97,7 +100,7 @@ class DistillSettings(Settings):
 
 @dataclass(frozen=True)
 class TrajectoryMatchingSettings(DistillSettings):
-    """Trajectory matching with AST's components; the defaults are AST's published values."""
+    """Trajectory matching with AST's components; what is null follows from the experts and ``ipc``."""
 
     needs_experts: ClassVar[bool] = True
 

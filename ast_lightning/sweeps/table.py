@@ -88,7 +88,7 @@ class SweepTable(Callback):
         if not _is_multirun(config):
             return
         results, error = _outcome(config, job_return)
-        message = "" if error is None else _describe(error)
+        message = "" if error is None else outcome(error)[0]
         if message:
             print(f"job {config.hydra.job.num} failed: {message}", file=sys.stderr, flush=True)
         if number_of_task() == 0:
@@ -185,11 +185,6 @@ def _outcome(config: Any, job_return: Any) -> tuple[Row, BaseException | None]:
     job_return.status = JobStatus.FAILED if failed else JobStatus.COMPLETED
     job_return.return_value = RuntimeError(str(error)) if failed else told if is_search(config) else None
     return results, error
-
-
-def _describe(error: BaseException) -> str:
-    """The message of an error, without control characters."""
-    return outcome(error)[0]
 
 
 def _as_csv(rows: list[Row]) -> str:
