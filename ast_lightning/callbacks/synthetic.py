@@ -19,6 +19,7 @@ from ast_lightning.callbacks.checkpoints import StateOfIterations
 from ast_lightning.distillation import DistillModule
 from ast_lightning.storage.files import clear_leftovers, point_to
 from ast_lightning.synthetic import DistilledDataset, picture, save_distilled
+from ast_lightning.synthetic.dataset import AVERAGE
 
 _AVERAGED = {"average": True, "accuracy": None}
 
@@ -120,7 +121,7 @@ class ArtifactWriter(Callback):
             step = save_distilled(self._step(found), dataset)
             if self._average is not None and self._average.images is not None:
                 images = self._average.images.to("cpu", dataset.images.dtype)
-                save_distilled(step / "average", replace(dataset, images=images, metadata=dataset.metadata | _AVERAGED))
+                save_distilled(step / AVERAGE, replace(dataset, images=images, metadata=dataset.metadata | _AVERAGED))
         self.has_written = True
         if self._states is not None and trainer.state.fn == TrainerFn.FITTING:
             self._states.save(trainer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,9 @@ def distill(
 
         distilled = ast_lightning.distill(images, labels, ipc=1, options=["expert.epochs=10", "distill.max_steps=300"])
     """
-    if isinstance(options, str):
-        raise ConfigurationError("options", options, "it must be a list of overrides", f"write options=[{options!r}]")
+    if isinstance(options, str | Mapping):
+        words = [options] if isinstance(options, str) else [f"{name}={value}" for name, value in options.items()]
+        raise ConfigurationError("options", options, "it must be a list of overrides", f"write options={words}")
     folder = Path(output_dir).expanduser()
     prepare_output(folder)
     path = _save(arrays(images, labels, test_images, test_labels, class_names), folder)

@@ -130,5 +130,5 @@ class SyntheticImages(SyntheticSet):
         if 0 < rate < math.inf:
             return None
         lr_lr = getattr(settings, "lr_lr", 0.0)
-        remedy = f"lower distill.lr_lr ({lr_lr:g}), or set distill.alpha=log or fixed"
+        remedy = f"lower distill.lr_lr ({lr_lr:g}), or set distill.alpha=fixed"
         return f"the student learning rate became {rate:g}", remedy

@@ -42,6 +42,8 @@ from ast_lightning.synthetic.training_set import TrainingSet
 
 FORMAT_VERSION = 2
 PICTURES = ("images.png", "images_raw.png")
+AVERAGE = "average"
+"""Folder in that of a dataset with the average of its images over the last iterations, a dataset as well."""
 FILES = ("dataset.json", "images.safetensors", "preprocessing.safetensors")
 _COPY = "take another copy of the whole folder, or distil again"
 _ANOTHER = "it is not the file that dataset.json was written with"

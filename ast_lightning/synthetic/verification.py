@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import bytes_checksum
 from ast_lightning.storage.inspection import Finding
-from ast_lightning.synthetic.dataset import FILES, PICTURES, read_description, read_images, read_preprocessing
+from ast_lightning.synthetic.dataset import AVERAGE, FILES, PICTURES, read_description, read_images, read_preprocessing
 
 _COPY = "take another copy of it; no program reads it"
 
 
 def verify_distilled(folder: Path | str, option: str = "folder") -> list[Finding]:
-    """Compare every file with what was written; pictures, which nothing reads, as well.
+    """Compare every file with what was written; pictures, which nothing reads, and the average beside it as well.
 
     Returns:
         The problems, and a note for each file that belongs to no distilled dataset.
@@ -25,9 +26,11 @@ def verify_distilled(folder: Path | str, option: str = "folder") -> list[Finding
     folder = Path(folder)
     if not folder.is_dir():
         raise ConfigurationError(option, folder, "there is no such folder", "name the folder of a distilled dataset")
-    third_party = sorted(path.name for path in folder.iterdir() if path.name not in (*FILES, *PICTURES))
+    third_party = sorted(path.name for path in folder.iterdir() if path.name not in (*FILES, *PICTURES, AVERAGE))
     notes = [Finding(name, "it belongs to no distilled dataset, and nothing reads it") for name in third_party]
-    return [*_problems(folder, option), *notes]
+    average = verify_distilled(folder / AVERAGE, option) if (folder / AVERAGE).is_dir() else []
+    inside = [replace(finding, file=f"{AVERAGE}/{finding.file}") for finding in average]
+    return [*_problems(folder, option), *inside, *notes]
 
 
 def _problems(folder: Path, option: str) -> Iterator[Finding]:

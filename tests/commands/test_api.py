@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,9 +57,10 @@ def test_a_method_without_experts_trains_none(tmp_path: Path) -> None:
         (["distill.max_steps=some"], r"distill\.max_steps=some: it must be a whole number"),
         (["expert.momentum=2"], r"expert\.momentum=2"),
         ("expert.momentum=0.5", r"options=expert\.momentum=0\.5: it must be a list"),
+        ({"num_experts": 1}, r"it must be a list of overrides\..*\['num_experts=1'\]"),
     ],
 )
-def test_options_are_those_of_the_command_line(tmp_path: Path, options: list[str] | str, words: str) -> None:
+def test_options_are_those_of_the_command_line(tmp_path: Path, options: Any, words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         ast_lightning.distill(*digits(), options=options, output_dir=tmp_path)
 

@@ -282,6 +282,7 @@ def test_a_learning_rate_below_zero_stops_before_anything_is_saved(
     with pytest.raises(DistillationDiverged, match=r"student learning rate became -.*lower distill\.lr_lr") as caught:
         make_trainer(settings, writer).fit(module)
     assert caught.value.iteration == 0
+    assert caught.value.remedy.endswith("or set distill.alpha=fixed")  # not log, which has no step by SGD
     assert not (tmp_path / "synthetic").exists()
 
 

@@ -14,6 +14,7 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import seal
 from ast_lightning.storage.files import read_json, write_json
 from ast_lightning.synthetic import DistilledDataset, load_distilled, save_distilled
+from ast_lightning.synthetic.dataset import AVERAGE
 from ast_lightning.synthetic.verification import verify_distilled
 
 Make = Callable[..., DistilledDataset]
@@ -121,6 +122,15 @@ def test_every_damaged_file_is_told_and_what_does_not_belong(make_distilled: Mak
         "images.png": True,
         "notes.txt": False,
     }
+
+
+def test_the_average_beside_it_is_verified_as_well(make_distilled: Make, tmp_path: Path) -> None:
+    folder = save_distilled(tmp_path / "set", make_distilled())
+    average = save_distilled(folder / AVERAGE, make_distilled())
+    assert verify_distilled(folder) == []
+    (average / "images.png").write_bytes(b"rubbish")
+    (finding,) = verify_distilled(folder)
+    assert (finding.file, bool(finding.remedy)) == ("average/images.png", True)
 
 
 def test_without_its_description_nothing_can_be_compared(make_distilled: Make, tmp_path: Path) -> None:
