@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from joblib import Parallel, delayed
 
 import ast_lightning.sweeps.table  # noqa: F401  it registers the resolver ${sweep_name:}
 from ast_lightning.commands.api import CONFIGURATION
@@ -98,7 +99,8 @@ class Outcome:
 
 def run_of(cell: Cell, options: argparse.Namespace, *overrides: str) -> Run:
     """The run of an arm."""
-    words = [*cell.data, f"distill.ipc={cell.ipc}", f"output_dir={options.folder}", "trainer=cpu", "logger=csv"]
+    words = [*cell.data, f"distill.ipc={cell.ipc}", f"output_dir={options.folder}", "logger=csv"]
+    words += [f"trainer={options.trainer}"]
     words += ["trainer.enable_progress_bar=false", "data.validation_fraction=0.2"]
     words += [f"distill.max_steps={options.steps}", f"distill.eval_every={max(1, options.steps // 3)}"]
     words += [f"evaluation.networks={options.networks}", "evaluation.epochs=300", *overrides]
@@ -107,19 +109,40 @@ def run_of(cell: Cell, options: argparse.Namespace, *overrides: str) -> Run:
     return build_run(config, choices=config.hydra.runtime.choices)
 
 
-def outcome_of(run: Run) -> Outcome:
-    """Distil, or read what is there already."""
+def outcome_of(cell: Cell, name: str, options: argparse.Namespace) -> Outcome:
+    """Distil with an arm, or read what is there already."""
+    began = time.monotonic()
+    run = run_of(cell, options, *arms()[name])
     diverged = run.distill_folder() / "diverged"
-    if diverged.exists():
-        return Outcome()
-    try:
-        metrics = distill(run)
-    except DistillationDiverged as error:
-        diverged.write_text(f"{error}\n", encoding="utf-8")
-        return Outcome()
-    return Outcome(
-        metrics["test_accuracy"], metrics["test_accuracy_std"], metrics["validation_accuracy"], curve_of(run)
-    )
+    found = Outcome()
+    if not diverged.exists():
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                metrics = distill(run)
+            tests = metrics["test_accuracy"], metrics["test_accuracy_std"], metrics["validation_accuracy"]
+            found = Outcome(*tests, curve_of(run))
+        except DistillationDiverged as error:
+            diverged.write_text(f"{error}\n", encoding="utf-8")
+    report(f"{cell.name}: {name}: {found.test:.1f} % ({time.monotonic() - began:.0f} s)")
+    return found
+
+
+def experts_of(cell: Cell, options: argparse.Namespace) -> None:
+    """Train the experts of a cell, unless they are there."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        train_experts(run_of(cell, options))
+    report(f"{cell.name}: experts")
+
+
+def first_of_each(chosen: list[Cell]) -> list[Cell]:
+    """One cell of those that share experts, so that no two processes train the same."""
+    return list({cell.data: cell for cell in chosen}.values())
+
+
+def real_images(cell: Cell, options: argparse.Namespace) -> dict[str, float]:
+    """Accuracies of random and of representative real images in per cent."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return evaluate(run_of(cell, options, "baselines=[random,representative]"))
 
 
 def curve_of(run: Run) -> tuple[tuple[int, float], ...]:
@@ -132,17 +155,8 @@ def curve_of(run: Run) -> tuple[tuple[int, float], ...]:
     return tuple(sorted(found.items()))
 
 
-def row_of(cell: Cell, options: argparse.Namespace) -> list[str]:
+def row_of(cell: Cell, found: dict[str, Outcome], real: dict[str, float], options: argparse.Namespace) -> list[str]:
     """The line of a cell in the table."""
-    train_experts(run_of(cell, options))
-    found: dict[str, Outcome] = {}
-    for name, overrides in arms().items():
-        began = time.monotonic()
-        with contextlib.redirect_stdout(io.StringIO()):
-            found[name] = outcome_of(run_of(cell, options, *overrides))
-        report(f"{cell.name}: {name}: {found[name].test:.1f} % ({time.monotonic() - began:.0f} s)")
-    with contextlib.redirect_stdout(io.StringIO()):
-        real = evaluate(run_of(cell, options, "baselines=[random,representative]"))
     untuned, rates = found[UNTUNED], {name: each for name, each in found.items() if name != UNTUNED}
     name, best = max(rates.items(), key=lambda each: each[1].validation)
     reached = [step for step, accuracy in untuned.curve if accuracy >= best.test]
@@ -175,13 +189,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/outer_steps"), help="of all runs")
     parser.add_argument("--steps", type=int, default=150, help="outer iterations")
     parser.add_argument("--networks", type=int, default=5, help="networks of an evaluation")
+    parser.add_argument("--workers", type=int, default=1, help="runs at once, each in a process")
+    parser.add_argument("--trainer", default="cpu", help="as in conf/trainer: cpu, gpu")
     parser.add_argument("--only", default="", help="cells whose name begins with this")
     for name in ("fashion-mnist", "cifar10", "tiny-imagenet"):
         parser.add_argument(f"--{name}", type=Path, help="folder of the images; without it, left out")
     options = parser.parse_args(arguments)
     folders: dict[str, Any] = {name: getattr(options, name) for name in ("fashion_mnist", "cifar10", "tiny_imagenet")}
+    chosen = [cell for cell in cells(folders) if cell.name.startswith(options.only)]
+    in_parallel = Parallel(n_jobs=options.workers)
+    in_parallel(delayed(experts_of)(cell, options) for cell in first_of_each(chosen))
+    tasks = [(cell, name) for cell in chosen for name in arms()]
+    outcomes = dict(zip(tasks, in_parallel(delayed(outcome_of)(*task, options) for task in tasks), strict=True))
+    real = in_parallel(delayed(real_images)(cell, options) for cell in chosen)
     rows = [HEADER, ["---"] * len(HEADER)]
-    rows += [row_of(cell, options) for cell in cells(folders) if cell.name.startswith(options.only)]
+    for cell, accuracies in zip(chosen, real, strict=True):
+        rows.append(row_of(cell, {name: outcomes[cell, name] for name in arms()}, accuracies, options))
     print("\n".join(f"| {' | '.join(row)} |" for row in rows))
 
 
