@@ -20,7 +20,7 @@ from ast_lightning.randomness import keyed_generator
 from ast_lightning.runs.machine import keep_freed_memory
 from benchmarks.arguments import Size, run
 from benchmarks.convolutions import ALONE, convolutions_alone, describe_convolutions
-from benchmarks.measure import Step, Variant, interleaved, peak_memory, time_table
+from benchmarks.measure import Step, Variant, interleaved, peak_memory, that_differ, time_table
 
 COMPILED = Compilation(True, True, "benchmark")
 SETTINGS = ExpertSettings()
@@ -101,8 +101,10 @@ def report(size: Size) -> list[str]:
         Variant("eased, compiled, kept memory", make(compiled=True)),
         Variant(ALONE, functools.partial(_convolutions, make(compiled=True))),
     ]
-    timings = interleaved(variants, size.rounds)
-    peaks = "; ".join(f"{each.name}: {peak_memory(each) / 1e6:.0f} MB" for each in variants[:-1])
+    timings = interleaved(that_differ(variants, size.device), size.rounds)
+    peaks = "; ".join(
+        f"{each.name}: {peak_memory(each) / 1e6:.0f} MB" for each in that_differ(variants[:-1], size.device)
+    )
     return [
         f"### Experts: seconds of a step with gradient penalty, batch of {batch}",
         time_table(timings),

@@ -55,6 +55,11 @@ class Timing:
         return statistics.median(self.rounds)
 
 
+def that_differ(variants: Sequence[Variant], device: str) -> list[Variant]:
+    """Those that differ on a device: keeping freed memory is a choice of the C library's, for the CPU."""
+    return [each for each in variants if device == "cpu" or "kept memory" not in each.name]
+
+
 def interleaved(variants: Sequence[Variant], rounds: int) -> list[Timing]:
     """Run all variants in turn, ``rounds`` times."""
     with contextlib.ExitStack() as stack:

@@ -24,7 +24,7 @@ from ast_lightning.randomness import keyed_generator
 from ast_lightning.runs.machine import keep_freed_memory
 from benchmarks.arguments import Size, run
 from benchmarks.convolutions import ALONE, convolutions_alone, describe_convolutions
-from benchmarks.measure import Step, Variant, first_run, interleaved, peak_memory, time_table
+from benchmarks.measure import Step, Variant, first_run, interleaved, peak_memory, that_differ, time_table
 
 AUGMENTATION = "color_crop_cutout_flip_scale_rotate"
 WIDE = 768
@@ -115,7 +115,7 @@ def times(size: Size, images: int, steps: int) -> str:
         Variant("adjoint, compiled, kept memory", make(compiled=True)),
         Variant(ALONE, functools.partial(_convolutions, make(compiled=True))),
     ]
-    timings = interleaved(variants, size.rounds)
+    timings = interleaved(that_differ(variants, size.device), size.rounds)
     return "\n\n".join(
         [
             f"### Unroll: seconds of an iteration, {images} images, K = {steps}",
