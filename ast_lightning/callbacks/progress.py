@@ -56,9 +56,13 @@ class RunProgress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._advance(trainer, trainer.global_step)
+        if not trainer.is_last_batch:  # the line of an epoch's end follows its evaluation
+            self._advance(trainer, trainer.global_step)
         if self.runs:
             self._estimate(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._advance(trainer, trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()

@@ -74,7 +74,7 @@ def rejection(error: Exception, overrides: Sequence[str]) -> ConfigurationError:
     option = key if file else max(named, key=len, default=key)
     value = given.get(option) or "…"
     if message.startswith(("Ambiguous value", "Sweep parameters")):
-        remedy = "add -m to run each of them, or write a list as [a,b]"
+        remedy = "to run each of them, add -m to the command; a list is written as [a,b]"
         return ConfigurationError(option, value, "it has several values", remedy)
     if message.startswith("Multiple values for") and any(word.startswith(f"+{option}") for word in overrides):
         return ConfigurationError(option, value, "it has a value already", f"leave out the +: {option}={value}")

@@ -139,7 +139,7 @@ class ImageDataModule(LightningDataModule):
     def _prepared(self) -> _Prepared:
         settings = self._settings
         raw = self._read()
-        splits.check_raw(raw, settings.source)
+        splits.check_raw(raw, settings.source, settings.root)
         draws = keyed_generator(settings.seed, "validation")
         train, validation = splits.hold_out(raw.train, settings.validation_fraction, raw.class_names, draws)
         draws = keyed_generator(settings.seed, "subset")

@@ -88,7 +88,8 @@ def image_folder(
             say(f"cannot be read: {line}")
         more = f", and {len(problems) - 1} more that are named above" if len(problems) > 1 else ""
         raise _wrong(folder, f"this image cannot be read: {problems[0]}{more}", "repair or remove the files")
-    say(f"{folder}: {len(decoded[0])} training and {len(decoded[1])} test images of {len(train)} classes")
+    classes = f"{len(train)} class{'es' * (len(train) != 1)}"
+    say(f"{folder}: {len(decoded[0])} training and {len(decoded[1])} test images of {classes}")
     return RawDataset(folder.resolve().name, decoded[0], decoded[1], tuple(train))
 
 
@@ -125,12 +126,12 @@ def _list_split(folder: Path, split: str) -> dict[str, list[str]]:
 
 
 def _files_below(folder: str) -> list[str]:
-    """The visible files of a class. Links are followed, but into no folder twice."""
+    """The visible files of a class. Links are followed, but into no folder twice, and not to one that holds this."""
 
     def stop(error: OSError) -> None:
         raise error
 
-    found, seen = [], set()
+    found, seen = [], {str(each) for each in Path(os.path.realpath(folder)).parents}
     for here, folders, files in os.walk(folder, followlinks=True, onerror=stop):
         seen.add(os.path.realpath(here))
         inside = {each: os.path.realpath(os.path.join(here, each)) for each in sorted(folders) if each[0] != "."}

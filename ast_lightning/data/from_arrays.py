@@ -98,7 +98,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as archive:
             return dict(archive)
     except Exception as error:  # what a damaged file makes numpy raise is not documented
-        problem = f"it cannot be read ({' '.join(str(error).split())})"
+        problem = "it cannot be read as arrays: it is damaged, or holds Python objects"
         raise ConfigurationError("data.root", path, problem, "save plain arrays with numpy.savez") from error
 
 
@@ -121,7 +121,9 @@ def _images(key: str, value: Any) -> Tensor:
         images = images.movedim(3, 1)
     elif images.shape[3] in (1, 3):
         raise rejected("channels may be the second or the last axis", "resize the images")
-    if images.is_floating_point() and bool(((images >= 0) & (images <= 1)).all()):  # not where there is NaN
+    if images.is_floating_point() and not bool(images.isfinite().all()):
+        raise rejected("some values are NaN or infinite", "replace them, or leave out their images")
+    if images.is_floating_point() and bool(((images >= 0) & (images <= 1)).all()):
         images = (images * 255).round().to(torch.uint8)
     if images.dtype != torch.uint8:
         raise rejected("they are neither uint8 nor floats in [0, 1]", "give uint8 in 0 … 255, or floats in [0, 1]")

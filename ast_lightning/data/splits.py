@@ -20,17 +20,17 @@ from ast_lightning.terminal import say
 _RESIZE_CHUNK = 4096
 
 
-def check_raw(raw: RawDataset, source: object) -> None:
+def check_raw(raw: RawDataset, source: object, root: str | None = None) -> None:
     """Compare a dataset with what a source promises; a line warns of test images that are training images as well.
 
     Raises:
         ConfigurationError: something of it has another type, shape or range, or a class has no training images.
     """
     if problem := next(_problems(raw), None):
+        option, value = ("data.source", describe_part(source)) if callable(source) else ("data.root", root)
         remedy = "return an ast_lightning.data.RawDataset of uint8 images [N, C, H, W] and int64 labels"
-        raise ConfigurationError(
-            "data.source", describe_part(source), *problem, *([remedy] if len(problem) == 1 else [])
-        )
+        remedy = remedy if callable(source) else "correct that in the files"
+        raise ConfigurationError(option, value, *problem, *([remedy] if len(problem) == 1 else []))
     known = {image.tobytes() for image in raw.train.images.numpy()}
     repeated = sum(image.tobytes() in known for image in raw.test.images.numpy())
     if repeated > len(raw.test) / 20:

@@ -156,7 +156,8 @@ class DistillModule(LightningModule):
             self._recover(*problem, optimizer)
 
     def _recover(self, problem: str, remedy: str, optimizer: torch.optim.Optimizer) -> None:
-        if len(self.recovery.events) >= self.settings.recoveries:
+        never_good = self.recovery.kept_at == 0 and self.global_step + 1 >= self.settings.max_steps
+        if never_good or len(self.recovery.events) >= self.settings.recoveries:
             raise DistillationDiverged(self.global_step, problem, remedy)
         schedulers = [each.scheduler for each in self.trainer.lr_scheduler_configs]
         event = self.recovery.go_back(self.global_step, problem, self.synthetic, optimizer, schedulers)

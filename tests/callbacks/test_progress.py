@@ -28,6 +28,7 @@ def trainer_at(step: int, total: int = 20, **metrics: float) -> Any:
         num_test_batches=[total],
         num_val_batches=[total],
         is_global_zero=True,
+        is_last_batch=step == total,
         callback_metrics=values,
     )
 
@@ -37,6 +38,7 @@ def go_through(callback: RunProgress, total: int = 20, first: int = 0) -> None:
     callback.on_train_start(trainer_at(first, total), module)
     for step in range(first + 1, total + 1):
         callback.on_train_batch_end(trainer_at(step, total, train_loss=0.5), module, None, None, step - 1)
+    callback.on_train_epoch_end(trainer_at(total, total, train_loss=0.5, test_accuracy=80.0), module)
     callback.on_train_end(trainer_at(total, total), module)
 
 
@@ -45,6 +47,7 @@ def test_a_log_has_a_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" [")[0] for line in lines] == [f"distilling: {step}/20" for step in (5, 10, 15, 20)]
     assert all("step/s" in line and "train/loss 0.5" in line for line in lines)
+    assert "test/accuracy 80" in lines[-1]  # of the evaluation that follows the last step
 
 
 def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,12 @@ def test_links_in_a_circle_are_followed_once(folder: Path) -> None:
     assert torch.equal(image_folder(folder, 8).train.images, wanted.train.images)
 
 
+def test_a_link_to_a_folder_above_brings_no_images_of_other_classes(folder: Path) -> None:
+    before = image_folder(folder, 8)
+    (folder / "train" / "cat" / "all").symlink_to(folder / "train")
+    assert torch.equal(image_folder(folder, 8).train.labels, before.train.labels)
+
+
 def test_through_the_datamodule(folder: Path) -> None:
     data = ImageDataModule("image_folder", root=str(folder), image_size=12, per_class=4)
     assert data.network_arguments == {"channels": 3, "num_classes": 2, "image_size": (12, 12)}

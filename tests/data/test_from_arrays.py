@@ -129,7 +129,8 @@ def test_class_names_in_a_file(tmp_path: Path) -> None:
         ({"train_images": pixels(0, 8, 8)}, "train_images", "no images"),
         ({"train_images": CONTENT["train_images"].astype(np.int64)}, "train_images", "int64"),
         ({"train_images": CONTENT["train_images"].astype(np.float32)}, "train_images", "255"),
-        ({"train_images": np.full((12, 8, 8, 3), np.nan)}, "train_images", "[0, 1]"),
+        ({"train_images": np.full((12, 8, 8, 3), np.nan)}, "train_images", "NaN"),
+        ({"train_images": np.where(np.arange(8) == 5, np.inf, np.ones((12, 8, 8)))}, "train_images", "NaN or infinite"),
         ({"train_images": np.full((12, 8, 8, 3), -0.1)}, "train_images", "[0, 1]"),
         ({"train_images": [[1], [2, 3]]}, "train_images", "list"),
         ({"train_images": np.array([object()])}, "train_images", "no array"),
@@ -155,6 +156,12 @@ def test_what_does_not_fit_is_named(changes: dict[str, Any], option: str, fact: 
 def test_a_content_that_does_not_fit_is_named_with_its_file(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.npz", **{**CONTENT, "train_labels": LABELS[:5]})
     with pytest.raises(ConfigurationError, match=r"data\.root=.*mine\.npz: train_labels \(int64 \[5\]\): .*12 images"):
+        ImageDataModule("arrays", root=str(path)).setup()
+
+
+def test_a_class_without_training_images_is_named_with_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.npz", **{**CONTENT, "train_labels": np.arange(12) % 2})
+    with pytest.raises(ConfigurationError, match=r"data\.root=.*mine\.npz: class '\w+' has no training images"):
         ImageDataModule("arrays", root=str(path)).setup()
 
 

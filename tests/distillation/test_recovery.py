@@ -88,6 +88,12 @@ def test_it_ends_where_going_back_does_not_help(make_diverging: Make, make_train
     assert [event["iteration"] for event in module.recovery.events] == [1, 2]
 
 
+def test_a_run_without_one_good_iteration_is_no_success(make_diverging: Make, make_trainer: Make) -> None:
+    module = make_diverging(0, 1, max_steps=2)
+    with pytest.raises(DistillationDiverged, match="iteration 1: the loss is nan"):
+        make_trainer(module.settings).fit(module)
+
+
 def test_an_alpha_below_zero_is_taken_back(make_diverging: Make, make_trainer: Make) -> None:
     module = make_diverging(outer="sgd", alpha="raw", lr_img=1e-3, lr_lr=0.1, lr_teacher=1e-3, recoveries=30)
     make_trainer(module.settings).fit(module)
