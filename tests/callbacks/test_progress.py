@@ -33,17 +33,17 @@ def trainer_at(step: int, total: int = 20, **metrics: float) -> Any:
     )
 
 
-def go_through(callback: RunProgress, total: int = 20, first: int = 0) -> None:
+def go_through(callback: RunProgress, total: int = 20, first: int = 0, **evaluated: float) -> None:
     module: Any = SimpleNamespace(device=torch.device("cpu"))
     callback.on_train_start(trainer_at(first, total), module)
     for step in range(first + 1, total + 1):
         callback.on_train_batch_end(trainer_at(step, total, train_loss=0.5), module, None, None, step - 1)
-    callback.on_train_epoch_end(trainer_at(total, total, train_loss=0.5, test_accuracy=80.0), module)
+    callback.on_train_epoch_end(trainer_at(total, total, train_loss=0.5, **evaluated), module)
     callback.on_train_end(trainer_at(total, total), module)
 
 
 def test_a_log_has_a_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    go_through(RunProgress("distilling", lines=4))
+    go_through(RunProgress("distilling", lines=4), test_accuracy=80.0)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" [")[0] for line in lines] == [f"distilling: {step}/20" for step in (5, 10, 15, 20)]
     assert all("step/s" in line and "train/loss 0.5" in line for line in lines)
