@@ -56,8 +56,8 @@ def student_rate(distill: Config, expert: Config, **others: Config) -> float:
 
 
 def evaluation_epochs(distill: Config, **others: Config) -> int:
-    """3 / α passes, from 300 to the 1000 that are published."""
-    return min(1000, max(300, round(3 / distill["lr_teacher"])))
+    """6 / α passes, from 300 to the 1000 that are published."""
+    return min(1000, max(300, round(6 / distill["lr_teacher"])))
 
 
 RULES: dict[str, Callable[..., float | str]] = {

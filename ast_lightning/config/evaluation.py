@@ -16,7 +16,7 @@ class EvaluationSettings(Settings):
 
     networks: int = option(5, "networks to train; mean and spread are over them", least=1, most=10_000)
     epochs: int = option(
-        None, "passes over the synthetic set; null: 3 / distill.lr_teacher, from 300 to 1000", neutral=1000, least=1
+        None, "passes over the synthetic set; null: 6 / distill.lr_teacher, from 300 to 1000", neutral=1000, least=1
     )
     batch_size: int = option(256, "synthetic images of a training step", least=1)
     lr: float | None = option(None, "learning rate; null: the learned learning rate of the set", above=0)

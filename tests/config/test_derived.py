@@ -26,7 +26,7 @@ def of(*overrides: str) -> dict[str, Any]:
     ("overrides", "expected"),
     [
         # a quarter of the trajectory at one image per class, half of it at ten, 67 % at fifty
-        (["expert.epochs=10", "expert.lr=0.01"], (20, 2, 3, 0.01, 300)),
+        (["expert.epochs=10", "expert.lr=0.01"], (20, 2, 3, 0.01, 600)),
         (["expert.epochs=10", "expert.lr=0.01", "distill.ipc=10"], (20, 2, 5, 0.02, 300)),
         (["expert.epochs=50", "distill.ipc=50"], (20, 2, 34, 0.00809691, 371)),
         # what is given is left alone, and the rest follows from it
