@@ -19,7 +19,7 @@ from ast_lightning.callbacks import (
     SyntheticImageLogger,
 )
 from ast_lightning.commands.run import Run
-from ast_lightning.commands.stores import context_of
+from ast_lightning.commands.stores import context_of, how_to_resume
 from ast_lightning.compilation import Compilation
 from ast_lightning.config.distill import check_precision
 from ast_lightning.config.evaluation import EvaluationSettings
@@ -179,7 +179,7 @@ def _check_length(run: Run, iteration: int) -> None:
     """Print where a run has had more or fewer iterations than this command asks for; in a sweep, reject more."""
     wanted = run.distill.max_steps
     if iteration < wanted:  # max_time of the Trainer has ended it
-        say(f"incomplete: {iteration} of {wanted} iterations; rerun the command to resume")
+        say(f"incomplete: {iteration} of {wanted} iterations; {how_to_resume(run)}")
     elif iteration > wanted and not run.in_sweep:
         say(f"note: this run has had {iteration} iterations, more than distill.max_steps={wanted}")
     elif iteration > wanted:

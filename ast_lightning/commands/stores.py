@@ -28,7 +28,7 @@ from ast_lightning.runs.loggers import uses_tensorboard
 from ast_lightning.storage.files import clear_leftovers, read_json
 from ast_lightning.storage.inspection import count
 from ast_lightning.storage.provenance import provenance
-from ast_lightning.storage.reading import reading
+from ast_lightning.storage.reading import BROKEN, reading
 from ast_lightning.terminal import is_rank_zero, say
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.records import PREPROCESSING_FILE, STORE_FILE
@@ -111,7 +111,7 @@ def open_store(run: Run) -> TrajectoryStore:
         return TrajectoryStore.open(folder)
     others = []
     for path in sorted(folder.parent.glob(f"*/{STORE_FILE}")):
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # of another version, or damaged
+        with suppress(OSError, *BROKEN):  # of another version, or damaged
             recorded = _options(experts_identity(read_json(path)["config"]))
             names = sorted(name for name in {*wanted, *recorded} if wanted.get(name) != recorded.get(name))
             others.append((len(names), str(path.parent), {each: recorded.get(each, "its default") for each in names}))
@@ -122,7 +122,8 @@ def open_store(run: Run) -> TrajectoryStore:
     if others:
         _, nearest, differs = min(others, key=lambda each: each[:2])
         here = {name: wanted.get(name, "its default") for name in differs}
-        listed = ", ".join(f"{name}={value} (here {here[name]})" for name, value in list(differs.items())[:4])
+        pairs = [(name, *map(_shown, (value, here[name]))) for name, value in list(differs.items())[:4]]
+        listed = ", ".join(f"{name}={theirs} (here {ours})" for name, theirs, ours in pairs)
         problem += f"; the nearest of {count(len(others), 'store')} beside it, {nearest}, has {listed}"
         problem += f" and {len(differs) - 4} other options of its own" if len(differs) > 4 else ""
         remedy += " first, or give it the options of that store"
@@ -135,6 +136,11 @@ def _options(identity: Mapping[str, Any]) -> dict[str, Any]:
     """The options of an identity by their full names."""
     sections = ((name, value if isinstance(value, Mapping) else {"": value}) for name, value in identity.items())
     return {f"{name}.{key}".rstrip("."): value for name, section in sections for key, value in section.items()}
+
+
+def _shown(value: Any) -> Any:
+    """A value of an identity, in which every number is a float, as a user writes it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def check_store(store: TrajectoryStore, run: Run) -> None:
@@ -171,32 +177,42 @@ def incomplete(store: TrajectoryStore, experts: Sequence[int]) -> list[int]:
 
 
 def expert_results(store: TrajectoryStore, experts: Sequence[int]) -> dict[str, float]:
-    """Means over complete experts: ``test_accuracy`` in per cent, ``movement`` of an epoch and, of experts that were
-    trained here, ``cross_entropy`` of the last epoch.
+    """Means over complete experts, as far as all of them record it: ``test_accuracy`` in per cent, ``movement`` of an
+    epoch, and ``cross_entropy`` of the last epoch.
     """
     summaries = [store.summary(expert) for expert in experts]
-    metrics = [summary["metrics"] for summary in summaries]
-    movement = [row["trajectory/movement"] for summary in summaries for row in summary["history"]]
-    results = {
-        "test_accuracy": 100 * fsum(each["test/accuracy"] for each in metrics) / len(metrics),
-        "movement": fsum(movement) / len(movement),
+    last = [summary.get("metrics", {}) for summary in summaries]
+    epochs = [row for summary in summaries for row in summary.get("history", [])]
+    wanted = (
+        ("test_accuracy", "test/accuracy", last, 100.0),
+        ("movement", "trajectory/movement", epochs, 1.0),
+        ("cross_entropy", "train/cross_entropy", last, 1.0),
+    )
+    return {
+        name: unit * fsum(row[key] for row in rows) / len(rows)
+        for name, key, rows, unit in wanted
+        if rows and all(key in row for row in rows)
     }
-    if all("train/cross_entropy" in each for each in metrics):
-        results["cross_entropy"] = fsum(each["train/cross_entropy"] for each in metrics) / len(metrics)
-    return results
+
+
+def how_to_resume(run: Run) -> str:
+    """What continues work that has ended before its time."""
+    longer = ", with a larger trainer.max_time: it counts all sessions together"
+    return f"rerun the command to resume{longer if run.config['trainer'].get('max_time') else ''}"
 
 
 def summarise(run: Run, store: TrajectoryStore, experts: Sequence[int]) -> dict[str, float]:
     """Print and return :func:`expert_results` of those that are complete; nothing where none is."""
     missing = incomplete(store, experts)
     if missing:  # max_time of the Trainer ended them, or another rank writes them at this moment
-        say(f"{len(missing)} of {len(experts)} experts are incomplete: rerun the command to resume")
+        say(f"{len(missing)} of {len(experts)} experts are incomplete: {how_to_resume(run)}")
     complete = [expert for expert in experts if expert not in missing]
     if not complete:
         return {}
     results = expert_results(store, complete)
-    accuracy, movement = results["test_accuracy"], results["movement"]
-    say(f"{count(len(complete), 'expert')}: test accuracy {accuracy:.1f} %, movement {movement:.3f} per epoch")
+    found = (("test_accuracy", "test accuracy {:.1f} %"), ("movement", "movement {:.3f} per epoch"))
+    parts = [text.format(results[name]) for name, text in found if name in results]
+    say(f"{count(len(complete), 'expert')}: {', '.join(parts) or 'no accuracy is recorded'}")
     say(f"trajectories: {store.folder}")
     if uses_tensorboard(run.loggers) and not run.config["buffers"]:
         say(f"TensorBoard:  tensorboard --logdir {store.folder}")

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
@@ -41,6 +43,7 @@ def checked(config: DictConfig) -> Config:
         ConfigurationError: naming an option that is missing, unknown, of another type, or that cannot work.
     """
     check_launcher(os.environ)
+    _check_hydra(config)
     names = [str(name) for name in config if name != "hydra"]
     for each in fields(RootSettings):
         if each.name not in names:
@@ -95,6 +98,17 @@ def settings_from(kind: type[Kind], values: Mapping[str, Any], context: Mapping[
         whole = OmegaConf.create({**(context or {}), "own": OmegaConf.masked_copy(node, missing)})
         content |= OmegaConf.to_container(whole.own, resolve=True)
     return kind(**content)
+
+
+def _check_hydra(config: DictConfig) -> None:
+    """Reject sections of Hydra's own configuration that Hydra does not have, and would not read."""
+    whole: Any = config if "hydra" in config else HydraConfig.instance().cfg or {}
+    known = ["env", *(each.name for each in fields(HydraConf))]
+    for name in map(str, whole.get("hydra") or ()):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            remedy = f"did you mean hydra.{near[0]}?" if near else "leave it out"
+            raise ConfigurationError(f"hydra.{name}", whole["hydra"][name], "Hydra has no such option", remedy)
 
 
 def unknown_option(option: str, value: object, added: bool = True) -> ConfigurationError:

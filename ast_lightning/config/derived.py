@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ast_lightning.config.schedule import Schedule
+from ast_lightning.storage.reading import BROKEN
 
 Config = Mapping[str, Any]
 
@@ -80,7 +81,7 @@ def _recorded_expert(folder: str | None) -> dict[str, Any]:
     """What ``experts_dir`` records of its experts; nothing where it cannot be read, which is reported later."""
     recorded: dict[str, Any] = {}
     if folder:
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        with contextlib.suppress(OSError, *BROKEN):
             store = json.loads((Path(folder).expanduser() / "store.json").read_text(encoding="utf-8"))
             recorded = {**(store.get("expert") or {}), "epochs": int(store["epochs"])}
     return {name: value for name, value in recorded.items() if name in ("epochs", "every_n_epochs", "max_epoch", "lr")}

@@ -1,21 +1,23 @@
 """Real images: sources, preprocessing, Siamese augmentation and the LightningDataModule that joins them."""
 
 from ast_lightning.config.data import SOURCES
-from ast_lightning.data.augmentation import FAMILIES, AugmentationDraw, SiameseAugmentation
 from ast_lightning.data.datamodule import ImageDataModule
 from ast_lightning.data.folder import image_folder
 from ast_lightning.data.from_arrays import arrays, load_arrays
 from ast_lightning.data.loading import TrainingBatch
-from ast_lightning.data.preprocessing import (
+from ast_lightning.data.sources import LabelledImages, RawDataset, digits, torchvision_dataset
+from ast_lightning.images import (
+    FAMILIES,
+    AugmentationDraw,
     NoPreprocessing,
     Preprocessing,
+    SiameseAugmentation,
     Standardization,
     ZcaWhitening,
     fit_preprocessing,
     load_preprocessing,
     save_preprocessing,
 )
-from ast_lightning.data.sources import LabelledImages, RawDataset, digits, torchvision_dataset
 
 __all__ = [
     "FAMILIES",

@@ -20,13 +20,12 @@ from torch.utils.data import DataLoader
 from ast_lightning.config.data import DataSettings
 from ast_lightning.config.parts import describe_part
 from ast_lightning.data import splits
-from ast_lightning.data.augmentation import SiameseAugmentation
 from ast_lightning.data.folder import image_folder
 from ast_lightning.data.from_arrays import load_arrays
 from ast_lightning.data.loading import OrderedBatches, ShuffledBatches, TrainingBatch, loader
-from ast_lightning.data.preprocessing import Preprocessing, fit_preprocessing, preprocess
 from ast_lightning.data.sources import BUILT_IN, LabelledImages, RawDataset
 from ast_lightning.errors import ConfigurationError, raised
+from ast_lightning.images import Preprocessing, SiameseAugmentation, fit_preprocessing, preprocess
 from ast_lightning.randomness import Key, keyed_generator
 
 

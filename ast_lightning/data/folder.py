@@ -117,7 +117,7 @@ def _list_split(folder: Path, split: str) -> dict[str, list[str]]:
     left_out = [each.path for each in visible if not each.is_dir()]
     left_out += [file for name, files in found.items() for file in sorted({*files} - {*classes[name]})]
     if left_out:
-        where = f"{len(left_out)} files in {path}, the first is {left_out[0]}"
+        where = f"{len(left_out)} file{'s' * (len(left_out) != 1)} in {path}, the first is {left_out[0]}"
         say(printable(f"warning: only files in class folders that end with {kinds} are images; left out are {where}"))
     if empty := [f"{split}/{name}" for name, files in classes.items() if not files]:
         remedy = f"put images there ({kinds}) or remove the class"

@@ -115,7 +115,7 @@ def whole_score(store: TrajectoryStore) -> Score:
     Raises:
         ConfigurationError: an expert was trained without being tested.
     """
-    final = [store.summary(index)["metrics"].get("test/accuracy") for index in store.experts()]
+    final = [store.summary(index).get("metrics", {}).get("test/accuracy") for index in store.experts()]
     if None in final:
         problem = f"the experts in {store.folder} were trained without being tested"
         raise ConfigurationError("baselines", "whole", problem, "leave whole out of baselines")

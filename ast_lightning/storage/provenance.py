@@ -5,6 +5,7 @@ Every artifact carries it, so that a number can be made again years later. Nothi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import platform
@@ -49,7 +50,10 @@ def provenance() -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Version by package, of this one, of Python and of ``PACKAGES``."""
     own = {"ast_lightning": ast_lightning.__version__, "python": platform.python_version()}
-    installed = {name: importlib.metadata.version(name) for name in PACKAGES}
+    installed = {}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # to train on a set, torch is enough
+            installed[name] = importlib.metadata.version(name)
     return {**own, **installed, "torch": torch.__version__}  # torch itself names the build as well
 
 

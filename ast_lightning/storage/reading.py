@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ast_lightning.errors import ConfigurationError
 
+BROKEN = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a damaged file raises: JSON, a checksum, what relies on its content."""
 UNREADABLE = "let this user read it, or check the disk: it need not be damaged, so delete nothing"
 
 
@@ -34,6 +36,6 @@ def reading(path: Path, remedy: str, option: str, value: object) -> Iterator[Non
     except OSError as error:
         problem = f"{name} cannot be read ({error.strerror or error})"
         raise ConfigurationError(option, value, problem, UNREADABLE) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # of JSON, of a checksum
+    except BROKEN as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else error
         raise ConfigurationError(option, value, f"{name} cannot be used: {what}", remedy) from error

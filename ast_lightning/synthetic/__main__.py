@@ -11,10 +11,7 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.reporting import take_over
 from ast_lightning.storage.inspection import console, print_findings, print_json, run_command
 from ast_lightning.storage.reading import reading
-from ast_lightning.synthetic.dataset import load_distilled, read_description, save_distilled
-from ast_lightning.synthetic.interchange import export_published, import_published, read_likeness
 from ast_lightning.synthetic.lineage import ancestry_page
-from ast_lightning.synthetic.verification import verify_distilled
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -55,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _info(options: argparse.Namespace) -> int:
+    from ast_lightning.synthetic.dataset import load_distilled, read_description  # late, as below: they import torch
+
     load_distilled(options.folder, "folder")  # only a sound set is described
     description = read_description(options.folder, "folder")
     if options.json:
@@ -67,12 +66,17 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from ast_lightning.synthetic.verification import verify_distilled
+
     findings = verify_distilled(options.folder)
     about = {"folder": str(options.folder), "ok": not any(each.remedy for each in findings)}
     return print_findings(findings, str(options.folder), about, as_json=options.json)
 
 
 def _export(options: argparse.Namespace) -> int:
+    from ast_lightning.synthetic.dataset import load_distilled
+    from ast_lightning.synthetic.interchange import export_published
+
     for path in export_published(load_distilled(options.folder, "folder"), options.out, options.name):
         print(path)
     return 0
@@ -81,6 +85,9 @@ def _export(options: argparse.Namespace) -> int:
 def _import(options: argparse.Namespace) -> int:
     if options.out.exists():
         raise ConfigurationError("out", options.out, "it is there already", "name a new folder")
+    from ast_lightning.synthetic.dataset import save_distilled
+    from ast_lightning.synthetic.interchange import import_published, read_likeness
+
     dataset = import_published(options.images, read_likeness(options.like), options.learning_rate)
     print(save_distilled(options.out, dataset))
     return 0

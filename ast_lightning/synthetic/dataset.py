@@ -16,22 +16,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.functional import pil_to_tensor
 
-from ast_lightning.data import (
-    ImageDataModule,
-    Preprocessing,
-    SiameseAugmentation,
-    load_preprocessing,
-    save_preprocessing,
-)
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.images import Preprocessing, SiameseAugmentation, load_preprocessing, save_preprocessing
 from ast_lightning.randomness import keyed_generator
 from ast_lightning.storage.checksums import Damaged, bytes_checksum, read_tensors, seal, tensor_checksum, unseal
 from ast_lightning.storage.files import read_json, write_folder, write_json, write_tensors
@@ -39,6 +32,9 @@ from ast_lightning.storage.provenance import provenance
 from ast_lightning.storage.reading import reading
 from ast_lightning.synthetic.pictures import save_picture
 from ast_lightning.synthetic.training_set import TrainingSet
+
+if TYPE_CHECKING:
+    from ast_lightning.data import ImageDataModule
 
 FORMAT_VERSION = 2
 PICTURES = ("images.png", "images_raw.png")
@@ -166,12 +162,13 @@ def _unit_range(image: Any) -> Tensor:
     Raises:
         ValueError: it is not known how to convert them.
     """
-    if isinstance(image, Image.Image):
+    if hasattr(image, "getbands"):  # an image of Pillow, which need not be installed
         if image.mode not in ("L", "RGB"):
             deep = image.mode[0] in "IF"  # which convert() would clip
             give = "an array of its pixels in [0, 1]" if deep else "image.convert('RGB') or image.convert('L')"
             raise ValueError(f"this image has mode {image.mode}; give {give}")
-        image = pil_to_tensor(image)
+        pixels = torch.from_numpy(np.array(image))
+        image = pixels.view(*pixels.shape[:2], -1).permute(2, 0, 1)
     tensor = torch.as_tensor(image)
     if tensor.dtype == torch.uint8:
         return tensor / 255

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
 
 SHOWN_PER_CLASS = 10
 SMALLEST_SIDE = 64
@@ -21,6 +20,10 @@ def picture(images: Tensor, ipc: int, *, stretch: bool = False) -> Tensor:
         ipc: images per class.
         stretch: map the range of each image to [0, 1] instead of taking the values as they are.
     """
+    from torchvision.utils import (
+        make_grid,  # late, as below: whoever loads a distilled dataset does without torchvision
+    )
+
     images = images.detach().float().cpu()
     by_class = images.unflatten(0, (-1, ipc))[:, :SHOWN_PER_CLASS]
     per_row = 10 if ipc == 1 else by_class.shape[1]
@@ -33,4 +36,6 @@ def picture(images: Tensor, ipc: int, *, stretch: bool = False) -> Tensor:
 
 def save_picture(path: Path, images: Tensor, ipc: int, *, stretch: bool = False) -> None:
     """Write :func:`picture` as a PNG file."""
+    from torchvision.utils import save_image
+
     save_image(picture(images, ipc, stretch=stretch), path)

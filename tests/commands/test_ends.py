@@ -96,7 +96,9 @@ def test_a_run_that_was_ended_early_is_called_incomplete_and_resumes_there(
         printed = capsys.readouterr().out
         made[name] = load_distilled(run_of(*SMALL, *words, f"output_dir={own / name}").synthetic_folder()).checksum()
     assert [line for line in printed.splitlines() if line.startswith("incomplete")] == [
-        f"incomplete: {step} of 6 iterations; rerun the command to resume" for step in (0, 3)
+        "incomplete: 0 of 6 iterations; rerun the command to resume, with a larger trainer.max_time: it counts all "
+        "sessions together",
+        "incomplete: 3 of 6 iterations; rerun the command to resume",
     ]
     assert "last.ckpt" in printed
     assert made["parts"] == made["straight"]

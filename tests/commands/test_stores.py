@@ -11,8 +11,10 @@ import torch
 from torchvision.utils import save_image
 
 from ast_lightning.commands.distill import distill
+from ast_lightning.commands.stores import expert_results
 from ast_lightning.commands.train_experts import train_experts
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.evaluation.baselines import whole_score
 from ast_lightning.storage.files import read_json, write_json
 from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.__main__ import main
@@ -213,3 +215,13 @@ def test_a_last_batch_of_one_image_that_a_network_cannot_take(tmp_path: Path) ->
     with pytest.raises(ConfigurationError, match=r"network=.*another batch size"):
         train_experts(run_of(f"output_dir={tmp_path}", *own, "expert.batch_size=199"))
     assert not list(tmp_path.iterdir())
+
+
+def test_experts_that_record_no_accuracy_are_complete(experts: Path) -> None:
+    """Those of a script may come without: results that all have are printed, and the whole baseline is left out."""
+    store = TrajectoryStore.open(experts)
+    store.finish(0, {})
+    assert expert_results(store, [0]) == {}
+    assert set(expert_results(store, [1])) == {"test_accuracy", "movement", "cross_entropy"}
+    with pytest.raises(ConfigurationError, match=r"^baselines=whole: .*leave whole out"):
+        whole_score(store)

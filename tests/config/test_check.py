@@ -198,6 +198,13 @@ def test_a_method_of_ones_own_extends_the_common_options(tmp_path: Path) -> None
     assert rejected(*search, "distill=mine", "distill.syn_steps=3").option == "distill.syn_steps"
 
 
+def test_unknown_options_of_hydra_are_named() -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("config", overrides=["+hydra.sweepr=1"], return_hydra_config=True)
+    with pytest.raises(ConfigurationError, match=r"^hydra\.sweepr=1: .*did you mean hydra\.sweeper"):
+        checked(config)
+
+
 def test_options_of_another_method_are_named() -> None:
     with pytest.raises(ConfigurationError, match=r"distill\.syn_steps=3: the chosen distill has no such option"):
         settings_from(DistillSettings, {"ipc": 1, "syn_steps": 3, "lr_lr": 1e-5})

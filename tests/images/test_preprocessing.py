@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ast_lightning.config.data import PREPROCESSINGS
-from ast_lightning.data import (
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.images import (
     Preprocessing,
     Standardization,
     ZcaWhitening,
@@ -20,7 +21,6 @@ from ast_lightning.data import (
     preprocessing,
     save_preprocessing,
 )
-from ast_lightning.errors import ConfigurationError
 
 
 def pictures(count: int = 200, channels: int = 2, size: int = 5, seed: int = 0) -> Tensor:

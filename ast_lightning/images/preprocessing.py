@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kornia.enhance import zca_mean
 from torch import Tensor
 
-from ast_lightning.config.data import PREPROCESSINGS
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import FIELD, read_checked_tensors, tensor_checksum
 from ast_lightning.storage.files import write_tensors
@@ -179,7 +177,7 @@ def fit_preprocessing(
         return _zca(images_uint8, zca_eps, zca_max_features)
     if kind == "none":
         return NoPreprocessing()
-    raise ConfigurationError("data.preprocessing", kind, "no such choice", f"use one of {', '.join(PREPROCESSINGS)}")
+    raise ConfigurationError("data.preprocessing", kind, "no such choice", "use one of standardize, zca, none")
 
 
 def preprocess(preprocessing: Preprocessing, images_uint8: Tensor) -> Tensor:
@@ -259,6 +257,8 @@ def _zca(images: Tensor, eps: float, max_features: int) -> ZcaWhitening:
         raise ConfigurationError("data.preprocessing", "zca", problem, remedy)
     if not eps > 0:
         raise ConfigurationError("data.zca_eps", eps, "it has to be positive", "use 0.1, as published")
+    from kornia.enhance import zca_mean  # late: whoever loads what was fitted does without kornia
+
     transform, mean, inverse = zca_mean(images.float().div_(255), eps=float(eps), return_inverse=True)
     assert inverse is not None
     return ZcaWhitening(mean.reshape(-1), transform, inverse, eps)
