@@ -1,14 +1,6 @@
 """Distil expert trajectories into synthetic images."""
 
-from typing import Any
-
-from ast_lightning.commands.entry import configured, run_command, start
-
-
-@configured
-def main(config: Any) -> dict[str, float]:
-    return run_command("distill", config)
-
+from ast_lightning.commands.entry import command
 
 if __name__ == "__main__":
-    start(main)
+    command("distill")

@@ -5,6 +5,8 @@ The scripts print these without a traceback and exit with status 2: the message 
 
 from __future__ import annotations
 
+import os
+import re
 import sysconfig
 import traceback
 from pathlib import Path
@@ -12,8 +14,17 @@ from pathlib import Path
 _LIBRARIES = (str(Path(__file__).parent), "<frozen", *sysconfig.get_paths().values())
 
 
+PROGRAM = "AST_LIGHTNING_PROGRAM"
+"""Environment variable: how the commands are started where it is not by the scripts of the repository."""
+_SCRIPTS = re.compile(r"(?<![\w/.-])(train_experts|distill|evaluate)\.py\b")
+
+
 def printable(text: str) -> str:
-    """A text in one line and without control characters, which a terminal would obey: it may come from a file."""
+    """A text for people: in one line, without control characters, which a terminal would obey, as it may come from a
+    file, and with the commands named as this user starts them.
+    """
+    if program := os.environ.get(PROGRAM):
+        text = _SCRIPTS.sub(rf"{program} \1", text)
     return "".join(each if each.isprintable() else " " if each == "\n" else "?" for each in text)
 
 

@@ -23,12 +23,12 @@ from hydra import compose, initialize_config_dir
 from joblib import Parallel, delayed
 
 import ast_lightning.sweeps.table  # noqa: F401  it registers the resolver ${sweep_name:}
-from ast_lightning.commands.api import CONFIGURATION
 from ast_lightning.commands.app import build_run
 from ast_lightning.commands.distill import distill
 from ast_lightning.commands.evaluate import evaluate
 from ast_lightning.commands.run import Run
 from ast_lightning.commands.train_experts import train_experts
+from ast_lightning.config.schema import CONFIGURATION
 from ast_lightning.errors import DistillationDiverged
 
 NARROW = ("network.width=16", "num_experts=2", "expert.epochs=10", "expert.lr=0.01")

@@ -17,6 +17,7 @@ from ast_lightning.commands.app import build_run, quiet
 from ast_lightning.commands.run import Run
 from ast_lightning.commands.train_experts import train_experts
 from ast_lightning.config.composition import is_rejection, rejection
+from ast_lightning.config.schema import CONFIGURATION
 from ast_lightning.data import RawDataset, arrays
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.runs.output import prepare_output
@@ -25,7 +26,6 @@ from ast_lightning.storage.files import write_file
 from ast_lightning.synthetic import DistilledDataset, load_distilled
 
 _OWN = ("data", "data.source", "data.root", "distill.ipc", "output_dir", "synthetic", "trainer.fast_dev_run")
-CONFIGURATION = Path(__file__).parents[2] / "conf"
 
 
 def distill(

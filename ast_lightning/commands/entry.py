@@ -7,7 +7,6 @@ from ast_lightning.reporting import boundary, take_over
 take_over()
 
 import sys
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -19,20 +18,27 @@ from omegaconf import DictConfig
 import ast_lightning.sweeps.table  # noqa: F401  it registers the resolver ${sweep_name:}
 from ast_lightning.config.check import checked
 from ast_lightning.config.composition import is_rejection, rejection
+from ast_lightning.config.schema import CONFIGURATION
 from ast_lightning.runs.output import prepare_output
 
-configured = hydra.main(version_base="1.3", config_path="conf", config_name="config")
-"""Makes a script's function of a configuration one of the command line."""
 
+def command(name: str) -> None:
+    """The command line of a command: Hydra composes the configuration, and :func:`run_command` runs it.
 
-def start(main: Callable[[], object]) -> None:
-    """Call a function that :data:`configured` made; end with status 2 and one line where the overrides do not compose.
+    It ends with status 2 and one line where the overrides do not compose. Any other exception ends the process as
+    :func:`~ast_lightning.reporting.boundary` says.
 
-    Any other exception ends the process as :func:`~ast_lightning.reporting.boundary` says.
+    Args:
+        name: ``train_experts``, ``distill`` or ``evaluate``.
     """
+
+    def main(config: DictConfig) -> dict[str, float]:
+        return run_command(name, config)
+
+    main.__module__ = f"{__package__}.{name}"  # which names Hydra's job
     with boundary():
         try:
-            main()
+            hydra.main(version_base="1.3", config_path=str(CONFIGURATION), config_name="config")(main)()
         except Exception as error:
             if not is_rejection(error):
                 raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -17,6 +18,10 @@ from ast_lightning.config.network import ConvNetSettings
 from ast_lightning.config.root import RootSettings
 from ast_lightning.config.settings import Settings, schema_of
 from ast_lightning.config.trainer import TrainerSettings
+
+_PACKAGE = Path(__file__).parents[1]
+CONFIGURATION = next((each for each in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if each.is_dir()), _PACKAGE)
+"""The folder of the YAML files: in the package where it is installed, beside it in the repository."""
 
 SECTIONS: dict[str, tuple[type[Settings], ...]] = {  # the dataclasses that a section may have; _target_ chooses
     "data": (DataSettings,),

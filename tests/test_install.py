@@ -1,0 +1,94 @@
+"""A built wheel, installed into a folder and used outside of the repository, does what the scripts do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ast_lightning.synthetic import load_distilled
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("ast_lightning", "conf", "pyproject.toml", "setup.py", "README.md", "LICENSE")
+EXPERIMENT = """# @package _global_
+defaults:
+  - override /data: digits
+num_experts: 2
+baselines: [random]
+data:
+  per_class: 20
+network:
+  width: 8
+  depth: 1
+expert:
+  epochs: 3
+distill:
+  syn_steps: 4
+  max_steps: 3
+  eval_every: 3
+evaluation:
+  networks: 2
+  epochs: 4
+trainer:
+  accelerator: cpu
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the wheel is installed into."""
+    folder = tmp_path_factory.mktemp("install")
+    source, target = folder / "source", folder / "target"
+    for part in PARTS:
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        source.mkdir(exist_ok=True)
+        copy(ROOT / part, source / part)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    offline = ["--no-deps", "--no-index"]
+    subprocess.run([*pip, "wheel", *offline, "--no-build-isolation", "-w", folder, source], check=True)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", *offline, "--target", target, wheel], check=True)
+    return target
+
+
+def run(installed: Path, folder: Path, *words: str) -> str:
+    """What a command prints; it runs in ``folder`` and imports the installed package."""
+    environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.slow
+def test_the_console_command_trains_distils_and_evaluates(installed: Path, tmp_path: Path) -> None:
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(EXPERIMENT)
+    program = str(installed / "bin" / "ast-lightning")
+    for name in ("train_experts", "distill", "evaluate"):
+        printed = run(installed, tmp_path, program, name, "--config-dir", "own", "experiment=mine")
+    assert "distilled images" in printed
+    (found,) = tmp_path.glob("runs/distilled/*/synthetic/last")
+    assert load_distilled(found).images.shape == (10, 1, 8, 8)
+    module = [sys.executable, "-m", "ast_lightning"]
+    assert "complete already" in run(installed, tmp_path, *module, "train_experts", "-cd", "own", "experiment=mine")
+    assert str(installed) in run(
+        installed, tmp_path, sys.executable, "-c", "import ast_lightning; print(ast_lightning.__file__)"
+    )
+
+
+def test_messages_name_the_command_that_was_started(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "ast_lightning", "distill", f"output_dir={tmp_path}"]
+    ended = subprocess.run(words, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "run python -m ast_lightning train_experts with the same settings" in ended.stderr
+
+
+@pytest.mark.parametrize(("words", "status"), [([], 0), (["--help"], 0), (["distil"], 2)])
+def test_the_commands_are_listed(words: list[str], status: int) -> None:
+    ended = subprocess.run([sys.executable, "-m", "ast_lightning", *words], capture_output=True, text=True)
+    assert ended.returncode == status
+    assert "train_experts" in ended.stdout + ended.stderr
