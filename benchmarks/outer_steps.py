@@ -16,6 +16,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -191,12 +192,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--networks", type=int, default=5, help="networks of an evaluation")
     parser.add_argument("--workers", type=int, default=1, help="runs at once, each in a process")
     parser.add_argument("--trainer", default="cpu", help="as in conf/trainer: cpu, gpu")
-    parser.add_argument("--only", default="", help="cells whose name begins with this")
+    parser.add_argument("--only", default="*", help="cells whose name matches this, e.g. 'CIFAR*, 1'")
     for name in ("fashion-mnist", "cifar10", "tiny-imagenet"):
         parser.add_argument(f"--{name}", type=Path, help="folder of the images; without it, left out")
     options = parser.parse_args(arguments)
     folders: dict[str, Any] = {name: getattr(options, name) for name in ("fashion_mnist", "cifar10", "tiny_imagenet")}
-    chosen = [cell for cell in cells(folders) if cell.name.startswith(options.only)]
+    chosen = [cell for cell in cells(folders) if fnmatchcase(cell.name, options.only)]
     in_parallel = Parallel(n_jobs=options.workers)
     in_parallel(delayed(experts_of)(cell, options) for cell in first_of_each(chosen))
     tasks = [(cell, name) for cell in chosen for name in arms()]
