@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install quickstart test stress lint benchmark clean
+.PHONY: install quickstart test stress lint benchmark docs clean
 
 install: $(INSTALLED)
 
@@ -33,5 +33,10 @@ stress: install
 
 benchmark: install
 	$(BIN)/python -m benchmarks --small --output runs/benchmarks.md
+
+docs: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir site
+
 clean:
 	rm -rf $(VENV) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache
