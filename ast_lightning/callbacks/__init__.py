@@ -1,4 +1,4 @@
-"""Callbacks around a run: progress, checkpoints, pictures, the artifact."""
+"""Callbacks of a run: progress, checkpoints, pictures of the images, the distilled dataset on disk."""
 
 from ast_lightning.callbacks.averaging import ImageAverage
 from ast_lightning.callbacks.checkpoints import StateOfEpochs, StateOfIterations

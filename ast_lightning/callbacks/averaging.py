@@ -1,4 +1,4 @@
-"""An average of the images over the last iterations, written beside the last ones."""
+"""An average of the images over the last iterations, written beside the last images."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _WINDOW = 10
 
 
 class ImageAverage(Callback):
-    """Averages the images x_t with weights that grow like t¹⁰: about the last eleventh of a run, whatever its length.
+    """Averages the images x_t with weights that grow like t¹⁰: over about the last eleventh of a run of any length.
 
     After iteration t the average a becomes a + (x_t − a) · 11 / (t + 10), as in polynomial-decay averaging (Shamir and
-    Zhang, ICML 2013). It begins anew where a run goes back after it has diverged.
+    Zhang, ICML 2013). The average restarts if a diverged run goes back to earlier images.
 
     Attributes:
         images: ``[N, C, H, W]``; None before the first iteration.

@@ -1,4 +1,4 @@
-"""When a run writes the checkpoint that it resumes from: after each epoch of an expert, every few outer iterations."""
+"""Callbacks that save checkpoints: after each epoch of an expert, or every few outer iterations of a distillation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class StateOfEpochs(Checkpoint):
     """Saves a checkpoint after every epoch; Lightning calls it after all callbacks that are not a ``Checkpoint``.
 
     Args:
-        path: the file.
+        path: the file of the checkpoint.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,13 +24,13 @@ class StateOfEpochs(Checkpoint):
 
 
 class StateOfIterations(Checkpoint):
-    """Saves a checkpoint every few outer iterations and after the last, also where ``max_time`` ends the run.
+    """Saves a checkpoint every few outer iterations and after the last, also if ``max_time`` ends the run.
 
-    Where an evaluation is due, none is saved before it: Lightning would skip that evaluation when it resumes. The
+    If an evaluation is due, no checkpoint is saved before it: Lightning would skip that evaluation on resuming. The
     callback that stores the result of the evaluation calls :meth:`save`.
 
     Args:
-        path: the file.
+        path: the file of the checkpoint.
         every: iterations between checkpoints.
         evaluated_every: iterations between evaluations.
     """
@@ -55,10 +55,10 @@ class StateOfIterations(Checkpoint):
             self.save(trainer)
 
     def is_evaluated(self, step: int) -> bool:
-        """Whether an evaluation is due after iteration ``step``, wherever the run ends."""
+        """Whether an evaluation is due after iteration ``step``, regardless of where the run ends."""
         return step % self.evaluated_every == 0
 
     def save(self, trainer: Trainer) -> None:
-        """Save a checkpoint now; all ranks call it."""
+        """Save a checkpoint now; all ranks must call this method."""
         trainer.save_checkpoint(self.path)
         self._saved = trainer.global_step

@@ -18,23 +18,23 @@ from ast_lightning.terminal import format_seconds, say
 
 _LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 _NARROW = "{desc} |{bar}| {n_fmt}/{total_fmt} {remaining} left"
-_MINUTE = 60  # seconds after which a line is printed where there is no terminal, beside the planned ones
-_MEASURED = 5  # steps of the estimate, after the first, which also allocates and compiles
-_QUIET = 30.0  # seconds between the lines of an evaluation, where there is no terminal
+_MINUTE = 60  # without a terminal: seconds after which an additional line is printed
+_MEASURED = 5  # steps of the estimate; the first is left out, because it also allocates and compiles
+_QUIET = 30.0  # without a terminal: seconds between the lines of an evaluation
 _SHOWN: tuple[str, ...] = ("train/loss", "test/accuracy", "validation/accuracy")
 
 
 class RunProgress(Callback):
-    """One bar over all optimiser steps of a run, and one over the epochs of all networks of an evaluation.
+    """Shows one bar over all optimiser steps of a run, and one over the epochs of all networks of an evaluation.
 
-    Where standard output is not a terminal, a few plain lines are printed instead.
+    If standard output is not a terminal, a few plain lines are printed instead.
 
     Args:
         description: what is running, e.g. ``expert 3``.
-        lines: how many lines are printed where there is no terminal; in a long run, one a minute.
-        runs: how many runs like this one follow each other, this one included: after a few steps, an estimate of
-            their time is printed. 0 prints none.
-        evaluator: trains the networks of each validation or test; None where these train none.
+        lines: how many lines are printed without a terminal; a long run prints at least one per minute.
+        runs: the number of consecutive runs like this one, including this one. After a few steps, an estimate of their
+            total time is printed; 0 prints none.
+        evaluator: trains the networks of each validation or test; None if these train none.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RunProgress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.is_last_batch:  # the line of an epoch's end follows its evaluation
+        if not trainer.is_last_batch:  # an epoch's last line is printed after its evaluation
             self._advance(trainer, trainer.global_step)
         if self.runs:
             self._estimate(trainer, pl_module)
@@ -118,7 +118,7 @@ class RunProgress(Callback):
         before, self._step, total = self._step, step, self._total
         if self._bar is not None:
             if self._bar.update(step - before) or step == total:
-                self._bar.set_postfix_str(self._metrics(trainer), refresh=False)  # not at every step: a GPU would wait
+                self._bar.set_postfix_str(self._metrics(trainer), refresh=False)  # seldom, because it syncs the GPU
         elif (
             self.lines
             and trainer.is_global_zero

@@ -1,4 +1,4 @@
-"""What happens to the synthetic images at every evaluation: pictures for TensorBoard, the artifact on disk."""
+"""Callbacks at every evaluation: log pictures of the synthetic images, and write the distilled dataset to disk."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ast_lightning.synthetic.dataset import AVERAGE
 _AVERAGED = {"average": True, "accuracy": None}
 
 MakeDataset = Callable[[DistillModule, dict[str, Any]], DistilledDataset]
-"""(module, what an evaluation found) → the dataset as it is to be written."""
+"""(module, results of an evaluation) → the distilled dataset to write."""
 
 
 class SyntheticImageLogger(Callback):
-    """Shows grids of the images (raw, and with the preprocessing inverted) and a histogram of pixels in TensorBoard.
+    """Logs grids of the images (raw, and with the preprocessing inverted) and a histogram of pixels to TensorBoard.
 
-    Loggers that have a method ``log_image``, such as that of Weights & Biases, are given the pictures.
+    Loggers with a method ``log_image``, such as that of Weights & Biases, receive the pictures.
 
     Args:
         make: see ``MakeDataset``.
@@ -47,7 +47,7 @@ class SyntheticImageLogger(Callback):
                 board = logger.experiment
                 board.add_image("synthetic/pictures", picture(dataset.pictures(), dataset.ipc), step)
                 board.add_image("synthetic/raw", picture(dataset.images, dataset.ipc, stretch=True), step)
-                # TensorBoard's bins end at 1e20, and it raises an error where all values lie beyond
+                # TensorBoard's bins end at 1e20, and it raises an error if all values are larger
                 board.add_histogram("synthetic/pixels", dataset.images.clamp(-1e19, 1e19), step)
             elif hasattr(logger, "log_image"):
                 shown = to_pil_image(picture(dataset.pictures(), dataset.ipc))
@@ -55,31 +55,31 @@ class SyntheticImageLogger(Callback):
 
 
 class Evaluated(TypedDict):
-    """An evaluation: after which outer iteration, and what it found, e.g. ``{"test/accuracy": 93.1}``."""
+    """An evaluation: the outer iteration after which it ran, and its metrics, e.g. ``{"test/accuracy": 93.1}``."""
 
     iteration: int
     metrics: dict[str, float]
 
 
 class ArtifactWriter(Callback):
-    """Writes the distilled dataset at every evaluation, as ``last`` and, where a validation split selects, ``best``.
+    """Writes the distilled dataset at every evaluation, as ``last`` and, if there is a validation split, as ``best``.
 
-    ``<folder>/last`` and ``<folder>/best`` point to ``<folder>/step_<iteration>``; a step that nothing points to any
-    more is deleted. A dataset is written first, then the run's state, then the links: a run that goes on from a state
-    finds what the state knows of, and makes again whatever came later.
+    ``<folder>/last`` and ``<folder>/best`` point to ``<folder>/step_<iteration>``; a step without a link to it is
+    deleted. The dataset is written first, then the checkpoint, then the links. A run that resumes from a checkpoint
+    therefore finds every dataset that the checkpoint refers to, and writes later ones again.
 
     Args:
-        folder: where the datasets are.
+        folder: the folder of the datasets.
         make: see ``MakeDataset``.
-        select: whether ``validation/accuracy`` exists and selects.
-        average: of the images, written into the folder ``average`` of each dataset; None for none.
-        states: of the run; None where none are kept. An evaluation beside their schedule, that of the last iteration,
-            shows in the links only: a run that is made longer selects as if it had not been.
+        select: whether ``validation/accuracy`` exists and selects ``best``.
+        average: the average of the images, written into the folder ``average`` of each dataset; None for none.
+        states: saves the checkpoints of the run; None: no checkpoints. The evaluation of the last iteration, if it is
+            not in the schedule, changes only the links: a run that is made longer selects as if it had not taken place.
 
     Attributes:
         last: the last evaluation.
-        best: the best one of the schedule.
-        has_written: whether it has written a dataset, in this process.
+        best: the best evaluation of the schedule.
+        has_written: whether this process has written a dataset.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""Whether this machine computes what it should, on each of its devices: ``python -m ast_lightning.check``."""
+"""Check that this machine computes correctly on each of its devices: ``python -m ast_lightning.check``."""

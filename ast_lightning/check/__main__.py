@@ -1,4 +1,4 @@
-"""Check this machine: ``python -m ast_lightning.check``, with ``--quick`` in seconds, with ``--json`` for programs."""
+"""Check this machine: ``python -m ast_lightning.check``. ``--quick`` takes seconds; ``--json`` prints JSON."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ast_lightning.reporting import take_over
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run all checks and print what each finds.
+    """Run all checks and print the result of each.
 
     Args:
-        arguments: of the command line; None takes the process's.
+        arguments: the command-line arguments; None: those of the process.
 
     Returns:
         The exit status: 1 if a check failed, else 0.
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="for programs instead of people")
     options = parser.parse_args(arguments)
 
-    from ast_lightning.check.checks import all_checks, run_check  # late: --help answers without torch
+    from ast_lightning.check.checks import all_checks, run_check  # late: --help does not load torch
     from ast_lightning.compilation import keep_compiled_code
 
     keep_compiled_code()

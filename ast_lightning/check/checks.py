@@ -1,4 +1,4 @@
-"""The checks: what each computes, what it is compared with, and the list of those of a machine."""
+"""The checks of a machine: what each computes, and what it is compared with."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from ast_lightning.storage.files import format_bytes
 from ast_lightning.storage.provenance import versions
 
 EXACT, ROUNDED, HALF = 1e-9, 5e-2, 0.3
-"""Relative errors that float64, float32 (ReLUs switch where a value is near zero) and 16 bits may have."""
+"""Allowed relative errors in float64, in float32 (ReLUs switch if a value is near zero) and in 16 bits."""
 
 
 class Skipped(Exception):
-    """A check does not apply; the message is the reason."""
+    """The check does not apply; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """Something to find out.
+    """One check.
 
     Attributes:
-        name: what.
-        device: where, e.g. ``cpu`` or ``cuda:1``.
-        run: returns what was found; raises :class:`Skipped` with a reason, or anything else if it fails.
+        name: what is checked.
+        device: the device, e.g. ``cpu`` or ``cuda:1``.
+        run: returns the result as text; raises :class:`Skipped` with a reason, or another exception if the check fails.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Check:
 
 
 def run_check(check: Check) -> dict[str, Any]:
-    """Run a check; its errors are results.
+    """Run a check; an exception counts as a result.
 
     Returns:
-        The ``check`` and its ``device``, the ``outcome`` (``ok``, ``failed`` or ``skipped``), the ``seconds`` that it
-        took, and in ``detail`` what was found, what is wrong, or why it was skipped.
+        The name of the ``check``, its ``device``, the ``outcome`` (``ok``, ``failed`` or ``skipped``), the ``seconds``
+        that it took, and as ``detail`` the result, the error, or the reason for skipping.
     """
     start = time.monotonic()
     try:
@@ -63,7 +63,7 @@ def all_checks(*, quick: bool = False) -> list[Check]:
     """The checks of this machine.
 
     Args:
-        quick: without those that compile or start processes.
+        quick: leave out the checks that compile or start processes.
     """
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     checks = [Check("versions", "", functools.partial(_versions, gpus))]
@@ -142,7 +142,7 @@ def _within(error: float, tolerance: float, what: str) -> str:
 
 @functools.cache
 def _reference(of: str) -> Tensor:
-    """The gradient on the CPU, in float64, by autograd."""
+    """The reference gradient: on the CPU, in float64, by autograd."""
     device = torch.device("cpu")
     if of == "expert":
         return expert_gradient(device, torch.float64)

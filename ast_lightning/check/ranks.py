@@ -1,4 +1,4 @@
-"""Processes that average gradients, one on each device, as distillation on several devices does."""
+"""Average gradients over processes, one per device, as distillation on several devices does."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from ast_lightning.check.steps import Iteration, relative_error
 from ast_lightning.parallel.workers import silence_torch
 
 PATIENCE = 90.0
-"""Seconds after which processes that do not answer count as failed."""
+"""Seconds after which processes that have not finished count as failed."""
 
 
 def gradient_error(backend: str, devices: list[str], patience: float = PATIENCE) -> float:
-    """How far the averaged gradients of one window per rank are from the average that one process computes.
+    """Compare the gradients that ranks average, one window per rank, with the average that one process computes.
 
     Args:
         backend: ``gloo`` or ``nccl``.
-        devices: of each rank.
-        patience: in seconds.
+        devices: the device of each rank.
+        patience: timeout in seconds.
 
     Returns:
         The largest relative error of any rank, in float64.
 
     Raises:
-        RuntimeError: a rank failed, with its error, or did not answer.
+        RuntimeError: a rank failed (the message has its error) or did not finish in time.
     """
     silence_torch()
     with TemporaryDirectory() as folder:
@@ -45,7 +45,7 @@ def gradient_error(backend: str, devices: list[str], patience: float = PATIENCE)
     if result is None:
         raise RuntimeError(f"{len(devices)} processes gave no answer in {patience:.0f} s")
     for rank, failure in result.failures.items():
-        reason = failure.error_file_data["message"]  # a mapping where the function raised
+        reason = failure.error_file_data["message"]  # a mapping if the function raised
         raise RuntimeError(f"process {rank}: {reason['message'] if isinstance(reason, dict) else failure.message}")
     return float(max(result.return_values.values()))
 
@@ -63,7 +63,7 @@ def _error_of_rank(backend: str, devices: list[str], rank: int, rendezvous: str,
         module = Iteration(device, torch.float64)
         alone = torch.stack([module.gradient(window) for window in range(len(devices))]).mean(0)
         wrapped = DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
-        wrapped(rank).backward()  # averages while ``wrapped`` exists
+        wrapped(rank).backward()  # averages only while ``wrapped`` exists
         averaged = [each.grad.reshape(-1) for each in module.parameters() if each.grad is not None]
         return relative_error(torch.cat(averaged), alone)
     finally:

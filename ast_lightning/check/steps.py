@@ -1,4 +1,4 @@
-"""One step of an expert and one iteration of distillation, small, on random images."""
+"""A small step of an expert and a small iteration of distillation, on random images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ast_lightning.networks import ConvNet, FunctionalNetwork, build_network
 from ast_lightning.randomness import keyed_generator
 
 STEPS = 4
-"""K of an iteration; it matches after the second step and the fourth."""
+"""K, the student's steps in an iteration, which matches parameters after the second step and the fourth."""
 _MATCHES = {STEPS // 2: 1, STEPS: 2}
 _SIZE, _IMAGES = (32, 32), 10
 _FACTORY = functools.partial(ConvNet, 3, 10, _SIZE, width=16, depth=2)
@@ -27,9 +27,9 @@ def expert_gradient(
     """The gradient ``[P]`` of the expert objective with gradient penalty.
 
     Args:
-        device: where.
-        dtype: of parameters and images.
-        compilation: whether it is compiled; None for not.
+        device: the device to compute on.
+        dtype: the dtype of parameters and images.
+        compilation: whether to compile the objective; None: not compiled.
     """
     network = build_network(_FACTORY, 0, "network").to(device, dtype)
     raw, labels = _images("expert").to(device, dtype), (torch.arange(_IMAGES) % 10).to(device)
@@ -39,13 +39,13 @@ def expert_gradient(
 
 
 class Iteration(nn.Module):
-    """The matching loss of a window of random parameters, as a module whose parameters are X and α.
+    """The matching loss of a window of random parameters, as a module whose parameters are the images X and the rate α.
 
     Args:
-        device: where.
+        device: the device to compute on.
         dtype: float32 or float64.
-        engine: of the unroll.
-        compilation: whether the student's derivatives are compiled; None for not.
+        engine: the engine of the unroll.
+        compilation: whether to compile the student's derivatives; None: not compiled.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class Iteration(nn.Module):
         self.images = nn.Parameter(_images("synthetic").to(device, dtype))
         self.learning_rate = nn.Parameter(torch.tensor(0.01, device=device, dtype=dtype))
         network = FunctionalNetwork(_FACTORY).to(device)
-        self._student = network, InnerProblem(network, compilation)  # in a tuple, it is no part of the module
+        self._student = network, InnerProblem(network, compilation)  # in a tuple, so that it is not a submodule
         self._augmentation = SiameseAugmentation("color_crop_cutout_flip_scale_rotate")
         self._engine = engine
 
     def forward(self, window: int = 0) -> Tensor:
-        """The loss; ``window`` keys the parameters and the augmentation."""
+        """The loss; ``window`` seeds the parameters and the augmentation."""
         network, problem = self._student
         start, middle, end = (
             network.initial_parameters(0, "window", window, place).to(self.images) for place in range(3)

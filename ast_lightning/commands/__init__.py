@@ -1,1 +1,1 @@
-"""The three commands: configuration, objects, Trainer."""
+"""The three commands: ``train_experts``, ``distill`` and ``evaluate``."""

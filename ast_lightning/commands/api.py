@@ -1,4 +1,4 @@
-"""Distillation of arrays that a script holds, with the options, folders and checkpoints of the commands."""
+"""Distil arrays from Python, with the same options, folders and checkpoints as the command line."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ def distill(
     options: Sequence[str] = (),
     output_dir: str | Path = "runs",
 ) -> DistilledDataset:
-    """Distil images to ``ipc`` synthetic images per class: train the experts that the method needs, then distil.
+    """Train the experts that the method needs, then distil images into ``ipc`` synthetic images per class.
 
-    An interrupted call resumes when it is repeated; a finished one returns its result at once.
+    Repeat an interrupted call to resume it. A finished call returns its result at once.
 
     Args:
         images: arrays or tensors, uint8 or floats in [0, 1], of shape ``[N, C, H, W]``, ``[N, H, W, C]`` with one or
             three channels, or ``[N, H, W]``.
         labels: ``[N]`` integers or strings.
         ipc: synthetic images per class.
-        test_images, test_labels: the same for testing; without them, 20 % of each class are held out.
-        class_names: by label.
+        test_images, test_labels: test data in the same formats; without them, 20 % of each class are held out.
+        class_names: names of the classes, in the order of the labels.
         options: overrides as on the command line, such as ``"expert.epochs=10"`` or ``"method=dm"``.
-        output_dir: everything is written below this folder, the given images as well.
+        output_dir: all files are written below this folder, including a copy of the given images.
 
     Returns:
-        The set after the last iteration, as ``distill.py`` writes it.
+        The distilled dataset after the last iteration, as ``distill.py`` writes it.
 
     Raises:
-        ConfigurationError: an option or an array does not fit.
-        DistillationDiverged: the loss or the set is no longer finite.
+        ConfigurationError: an option or an array is not valid.
+        DistillationDiverged: the loss or the synthetic set is no longer finite.
 
     Example::
 
@@ -79,7 +79,7 @@ def distill(
 
 
 def _save(data: RawDataset, folder: Path) -> Path:
-    """The file of these images, which their content names."""
+    """Write the images to a file named by their checksum, unless it exists, and return its path."""
     tensors = {"train_images": data.train.images, "train_labels": data.train.labels}
     tensors |= {"test_images": data.test.images, "test_labels": data.test.labels}
     checksum = tensor_checksum(tensors, {"class_names": json.dumps(data.class_names)})
@@ -95,7 +95,7 @@ def _run(overrides: list[str], path: Path, output_dir: Path) -> Run:
         name, _, value = word.lstrip("+").partition("=")
         if name in _OWN:
             raise ConfigurationError(name, value, "distill() sets this itself", "leave it out of options")
-    outer = GlobalHydra.instance().hydra  # of a script that is a Hydra application itself
+    outer = GlobalHydra.instance().hydra  # set if the calling script is itself a Hydra application
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
@@ -106,5 +106,6 @@ def _run(overrides: list[str], path: Path, output_dir: Path) -> Run:
         raise
     finally:
         GlobalHydra.instance().hydra = outer
-    config.data.root, config.output_dir = str(path), str(output_dir)  # after parsing: any character may be in a path
+    # after composing, because a path in an override may need quotes
+    config.data.root, config.output_dir = str(path), str(output_dir)
     return build_run(config, choices=config.hydra.runtime.choices)

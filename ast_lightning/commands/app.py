@@ -1,4 +1,4 @@
-"""From Hydra's configuration to a command, and from its outcome to an exit status: the place that knows Hydra."""
+"""Create the objects of a Hydra configuration, run a command with them, and set the exit status."""
 
 from __future__ import annotations
 
@@ -51,29 +51,29 @@ Metrics = dict[str, float]
 _LEVELS = {
     "lightning.pytorch": logging.WARNING,
     "lightning.fabric": logging.WARNING,
-    "lightning.pytorch.profilers": logging.INFO,  # of reports that trainer.profiler asks for
-    "torch.utils.cpp_extension": logging.ERROR,  # compiling for a CPU needs no CUDA
+    "lightning.pytorch.profilers": logging.INFO,  # the level of the reports of trainer.profiler
+    "torch.utils.cpp_extension": logging.ERROR,  # it warns if CUDA is missing, which a CPU does not need
 }
 
 
 def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
-    """Run a command; end the process on an error as :func:`~ast_lightning.reporting.boundary` does.
+    """Run a command; on an error, end the process as :func:`~ast_lightning.reporting.boundary` does.
 
-    Where one of several processes has failed, the status is that of the process; after SIGTERM it is 143. In a multirun
+    If one of several processes fails, all of them exit with its status. After SIGTERM the status is 143. In a multirun
     the error is raised instead, so that the other jobs of the sweep still run.
     """
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    # what is wrong before a process watches the others is wrong in all of them
+    # an error before shared_failures starts occurs in all processes: one of them prints it
     prints = local_rank() == 0 or config.trainer.get("devices") == 1
     try:
         with quiet(), nullcontext() if in_sweep else boundary(prints=prints):
             run = build_run(config, in_sweep)
             keep_logs_in(Path(run.config["output_dir"]) / "errors")
             if run.is_alone:
-                LightningEnvironment().set_global_rank(0)  # the numbers of a launcher's tasks are none of this run's
+                LightningEnvironment().set_global_rank(0)  # this run is one process: ignore a launcher's ranks
             with shared_failures(1 if in_sweep else devices_of(run.config["trainer"])), _disk_trouble_named(run):
                 return task(run)
-    except SIGTERMException as error:  # Lightning ends with status 0, as if the work were done
+    except SIGTERMException as error:  # Lightning would exit with status 0, as after a completed run
         if is_rank_zero() and multiprocessing.parent_process() is None:
             print(ENDED_BY_SIGTERM, file=sys.stderr, flush=True)
         raise SystemExit(128 + signal.SIGTERM) from error
@@ -81,7 +81,7 @@ def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
 
 @contextmanager
 def _disk_trouble_named(run: Run) -> Iterator[None]:
-    """Turn the system's refusals to write into messages; every file is whole, the old one or the new.
+    """Convert the system's write errors to messages. Files are written atomically, so every file is intact.
 
     Raises:
         ConfigurationError: the disk is full, or the folder read-only.
@@ -98,20 +98,20 @@ def _disk_trouble_named(run: Run) -> Iterator[None]:
 
 
 def build_run(config: DictConfig, in_sweep: bool = False, choices: Mapping[str, Any] | None = None) -> Run:
-    """The objects that a configuration describes.
+    """Create the objects that a configuration describes.
 
     Args:
-        config: as Hydra composed it.
-        in_sweep: whether it is that of a job of a multirun.
-        choices: the chosen file of each group; None for those of the Hydra job of this process.
+        config: the configuration composed by Hydra.
+        in_sweep: whether the run is a job of a multirun.
+        choices: the chosen file of each configuration group; None: those of this process's Hydra job.
 
     Raises:
-        ConfigurationError: a missing or impossible value.
+        ConfigurationError: an option is missing or has an invalid value.
     """
     plain = checked(config)
     check_packages(plain.get("logger") or {})
     _check_processes(plain["trainer"], in_sweep)
-    build_trainer(plain["trainer"], Path(plain["output_dir"]))  # what Lightning rejects, before data are read
+    build_trainer(plain["trainer"], Path(plain["output_dir"]))  # rejects invalid arguments before data are read
     distill = _method_settings(plain["distill"])
     plain["distill"] = {**plain["distill"], **asdict(distill)}
     expert = ExpertSettings(**plain["expert"])
@@ -134,8 +134,9 @@ def build_run(config: DictConfig, in_sweep: bool = False, choices: Mapping[str, 
 
 
 def _check_processes(trainer: dict[str, Any], in_sweep: bool) -> None:
-    """Reject devices that the machine lacks, and another number of them than there are processes, which torchrun or a
-    launcher of Hydra has started.
+    """Check that the devices exist and that there is one process per device.
+
+    The processes may have been started by torchrun or by a Hydra launcher.
 
     Raises:
         ConfigurationError: naming ``trainer.accelerator`` or ``trainer.devices``.
@@ -161,7 +162,7 @@ def _check_processes(trainer: dict[str, Any], in_sweep: bool) -> None:
 
 
 def _method_settings(section: dict[str, Any]) -> DistillSettings:
-    """The options of the chosen method; a class that is not of this package names their dataclass as ``Settings``."""
+    """The options of the chosen method. A third-party class gives their dataclass as its attribute ``Settings``."""
     target = section["_target_"]
     kind = kind_of("distill", section) or getattr(_class("distill", target), "Settings", None)
     if not (isinstance(kind, type) and issubclass(kind, DistillSettings)):
@@ -199,7 +200,7 @@ def _class(section: str, target: object) -> Any:
 def _factories(
     group: str, nodes: dict[str, Any] | None, kind: type[Any], **arguments: Any
 ) -> dict[str, Callable[..., Any]]:
-    """What creates each object of a configuration group, by name: imported now, called later."""
+    """Return a factory for each object of a configuration group, by name. Classes are imported now, called later."""
     factories = {}
     for name, node in (nodes or {}).items():
         if not isinstance(node, dict) or "_target_" not in node:
@@ -211,7 +212,7 @@ def _factories(
         if isinstance(target, type) and not issubclass(target, kind):
             problem, remedy = f"it is not a {kind.__module__}.{kind.__name__}", "give a subclass of it"
             raise ConfigurationError(option, target.__name__, problem, remedy)
-        try:  # before anything of an earlier run is moved aside
+        try:  # report wrong arguments before an earlier run is moved aside
             inspect.signature(factory).bind(**arguments)
         except TypeError as error:
             raise ConfigurationError(
@@ -237,7 +238,7 @@ def _instantiate(section: str, values: dict[str, Any], **options: Any) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Lightning's start-up chatter from the terminal; warnings that ask for something stay."""
+    """Hide Lightning's start-up messages; warnings that require an action are still shown."""
     earlier = {name: logging.getLogger(name).level for name in _LEVELS}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=PossibleUserWarning)

@@ -1,4 +1,4 @@
-"""The command that distils a dataset into synthetic images, by whichever method is configured."""
+"""The command that distils a dataset into synthetic images with the configured method."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ from ast_lightning.trajectories.records import first_difference
 
 
 def distill(run: Run) -> dict[str, float]:
-    """Distil, resuming from this run's own checkpoint where there is one.
+    """Distil a dataset; resume from this run's checkpoint if there is one.
 
     Returns:
-        What the last evaluation found: ``test_accuracy``, ``test_accuracy_std`` (and of ``validation`` where data
-        hold it out), in per cent, with ``student_lr``.
+        The results of the last evaluation: ``test_accuracy`` and ``test_accuracy_std`` in per cent (with a validation
+        split also ``validation_accuracy`` and ``validation_accuracy_std``), and ``student_lr``.
     """
     check_precision(str(run.config["trainer"].get("precision", "32-true")), run.experts_folder())
     method_class, settings, context = run.method, run.distill, context_of(run)
@@ -83,7 +83,7 @@ def distill(run: Run) -> dict[str, float]:
         states=states,
         max_steps=settings.max_steps,
         max_epochs=-1,
-        accumulate_grad_batches=1,  # an iteration has as many items as its method gives
+        accumulate_grad_batches=1,  # the method determines the size of an iteration
         val_check_interval=settings.eval_every,
         check_val_every_n_epoch=None,
     )
@@ -103,7 +103,7 @@ def distill(run: Run) -> dict[str, float]:
 def _distil(
     run: Run, trainer: Trainer, module: DistillModule, states: RunStates, writer: ArtifactWriter
 ) -> dict[str, float]:
-    """The part that writes, for the process that alone may write into the folder of the run."""
+    """Run the distillation and write its files. The caller holds the lock of the run's folder."""
     folder, compilation = run.distill_folder(), module.compilation
     if run.fresh:
         begin_anew(folder)
@@ -121,7 +121,7 @@ def _distil(
     say(f"into {folder}")
     trainer.fit(module, ckpt_path=resume, weights_only=True)
     _check_length(run, trainer.global_step)
-    if is_rank_zero() and module.compilation != compilation:  # it failed on the way
+    if is_rank_zero() and module.compilation != compilation:  # compilation failed during the run
         _record(folder, module.compilation, trainer, resumed=False)
     evaluated = writer.last is not None and writer.last["iteration"] == trainer.global_step
     if not evaluated or not (writer.has_written or written is not None):
@@ -134,13 +134,13 @@ def _distil(
 
 
 def _inputs(run: Run, context: Context) -> dict[str, Any]:
-    """What a distillation is made from beside its settings, which name folders: what was in them.
+    """The inputs of a distillation besides its settings: checksums of the files in the folders that these name.
 
     Raises:
-        ConfigurationError: some of it is missing or damaged.
+        ConfigurationError: an input is missing or damaged.
     """
     found = run.method.inputs(run.distill, context)
-    if not run.distill.needs_experts:  # whose store is compared with the data
+    if not run.distill.needs_experts:  # otherwise the experts' store is checked against the data
         found["data"] = run.data.fingerprint
         if run.distill.starts_from_experts:
             found["experts"] = experts_checksum(*context.open_experts())
@@ -150,21 +150,24 @@ def _inputs(run: Run, context: Context) -> dict[str, Any]:
 
 
 def _check_result(run: Run, context: Context, result: dict[str, Any]) -> None:
-    """Print where accuracies were measured by another protocol; reject them in a sweep, whose table would not show it.
+    """Check a finished result against the present inputs and evaluation options.
+
+    If the accuracies were measured with other evaluation options, print a note. In a sweep, reject the result instead,
+    because the table would not show the difference.
 
     Raises:
-        ConfigurationError: the result was made from other inputs than are there now, or is not that of a sweep's job.
+        ConfigurationError: the inputs have changed, or in a sweep, the options of the result differ from the job's.
     """
     try:
         inputs = _inputs(run, context)
         if run.config["data"]["source"] not in tuple(BUILT_IN):
             run.data.setup()
-    except ConfigurationError as error:  # they may have been deleted since
+    except ConfigurationError as error:  # the inputs may have been deleted
         say(f"note: what it was made from cannot be compared with what is there now: {error.option}: {error.problem}")
     else:
         require_same(run.distill_folder(), result["materials"], inputs)
         if run.distill.needs_experts and run.config["data"]["source"] not in tuple(BUILT_IN):
-            context.experts()  # files of a user can change in place
+            context.experts()  # a user's files can change in place
     _check_length(run, result["iteration"])
     difference = first_difference(_protocol(result["config"]), _protocol(run.config))
     if difference:
@@ -176,9 +179,9 @@ def _check_result(run: Run, context: Context, result: dict[str, Any]) -> None:
 
 
 def _check_length(run: Run, iteration: int) -> None:
-    """Print where a run has had more or fewer iterations than this command asks for; in a sweep, reject more."""
+    """Print a note if a run has more or fewer iterations than configured; in a sweep, reject a run with more."""
     wanted = run.distill.max_steps
-    if iteration < wanted:  # max_time of the Trainer has ended it
+    if iteration < wanted:  # stopped by the Trainer's max_time
         say(f"incomplete: {iteration} of {wanted} iterations; {how_to_resume(run)}")
     elif iteration > wanted and not run.in_sweep:
         say(f"note: this run has had {iteration} iterations, more than distill.max_steps={wanted}")
@@ -189,7 +192,7 @@ def _check_length(run: Run, iteration: int) -> None:
 
 
 def _protocol(config: dict[str, Any]) -> dict[str, Any]:
-    """What decides how accurate images are found to be, by the names of the options."""
+    """The options that affect the measured accuracy, by name."""
     options = complete_record("evaluation", config["evaluation"], asdict(EvaluationSettings()))
     protocol = {name: value for name, value in options.items() if name not in ("at_once", "baseline_lr")}
     return {"evaluation": {**protocol, "networks": config["distill"]["eval_networks"] or protocol["networks"]}}
@@ -200,7 +203,7 @@ def _record(folder: Path, compilation: Compilation, trainer: Trainer, *, resumed
 
 
 def _evaluator(run: Run) -> NetworkEvaluator:
-    """Networks that are tested on the test split and, where there is one, the validation split."""
+    """The evaluator, which tests networks on the test split and, if there is one, on the validation split."""
     splits = {"test": run.data.test, "validation": run.data.validation}
     return NetworkEvaluator(
         run.network(),
@@ -213,7 +216,7 @@ def _evaluator(run: Run) -> NetworkEvaluator:
 
 
 def dataset_maker(run: Run, method: Method) -> MakeDataset:
-    """What turns the module into a distilled dataset that records where it comes from."""
+    """Return a function that creates the distilled dataset from the module and records its origin."""
     lineage = {
         "network": describe_network(run.network()),
         "evaluation": asdict(run.evaluation),

@@ -1,4 +1,4 @@
-"""The start of the three scripts: what cannot work is rejected in one line, before torch is imported."""
+"""Entry point of the three scripts: an invalid configuration is rejected in one line, before torch is imported."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from ast_lightning.runs.output import prepare_output
 
 
 def command(name: str) -> None:
-    """The command line of a command: Hydra composes the configuration, and :func:`run_command` runs it.
+    """Run a command from the command line: Hydra composes the configuration, and :func:`run_command` runs it.
 
-    It ends with status 2 and one line where the overrides do not compose. Any other exception ends the process as
-    :func:`~ast_lightning.reporting.boundary` says.
+    If the overrides cannot be composed, the process prints one line and exits with status 2. Other exceptions end the
+    process as described in :func:`~ast_lightning.reporting.boundary`.
 
     Args:
         name: ``train_experts``, ``distill`` or ``evaluate``.
@@ -35,7 +35,7 @@ def command(name: str) -> None:
     def main(config: DictConfig) -> dict[str, float]:
         return run_command(name, config)
 
-    main.__module__ = f"{__package__}.{name}"  # which names Hydra's job
+    main.__module__ = f"{__package__}.{name}"  # Hydra names its job after it
     with boundary():
         try:
             hydra.main(version_base="1.3", config_path=str(CONFIGURATION), config_name="config")(main)()
@@ -49,11 +49,11 @@ def run_command(name: str, config: DictConfig) -> dict[str, float]:
     """Check a composed configuration and the output folder, then import the command and run it.
 
     Args:
-        name: of the command, and of its module in this package.
-        config: as Hydra composed it.
+        name: the name of the command and of its module in this package.
+        config: the configuration composed by Hydra.
     """
-    if HydraConfig.get().mode != RunMode.MULTIRUN:  # whose jobs have been checked before the first began
-        with boundary():  # here, as Hydra adds a line of its own to an exception
+    if HydraConfig.get().mode != RunMode.MULTIRUN:  # the jobs of a multirun are checked before the first begins
+        with boundary():  # handled here, because Hydra would add a line to the message
             prepare_output(Path(checked(config)["output_dir"]))
     from ast_lightning.commands.app import execute
 

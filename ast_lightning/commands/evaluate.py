@@ -1,4 +1,4 @@
-"""The command that evaluates a distilled dataset beside what real images give."""
+"""The command that evaluates a distilled dataset and compares it with real images."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ TITLES = {
 
 
 def evaluate(run: Run) -> dict[str, float]:
-    """Train fresh networks on the distilled images, and on the real images that ``baselines`` name; print a table.
+    """Train new networks on the distilled images and on the real images of ``baselines``, and print a table.
 
     Scores in ``results.json`` that were measured with the same inputs are reused.
 
@@ -85,16 +85,16 @@ def evaluate(run: Run) -> dict[str, float]:
 
 
 def _scores(run: Run, folder: Path, dataset: DistilledDataset, store: TrajectoryStore | None) -> dict[str, Score]:
-    """The scores of all that is asked for, in the order of the table; each is written as soon as it is known."""
+    """Scores of the distilled images and the baselines, in the table's order; each is written once it is measured."""
     path, writes = folder / "results.json", is_rank_zero() and not run.fast_dev_run
     names = [name for name in TITLES if name in (*run.config["baselines"], "distilled")]
     inputs = {name: _inputs(run, dataset, store, name) for name in TITLES}
     record = {} if run.fast_dev_run else _read(path)
     results = _reusable(record, inputs)
-    # several processes must all train or all find a score, and each would look by itself
+    # several processes reuse nothing: they read the file separately and could disagree about what to train
     known = set(results["accuracies"]) if run.is_alone else set()
     missing = [name for name in names if name not in known]
-    # what can be wrong with a baseline is found before a network is trained
+    # report an invalid baseline before any network is trained
     whole = whole_score(store) if store is not None and "whole" in missing else None
     sets = {name: _training_sets(run, dataset, store, name) for name in missing if name != "whole"}
     if len(missing) < len(names):
@@ -119,7 +119,7 @@ def _scores(run: Run, folder: Path, dataset: DistilledDataset, store: Trajectory
 
 
 def _inputs(run: Run, dataset: DistilledDataset, store: TrajectoryStore | None, name: str) -> dict[str, Any]:
-    """What determines a score beside the options that name the folder; without experts where no baseline needs any."""
+    """The inputs of a score besides the options in the folder's name; experts only if the baseline needs them."""
     found: dict[str, Any] = {"data": run.data.fingerprint, "preprocessing": run.data.preprocessing.fingerprint()}
     if name == "distilled":
         return {**found, "set": dataset.checksum()}
@@ -132,13 +132,13 @@ def _inputs(run: Run, dataset: DistilledDataset, store: TrajectoryStore | None, 
 
 
 def _rates(run: Run) -> tuple[float, ...]:
-    """The learning rates among which that of the networks on real images is chosen."""
+    """Candidate learning rates of the networks that are trained on real images."""
     given = run.evaluation.lr or (run.distill.lr_teacher if run.evaluation.baseline_lr == "same" else None)
     return LEARNING_RATES if given is None else (given,)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The content of ``results.json``; empty where there is none, or it is damaged."""
+    """The content of ``results.json``; empty if it is missing or damaged."""
     try:
         return unseal(read_json(path))
     except (OSError, ValueError):
@@ -146,7 +146,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _reusable(record: Mapping[str, Any], inputs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What was recorded of the scores whose inputs are unchanged; nothing where an earlier version recorded it."""
+    """The recorded scores whose inputs are unchanged; none if an earlier version recorded no inputs."""
     recorded = record.get("inputs", {})
     same = [name for name, now in inputs.items() if now.items() <= recorded.get(name, {}).items()]
     return {kind: {name: record[kind][name] for name in same} for kind in ("accuracies", "inputs", "learning_rates")}
@@ -176,7 +176,7 @@ def _metrics(scores: Mapping[str, Score]) -> dict[str, float]:
 
 
 def evaluation_folder(run: Run) -> Path:
-    """Where the results are: a name that follows from the set, the networks and the protocol."""
+    """The folder of the results. Its name depends on the synthetic set, the network and the evaluation options."""
     synthetic = run.synthetic_folder().absolute()
     identity = {"synthetic": str(synthetic), **evaluation_identity(run.config)}
     name = synthetic.parent.parent.name if synthetic.name in ("last", "best") else synthetic.name
@@ -184,10 +184,10 @@ def evaluation_folder(run: Run) -> Path:
 
 
 def check_dataset(dataset: DistilledDataset, run: Run) -> None:
-    """Reject a set of images of another shape or with other classes than the data.
+    """Reject a distilled dataset whose image shape or classes differ from those of the data.
 
     Raises:
-        ConfigurationError: with both sides.
+        ConfigurationError: they differ; the message gives both.
     """
     theirs, ours = tuple(dataset.images.shape[1:]), (run.data.channels, *run.data.image_size)
     if theirs != ours:
@@ -207,10 +207,10 @@ def check_dataset(dataset: DistilledDataset, run: Run) -> None:
 
 
 def experts_of_baselines(run: Run) -> TrajectoryStore | None:
-    """The store of the experts, where a baseline needs one.
+    """Open the store of the experts if a baseline needs it; return None otherwise.
 
     Raises:
-        ConfigurationError: there are no experts, or they are of another network or other data.
+        ConfigurationError: there are no experts, or they were trained with another network or other data.
     """
     baselines = run.config["baselines"]
     needing = [name for name in baselines if name in NEED_EXPERTS]
@@ -232,7 +232,7 @@ def experts_of_baselines(run: Run) -> TrajectoryStore | None:
 def _training_sets(
     run: Run, dataset: DistilledDataset, store: TrajectoryStore | None, name: str
 ) -> Callable[[int], TrainingSet]:
-    """What the network of a given index is trained on."""
+    """Return a function that maps the index of a network to its training set."""
     real = run.data.train, run.data.class_names, dataset.ipc, run.seed, run.distill.lr_teacher
     if name == "random":
         return random_sets(*real)
@@ -245,7 +245,7 @@ def _training_sets(
 
 
 def _train(run: Run, name: str, training_sets: Callable[[int], TrainingSet]) -> tuple[Score, dict[str, float | None]]:
-    """The score of networks on these sets, and what the learning rates that were compared score; None: diverged."""
+    """Return the score of networks on these sets, and the accuracy of each compared learning rate (None: diverged)."""
     settings, sets, compared = run.evaluation, training_sets, {}
     if name == "random":
         settings = replace(settings, networks=max(settings.networks, RANDOM_DRAWS))
@@ -264,7 +264,7 @@ def _train(run: Run, name: str, training_sets: Callable[[int], TrainingSet]) -> 
 
 
 def _compare(run: Run, name: str, training_set: TrainingSet, rates: Sequence[float]) -> tuple[float, ...]:
-    """The accuracy of each learning rate on held-out training images: of one network, trained for half as long."""
+    """The accuracy of each learning rate on held-out training images, with one network and half of the epochs."""
     others = held_out(run.data.train, training_set.images, run.seed)
     settings = replace(run.evaluation, networks=len(rates), epochs=-(-run.evaluation.epochs // 2))
 
@@ -282,7 +282,7 @@ def _test(
     real: LabelledImages,
     purpose: str,
 ) -> Score:
-    """The score on real images."""
+    """Train networks and return their score on real images."""
     evaluator = NetworkEvaluator(
         run.network(), settings, {"test": real}, augmentation=run.data.augmentation, seed=run.seed, purpose=purpose
     )

@@ -1,4 +1,4 @@
-"""Trajectories that others trained, in place of training: what train_experts.py does where ``buffers`` is set."""
+"""Import trajectories from files instead of training experts: what train_experts.py does if ``buffers`` is set."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from ast_lightning.trajectories.records import STORE_FILE
 
 
 def import_experts(run: Run) -> dict[str, float]:
-    """Import the experts that are not there yet from the files in ``buffers``.
+    """Import the missing experts from the files in ``buffers``.
 
     Returns:
-        Means over these experts: ``test_accuracy`` in per cent and ``movement`` of an epoch.
+        Means over the experts: ``test_accuracy`` in per cent and ``movement`` per epoch.
 
     Raises:
-        ConfigurationError: the files do not fit the network, the data or the settings.
+        ConfigurationError: the files do not match the network, the data or the settings.
     """
     run.data.setup("fit")
     folder, wanted = run.experts_folder(), wanted_experts(run)
@@ -61,17 +61,19 @@ def import_experts(run: Run) -> dict[str, float]:
     store.check_room(pending, anew=run.fresh)
     disk = format_bytes(store.bytes_to_write(pending, anew=run.fresh))
     say(f"importing from {run.config['buffers']}; {disk} of trajectories into {folder}")
-    import_buffers(store, sources, [each for each in wanted if each not in pending])  # are they what they were?
+    import_buffers(store, sources, [each for each in wanted if each not in pending])  # check their source
     with closing(claim_experts(store, pending, together=not run.is_alone, fresh=run.fresh)) as claimed:
         import_buffers(store, sources, claimed, partial(_evaluate, run, network))
     return summarise(run, store, wanted)
 
 
 def _check_padding(run: Run, source: Source) -> None:
-    """Find out whether a one-channel ConvNet was trained with the padding of the published codes: shapes do not tell.
+    """Check whether a one-channel ConvNet was trained with the first padding of the published codes.
+
+    The shapes of the parameters can be the same with both paddings, so the accuracies are compared.
 
     Raises:
-        ConfigurationError: its parameters classify better with it, and ``network.first_padding`` is not given.
+        ConfigurationError: the published padding gives a higher accuracy, and ``network.first_padding`` is not set.
     """
     section = {**asdict(ConvNetSettings()), **run.config["network"]}
     ours = section["_target_"] != ConvNetSettings._target_ or section["first_padding"] is not None
@@ -89,10 +91,10 @@ def _check_padding(run: Run, source: Source) -> None:
 
 
 def _make_store(run: Run) -> TrajectoryStore:
-    """Its description holds what is known here: the files do not say what made them."""
+    """Create the store. Its description has only known values: the files do not record how they were trained."""
     data = run.data.describe()
     del data["preprocessing_fingerprint"]
-    del data["augmentation"]  # what augmentation they were trained with, nobody knows
+    del data["augmentation"]  # the augmentation of their training is unknown
     buffers = str(Path(run.config["buffers"]).resolve())
     expert = {"buffers": buffers, "epochs": run.expert.epochs, **run.expert.snapshot_options}
     return make_store(run, expert=expert, data=data, seed=None, arithmetic=None)
@@ -100,7 +102,7 @@ def _make_store(run: Run) -> TrajectoryStore:
 
 @torch.no_grad()
 def _accuracy(run: Run, network: FunctionalNetwork, theta: Tensor) -> float:
-    """Of the parameters ``[P]`` on the test split, as a fraction."""
+    """The accuracy of the parameters ``[P]`` on the test split, as a fraction."""
     right, device = 0, device_type(run.config["trainer"])
     network.to(device)
     for images, labels in run.data.test_dataloader():
@@ -109,7 +111,7 @@ def _accuracy(run: Run, network: FunctionalNetwork, theta: Tensor) -> float:
 
 
 def _evaluate(run: Run, network: FunctionalNetwork, expert: int, source: Source, theta: Tensor) -> dict[str, float]:
-    """The accuracy of the final parameters on the test split, which must select nothing."""
+    """Report the accuracy of the final parameters on the test split. It must not be used to select experts."""
     accuracy, chance = _accuracy(run, network, theta), 1 / run.data.num_classes
     say(f"expert {expert} is {source}: test accuracy {100 * accuracy:.1f} %")
     if accuracy < 2 * chance:

@@ -1,4 +1,4 @@
-"""A composed configuration, checked, as the objects that the three commands work with."""
+"""The objects that the three commands use, created from a checked configuration."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Run:
     """Everything a command needs.
 
     Attributes:
-        config: the whole configuration as plain containers, for the record.
-        data: not yet set up.
-        make_network: takes ``channels``, ``num_classes`` and ``image_size``.
-        distill: of the method: :class:`~ast_lightning.config.distill.DistillSettings`, with its own options.
+        config: the whole configuration as plain containers, which is stored with the results.
+        data: the data module, not yet set up.
+        make_network: creates a network from ``channels``, ``num_classes`` and ``image_size``.
+        distill: the options of the method, a subclass of :class:`~ast_lightning.config.distill.DistillSettings`.
         choices: which file of each configuration group was chosen, e.g. ``{"expert": "ast"}``.
         in_sweep: whether this is one job of a multirun.
-        loggers: what creates the loggers of ``logger``, by name, from the folder of a run (``save_dir``).
-        callbacks: what creates the callbacks of ``callbacks``, by name.
+        loggers: factories of the loggers in ``logger``, by name; each takes the folder of a run as ``save_dir``.
+        callbacks: factories of the callbacks in ``callbacks``, by name.
     """
 
     config: Config
@@ -63,7 +63,7 @@ class Run:
 
     @property
     def is_alone(self) -> bool:
-        """Whether this process is the whole run."""
+        """Whether the run has a single process."""
         return devices_of(self.config["trainer"]) == 1
 
     @property
@@ -72,23 +72,23 @@ class Run:
 
     @property
     def fresh(self) -> bool:
-        """Whether to begin anew what is there already."""
+        """Whether to start over instead of resuming."""
         return bool(self.config["fresh"]) and not self.fast_dev_run
 
     def network(self) -> NetworkFactory:
-        """The factory of networks for the data, which must have been set up."""
+        """A factory of networks for the data, which must be set up."""
         return partial(self.make_network, **self.data.network_arguments)
 
     def experts_folder(self) -> Path:
-        """Where the trajectories are: ``experts_dir``, or a name that follows from what determines them."""
+        """The folder of the trajectories: ``experts_dir``, or a folder named by the options that determine them."""
         return self._experts_folder
 
     def distill_folder(self) -> Path:
-        """Where this distillation is."""
+        """The folder of this distillation."""
         return self._distill_folder
 
     def distill_key(self) -> str:
-        """The hash in the name of the folder, which the checkpoints in it know."""
+        """The hash in the name of the folder, which its checkpoints record."""
         return self.distill_folder().name.rpartition("_")[2]
 
     @cached_property
@@ -105,7 +105,7 @@ class Run:
         return self._folder("distilled", name, "config.json", partial(distill_identity, kind=type(self.distill)))
 
     def _folder(self, kind: str, name: str, record: str, identity_of: Callable[[Config], Config]) -> Path:
-        """The folder of the identity of this run, by its name or by what an earlier version recorded in it."""
+        """Find the folder of this run, by its name or by the configuration that an earlier version recorded in it."""
         identity = identity_of(self.config)
         folder = Path(self.config["output_dir"]) / kind / f"{name}_{short_hash(identity)}"
         return find_folder(folder, record, identity, identity_of)
@@ -117,7 +117,7 @@ class Run:
         return self.distill_folder() / "synthetic" / "last"
 
     def _label(self, group: str) -> str:
-        """What names a part in the names of folders: the data's own name, the class of an own network, or the file."""
+        """The label of a group in folder names: the name of the data, the class of a custom network, or the file."""
         label, own = self.choices.get(group, group), self.config.get(group) or {}
         if group == "data":
             label = own.get("name") or label

@@ -1,4 +1,4 @@
-"""The trajectory store of a run: made by one process, opened by the others; which experts it has, and how good."""
+"""The trajectory store of a run: create, open and check it, and summarise its experts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ast_lightning.trajectories.records import PREPROCESSING_FILE, STORE_FILE
 
 
 def context_of(run: Run) -> Context:
-    """What the method of a run can ask for."""
+    """The context that a run passes to its method."""
     trainer = run.config["trainer"]
     return Context(
         data=run.data,
@@ -50,15 +50,15 @@ def context_of(run: Run) -> Context:
 
 
 def choose_compilation(run: Run, forward_passes: float, never: str | None = None) -> Compilation:
-    """Whether to compile a run, given the estimated work; the choice is printed.
+    """Decide whether to compile a run, given the estimated work, and print the choice.
 
     Args:
-        run: with its data set up.
+        run: its data must be set up.
         forward_passes: the work of the whole run as configured, in forward passes of one image.
-        never: why this run cannot be compiled; None where it can.
+        never: why this run cannot be compiled; None if it can.
 
     Raises:
-        ConfigurationError: the network is not supported, or ``compile=true`` where nothing can be compiled.
+        ConfigurationError: the network is not supported, or ``compile=true`` and compilation is not possible.
     """
     option, images = run.config["compile"], torch.zeros(2, run.data.channels, *run.data.image_size)
     network = FunctionalNetwork(run.network())
@@ -79,10 +79,10 @@ def choose_compilation(run: Run, forward_passes: float, never: str | None = None
 
 
 def _open_experts(run: Run) -> tuple[TrajectoryStore, list[int]]:
-    """The store of a run, and its ``num_experts`` experts, or all complete ones of ``experts_dir``.
+    """Open the store of a run; return it with its ``num_experts`` experts, or all complete ones of ``experts_dir``.
 
     Raises:
-        ConfigurationError: there is none, or some of them are not complete.
+        ConfigurationError: there is no store, or some of the experts are not complete.
     """
     store = open_store(run)
     complete = store.experts()
@@ -101,17 +101,18 @@ def _open_experts(run: Run) -> tuple[TrajectoryStore, list[int]]:
 
 
 def open_store(run: Run) -> TrajectoryStore:
-    """The store of a run.
+    """Open the store of a run.
 
     Raises:
-        ConfigurationError: there is none, naming what the nearest one beside it was made with; or it is damaged.
+        ConfigurationError: the store is damaged, or there is none; then the message names the most similar store beside
+            it and the options that differ.
     """
     folder, wanted = run.experts_folder(), _options(experts_identity(run.config))
     if run.config["experts_dir"] or (folder / STORE_FILE).exists():
         return TrajectoryStore.open(folder)
     others = []
     for path in sorted(folder.parent.glob(f"*/{STORE_FILE}")):
-        with suppress(OSError, *BROKEN):  # of another version, or damaged
+        with suppress(OSError, *BROKEN):  # skip stores of another version and damaged ones
             recorded = _options(experts_identity(read_json(path)["config"]))
             names = sorted(name for name in {*wanted, *recorded} if wanted.get(name) != recorded.get(name))
             others.append((len(names), str(path.parent), {each: recorded.get(each, "its default") for each in names}))
@@ -139,12 +140,12 @@ def _options(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> Any:
-    """A value of an identity, in which every number is a float, as a user writes it."""
+    """A value of an identity as a user writes it: an identity stores every number as a float."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def check_store(store: TrajectoryStore, run: Run) -> None:
-    """Reject trajectories of another network, of other data or of other preprocessing.
+    """Reject trajectories that were trained with another network, other data or other preprocessing.
 
     Raises:
         ConfigurationError: naming what differs.
@@ -166,19 +167,19 @@ def check_store(store: TrajectoryStore, run: Run) -> None:
 
 
 def wanted_experts(run: Run) -> list[int]:
-    """The experts that this run is to train or import: ``expert_index``, or all of ``num_experts``."""
+    """The experts that this run trains or imports: ``expert_index``, or all of ``num_experts``."""
     index = run.config["expert_index"]
     return list(range(run.config["num_experts"])) if index is None else [index]
 
 
 def incomplete(store: TrajectoryStore, experts: Sequence[int]) -> list[int]:
-    """Those of ``experts`` that are not complete."""
+    """The entries of ``experts`` that are not complete."""
     return [expert for expert in experts if not store.is_complete(expert)]
 
 
 def expert_results(store: TrajectoryStore, experts: Sequence[int]) -> dict[str, float]:
-    """Means over complete experts, as far as all of them record it: ``test_accuracy`` in per cent, ``movement`` of an
-    epoch, and ``cross_entropy`` of the last epoch.
+    """Means over complete experts: ``test_accuracy`` in per cent, ``movement`` per epoch, and ``cross_entropy`` of the
+    last epoch. A value that some experts do not record is left out.
     """
     summaries = [store.summary(expert) for expert in experts]
     last = [summary.get("metrics", {}) for summary in summaries]
@@ -196,15 +197,15 @@ def expert_results(store: TrajectoryStore, experts: Sequence[int]) -> dict[str, 
 
 
 def how_to_resume(run: Run) -> str:
-    """What continues work that has ended before its time."""
+    """How to resume a run that stopped early, as text for a message."""
     longer = ", with a larger trainer.max_time: it counts all sessions together"
     return f"rerun the command to resume{longer if run.config['trainer'].get('max_time') else ''}"
 
 
 def summarise(run: Run, store: TrajectoryStore, experts: Sequence[int]) -> dict[str, float]:
-    """Print and return :func:`expert_results` of those that are complete; nothing where none is."""
+    """Print and return :func:`expert_results` of the complete experts; an empty dict if there are none."""
     missing = incomplete(store, experts)
-    if missing:  # max_time of the Trainer ended them, or another rank writes them at this moment
+    if missing:  # stopped by the Trainer's max_time, or another rank is still writing them
         say(f"{len(missing)} of {len(experts)} experts are incomplete: {how_to_resume(run)}")
     complete = [expert for expert in experts if expert not in missing]
     if not complete:
@@ -220,20 +221,20 @@ def summarise(run: Run, store: TrajectoryStore, experts: Sequence[int]) -> dict[
 
 
 def make_store(run: Run, **differs: Any) -> TrajectoryStore:
-    """Make or open the store of this run; rank 0 writes.
+    """Create or open the store of this run; only rank 0 writes.
 
     Args:
-        run: with its data set up.
-        differs: keys of the store's description that differ from those of experts that are trained here.
+        run: its data must be set up.
+        differs: entries of the store's description that replace those of experts that are trained here.
 
     Raises:
-        ConfigurationError: the folder holds trajectories of something else.
+        ConfigurationError: the folder contains trajectories of another network, other data or other settings.
     """
     folder = run.experts_folder()
     image, rest = torch.zeros(run.data.channels, *run.data.image_size), len(run.data.train) % run.expert.batch_size
     FunctionalNetwork(run.network()).require_pure(image, run.data.num_classes, batch=1 if rest == 1 else 2)
     data = run.data.describe()
-    # whitening matrices differ in their last bits between machines and numbers of threads: noted, and not compared
+    # whitening matrices differ in their last bits between machines and numbers of threads: recorded, but not compared
     fingerprint = data.pop("preprocessing_fingerprint")
     metadata = {
         "network": describe_network(run.network()),
@@ -252,7 +253,7 @@ def make_store(run: Run, **differs: Any) -> TrajectoryStore:
     preprocessing = folder / PREPROCESSING_FILE
     if (folder / STORE_FILE).exists() and preprocessing.exists() and not run.fresh:
         return TrajectoryStore.create(folder, metadata)  # nothing to write
-    with FolderLock(folder / "store") as lock:  # kept inside: the folder may be all that this user can write to
+    with FolderLock(folder / "store") as lock:  # inside, because a user may be allowed to write only to this folder
         lock.take(seconds=-1)
         if run.fresh and (folder / STORE_FILE).exists():
             _begin_anew_if_other(folder, metadata)
@@ -264,10 +265,10 @@ def make_store(run: Run, **differs: Any) -> TrajectoryStore:
 
 
 def _begin_anew_if_other(folder: Path, metadata: Mapping[str, Any]) -> None:
-    """Move a store aside that was made from something else, such as images that have changed since.
+    """Move a store aside if its inputs differ, for example because images have changed.
 
     Raises:
-        ConfigurationError: other processes train its experts.
+        ConfigurationError: another process is training one of its experts.
     """
     try:
         TrajectoryStore.create(folder, metadata)

@@ -39,19 +39,19 @@ from ast_lightning.trajectories.listing import snapshot_files
 from ast_lightning.trajectories.records import IDENTITY, PREPROCESSING_FILE
 
 PASSES_OF_A_PLAIN_STEP = 3
-"""Forward passes' worth of operations in an expert's step, for each image."""
+"""Operations of an expert's step for each image, in forward passes."""
 PASSES_OF_A_PENALIZED_STEP = 9
-"""The same with gradient penalty."""
+"""The same with the gradient penalty."""
 
 
 def train_experts(run: Run) -> dict[str, float]:
-    """Train the experts that are not there yet, or import them where ``buffers`` is set.
+    """Train the missing experts, or import them if ``buffers`` is set.
 
-    Several processes may share the work: this one starts some where ``expert_processes`` says so, and others may run
-    the same command.
+    Several processes can share the work: ``expert_processes`` sets how many this command starts, and the same command
+    can be run several times in parallel.
 
     Returns:
-        Means over these experts: ``test_accuracy`` in per cent, ``movement`` of an epoch, ``cross_entropy``.
+        Means over the experts: ``test_accuracy`` in per cent, ``movement`` per epoch, ``cross_entropy``.
     """
     prepare(run.config["trainer"], tf32=run.config["tf32"])
     if run.config["buffers"]:
@@ -70,30 +70,30 @@ def train_experts(run: Run) -> dict[str, float]:
     processes = min(processes, len(pending))
     _announce(run, store, indices, pending, processes)
     if is_rank_zero():
-        for index in set(indices) - set(pending):  # a kill between the last file of an expert and this leaves it
+        for index in set(indices) - set(pending):  # left over if a run was killed after an expert's last file
             shutil.rmtree(_checkpoints(store, index).folder, ignore_errors=True)
         if pending:
             store.check_room(pending, anew=run.fresh)
     if processes > 1:
         if run.fresh:
             with all_locked(store, pending, fresh=True):
-                run = replace(run, config={**run.config, "fresh": False})  # they are moved aside, and begin anew
+                run = replace(run, config={**run.config, "fresh": False})  # earlier files are moved aside by now
         config = {**run.config, "expert_processes": 1}
-        config.pop("derived", None)  # the workers are given its values as options
+        config.pop("derived", None)  # the other sections contain its values already
         run_workers(_work, (config, dict(run.choices)), processes, run.config["trainer"])
-        pending = held_by_others(store, incomplete(store, pending))  # by other commands: wait for those, or take over
+        pending = held_by_others(store, incomplete(store, pending))  # trained by other commands: wait, or take over
     if pending:
         _train(run, store, pending)
     return summarise(run, store, indices)
 
 
 def _work(config: dict[str, Any], choices: dict[str, str], number: int, count: int) -> None:
-    """Train experts as one of several processes, until there is none left that no other process trains."""
+    """Train experts as one of several processes, until all remaining ones are being trained by other processes."""
 
     def train(run: Run) -> dict[str, float]:
         run = replace(run, choices=choices)
         prepare(run.config["trainer"], tf32=run.config["tf32"])
-        # the parent has fitted it
+        # the parent process has fitted the preprocessing
         run.data.use_preprocessing(load_preprocessing(run.experts_folder() / PREPROCESSING_FILE))
         run.data.setup("fit")
         store = make_store(run)
@@ -107,7 +107,7 @@ def _train(run: Run, store: TrajectoryStore, pending: list[int], processes: int 
     objective = _objective(run)
     runs = -(-len(pending) // processes) if estimate else 0
     claims = claim_experts(store, pending, together=not run.is_alone, fresh=run.fresh, wait=processes == 1)
-    with closing(claims) as claimed:  # gives locks back
+    with closing(claims) as claimed:  # releases the locks
         for index in claimed:
             _train_one(run, store, index, objective, runs)
             runs = 0
@@ -132,7 +132,7 @@ def _train_one(run: Run, store: TrajectoryStore, index: int, objective: ExpertOb
     callbacks = [TrajectoryRecorder(store), StateOfEpochs(checkpoints.last)]
     progress = RunProgress(f"expert {index}", lines=1, runs=runs)
     trainer = _trainer(run, folder, callbacks, progress, checkpoints)
-    has_work = any(epoch > 1 for epoch, _ in snapshot_files(folder))  # snapshot 1 is there before the first checkpoint
+    has_work = any(epoch > 1 for epoch, _ in snapshot_files(folder))  # snapshot 1 is older than the first checkpoint
     resume = None if run.fresh else checkpoints.find(expected=has_work)
     if is_rank_zero():
         clear_leftovers(folder)
@@ -143,13 +143,13 @@ def _train_one(run: Run, store: TrajectoryStore, index: int, objective: ExpertOb
     if resume:
         say(f"expert {index} goes on from {resume}")
     trainer.fit(_expert(run, index, objective), datamodule=run.data, ckpt_path=resume, weights_only=True)
-    if trainer.is_global_zero and store.is_complete(index):  # not where max_time ended it before its time
+    if trainer.is_global_zero and store.is_complete(index):  # not if max_time stopped it early
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
         log_outcome(trainer.loggers, run.config, ("expert",), expert_results(store, [index]), trainer.global_step)
 
 
 def _objective(run: Run) -> ExpertObjective:
-    """Compiled by the work of all ``num_experts``: one of them alone is compiled as all are."""
+    """Create the objective. Whether to compile depends on all ``num_experts``, also if only one of them is trained."""
     passes = PASSES_OF_A_PENALIZED_STEP if run.expert.gradient_penalty > 0 else PASSES_OF_A_PLAIN_STEP
     images = len(run.data.train.labels) * run.expert.epochs * int(run.config["num_experts"])
     return ExpertObjective(run.network(), run.expert, choose_compilation(run, passes * images))
@@ -174,6 +174,6 @@ def _trainer(
 
 
 def _checkpoints(store: TrajectoryStore, index: int) -> RunStates:
-    """The checkpoints of an expert: those of the same expert in another folder are the same."""
+    """The checkpoints of an expert. They are also valid for the same expert in another folder."""
     belongs_to = {"expert": index, "store": short_hash({key: store.metadata.get(key) for key in IDENTITY})}
     return RunStates(store.expert_folder(index) / "resume", belongs_to, f"expert_index={index} fresh=true")

@@ -1,4 +1,4 @@
-"""What values an option may have: one description, by which it is checked, documented and named in messages."""
+"""The allowed values of an option: one description that is used in checks, documentation and error messages."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ast_lightning.config.parts import is_part
 
 LARGEST, LARGEST_WHOLE = 1e30, 10**12
 LIMITS = f"0 or of a magnitude from {1 / LARGEST:g} to {LARGEST:g}, whole numbers up to {float(LARGEST_WHOLE):g}"
-"""Of every number: beyond them float32 and int64 overflow, or are 0, somewhere."""
+"""The limits of every number: beyond them, float32 or int64 may overflow, or underflow to 0."""
 
 _WORDS = {"bool": ("true", "false"), "part": ("{_target_: package.module.name}",), "None": ("null",)}
 _NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters, and bytes that are not UTF-8
 
 
 def follows(field: Field[Any]) -> bool:
-    """Whether an option may be null and then follows from others; a settings dataclass never holds None for it."""
+    """Whether an option may be null and is then computed from others; its field in a dataclass is never None."""
     return field.default is None and field.metadata.get("neutral") is not None
 
 
@@ -30,10 +30,10 @@ class Allowed:
 
     Args:
         types: bool, int, float, str, ``list[…]`` and None, joined by ``|`` as in an annotation; ``part`` is a mapping
-            with ``_target_``, or a callable. Where another type is named, anything is allowed.
-        least, most: bounds of numbers that are allowed themselves.
-        above, below: bounds that are not.
-        choices: of text; none: any text.
+            with ``_target_``, or a callable. Any other type allows all values.
+        least, most: inclusive bounds of numbers.
+        above, below: exclusive bounds of numbers.
+        choices: the allowed texts; empty: any text.
     """
 
     types: str
@@ -45,14 +45,14 @@ class Allowed:
 
     @classmethod
     def by(cls, field: Field[Any]) -> Allowed:
-        """The values of a field of a settings dataclass."""
+        """The allowed values of a field of a settings dataclass."""
         annotation = field.type.__name__ if isinstance(field.type, type) else str(field.type)
         types = (field.metadata.get("type") or annotation) + (" | None" if follows(field) else "")
         return cls(types, **field.metadata.get("allowed", {}))
 
     @property
     def item(self) -> Allowed | None:
-        """The values of the items of a list; None where no list is allowed."""
+        """The allowed values of the items of a list; None if no list is allowed."""
         items = re.search(r"list\[(\w+)\]", self.types)
         return replace(self, types=items[1]) if items else None
 
@@ -65,7 +65,7 @@ class Allowed:
         return bool(self.least <= number <= self.most and self.above < number < self.below)
 
     def is_usual(self, number: Any) -> bool:
-        """Whether a number has a magnitude that every arithmetic can hold."""
+        """Whether a number is within ``LIMITS``."""
         largest = LARGEST if "float" in self.types else LARGEST_WHOLE
         return bool(number == 0 or 1 / LARGEST <= abs(number) <= largest)
 
@@ -88,8 +88,8 @@ class Allowed:
         return True
 
     def __str__(self) -> str:
-        """In words: ``a whole number of at least 1, auto or null``."""
-        kinds = sorted(self.types.split(" | "), key=lambda kind: kind.startswith("list"))  # the longest words last
+        """A description in English: ``a whole number of at least 1, auto or null``."""
+        kinds = sorted(self.types.split(" | "), key=lambda kind: kind.startswith("list"))  # the longest text last
         words = [word for kind in kinds for word in self._words(kind)]
         return " or ".join([*([", ".join(words[:-1])] if words[:-1] else []), words[-1]])
 

@@ -1,4 +1,4 @@
-"""A composed configuration, checked by name, type and value before torch is imported."""
+"""Check a composed configuration by name, type and value, before torch is imported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ast_lightning.errors import ConfigurationError
 Config = dict[str, Any]
 Kind = TypeVar("Kind", bound=Settings)
 
-_FOLDERS = ["output_dir", "buffers", "experts_dir", "synthetic"]  # data read data.root
+_FOLDERS = ["output_dir", "buffers", "experts_dir", "synthetic"]  # data.root is expanded when data are read
 LIST_OPTIONS = "python -m ast_lightning.config lists all options"
 _LAUNCHER = re.compile(
     "(WORLD_SIZE|MASTER_PORT|RANK|(LOCAL|NODE|GROUP)_RANK|(LOCAL|GROUP)_WORLD_SIZE|JSM_NAMESPACE_RANK"
@@ -35,12 +35,13 @@ _LAUNCHER = re.compile(
 
 
 def checked(config: DictConfig) -> Config:
-    """The configuration as plain containers: interpolations and ~ resolved, numbers in the type of their option.
+    """Check a configuration and return it as plain containers.
 
-    Options of classes that are not of this package are passed on unchecked.
+    Interpolations and ``~`` are resolved, and numbers are converted to the type of their option. Options of third-party
+    classes are not checked.
 
     Raises:
-        ConfigurationError: naming an option that is missing, unknown, of another type, or that cannot work.
+        ConfigurationError: an option is missing, unknown, of the wrong type, or invalid; the message names it.
     """
     check_launcher(os.environ)
     _check_hydra(config)
@@ -62,7 +63,7 @@ def checked(config: DictConfig) -> Config:
     sections = {section: _checked_section(section, plain) for section in reversed(SECTIONS)}  # data refers to expert
     result |= {section: sections[section] for section in SECTIONS}
     result["derived"] = derived = derived_options(result, plain)
-    for option, value in derived.items():  # and what the sections check of several options at once
+    for option, value in derived.items():  # again, for checks of several options at once
         section, _, name = option.partition(".")
         plain[section] = {**plain[section], name: value}
     result |= {section: _checked_section(section, plain) for section in {each.partition(".")[0] for each in derived}}
@@ -72,16 +73,15 @@ def checked(config: DictConfig) -> Config:
 
 
 def settings_from(kind: type[Kind], values: Mapping[str, Any], context: Mapping[str, Any] | None = None) -> Kind:
-    """A settings dataclass from the values of its section.
+    """Create a settings dataclass from the values of its section.
 
     Args:
         kind: the dataclass.
-        values: by the name of the option; a missing one has its default.
-        context: the whole configuration, where a default is an interpolation.
+        values: values by option name; missing options get their defaults.
+        context: the whole configuration, which is needed if a default is an interpolation.
 
     Raises:
-        ConfigurationError: an option that the dataclass does not have, a value of another type, or one that cannot
-            work.
+        ConfigurationError: the dataclass does not have an option, or a value is of the wrong type or invalid.
     """
     node = schema_of(kind)
     known = {each.name: each for each in fields(kind)}
@@ -93,7 +93,7 @@ def settings_from(kind: type[Kind], values: Mapping[str, Any], context: Mapping[
             node[name] = value
         except (OmegaConfBaseException, OverflowError) as error:
             raise wrong_value(option, value, known[name]) from error
-    content: Any = OmegaConf.to_container(node)  # what is given has been resolved: another ${ is text
+    content: Any = OmegaConf.to_container(node)  # given values are resolved: a remaining ${ is text
     if missing := [name for name in known if name not in values]:
         whole = OmegaConf.create({**(context or {}), "own": OmegaConf.masked_copy(node, missing)})
         content |= OmegaConf.to_container(whole.own, resolve=True)
@@ -101,7 +101,7 @@ def settings_from(kind: type[Kind], values: Mapping[str, Any], context: Mapping[
 
 
 def _check_hydra(config: DictConfig) -> None:
-    """Reject sections of Hydra's own configuration that Hydra does not have, and would not read."""
+    """Reject options of Hydra's own configuration that do not exist; Hydra itself would ignore them."""
     whole: Any = config if "hydra" in config else HydraConfig.instance().cfg or {}
     known = ["env", *(each.name for each in fields(HydraConf))]
     for name in map(str, whole.get("hydra") or ()):
@@ -112,12 +112,12 @@ def _check_hydra(config: DictConfig) -> None:
 
 
 def unknown_option(option: str, value: object, added: bool = True) -> ConfigurationError:
-    """The error for an option that does not exist; it recommends the nearest that does.
+    """The error for an option that does not exist; it suggests the existing option with the most similar name.
 
     Args:
-        option: with its section.
-        value: as it was given.
-        added: whether with a +, as arguments of the user's own classes are.
+        option: the name of the option, with its section.
+        value: the given value.
+        added: whether the option was given with a ``+``, as arguments of the user's own classes are.
     """
     section, _, name = option.partition(".")
     if section == "trainer" and (error := rejected_argument(name, value)):
@@ -144,7 +144,7 @@ def cannot_be_removed(option: str) -> ConfigurationError:
 
 
 def check_launcher(environment: Mapping[str, str]) -> None:
-    """Reject numbers of processes that are none, before Lightning reads them.
+    """Reject environment variables of launchers that are not whole numbers, before Lightning reads them.
 
     Raises:
         ConfigurationError: naming the environment variable.
@@ -156,7 +156,7 @@ def check_launcher(environment: Mapping[str, str]) -> None:
 
 
 def nearest(option: str) -> str | None:
-    """The existing option whose name is most like ``option``, if one is; without a section, all of the same name."""
+    """The existing option with the most similar name, or None; if no section is given, all options of that name."""
     section, _, name = option.rpartition(".")
     names = [*known_options(), *SECTIONS, *GLOBAL_GROUPS]
     same = [each for each in names if each.endswith(f".{name}")]
@@ -172,7 +172,7 @@ def nearest(option: str) -> str | None:
 def _resolved(config: DictConfig, names: list[str]) -> Config:
     plain: Config = {}
     try:
-        for name in reversed(names):  # data refers to expert, whose own values are to be blamed first
+        for name in reversed(names):  # data refers to expert: report errors in expert first
             value = config[name]
             container = OmegaConf.is_config(value)
             plain[name] = OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if container else value
@@ -186,7 +186,7 @@ def _resolved(config: DictConfig, names: list[str]) -> Config:
 
 
 def no_section(section: str, value: object) -> ConfigurationError:
-    """The error for a section that is null, a value, or removed."""
+    """The error for a section that is null, a single value, or removed."""
     return ConfigurationError(section, value, "the section is missing", f"choose one of the files in conf/{section}/")
 
 

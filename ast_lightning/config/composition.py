@@ -1,4 +1,4 @@
-"""Errors of Hydra and OmegaConf, which concern how options are merged, as errors that name an option and a remedy."""
+"""Convert errors of Hydra and OmegaConf, raised when options are merged, to errors with an option and a remedy."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ast_lightning.errors import ConfigurationError
 
 _NO_CHOICE = "Config group override must be a string or a list"  # a ValueError of Hydra, for group=null or a number
 
-_OF_VALUES = ValidationError | ConfigTypeError | OverflowError  # what a value of another type causes; the last: 10**400
+_OF_VALUES = ValidationError | ConfigTypeError | OverflowError  # raised for a wrong type; the last: for 10**400
 
 
 def is_rejection(error: Exception) -> bool:
-    """Whether an exception is one with which Hydra rejects overrides or files."""
+    """Whether an exception means that Hydra rejects overrides or configuration files."""
     kinds, trace = HydraException | OmegaConfBaseException | YAMLError, error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -30,11 +30,11 @@ def is_rejection(error: Exception) -> bool:
 
 
 def rejection(error: Exception, overrides: Sequence[str]) -> ConfigurationError:
-    """What is wrong, by the name of an option; Hydra's own advice is to add the unknown option.
+    """The error that names the option; Hydra's own message advises the user to add an unknown option.
 
     Args:
         error: an exception of Hydra or OmegaConf, raised while a configuration was composed.
-        overrides: of the command line.
+        overrides: the overrides on the command line.
     """
     pairs = [word.partition("=")[::2] for word in overrides if not word.startswith("-")]
     given = {key.lstrip("+~").partition("@")[0]: value for key, value in pairs}

@@ -1,4 +1,4 @@
-"""The real images."""
+"""The options of section ``data``: the real images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ast_lightning.config.settings import LARGEST_SEED, Settings, option
 SOURCES = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "image_folder", "arrays")
 PREPROCESSINGS = ("standardize", "zca", "none")
 READ_FROM_ROOT = {"image_folder": "the folder that holds train/ and test/", "arrays": "a .npz or .pt file"}
-"""Sources that are what ``data.root`` holds, and what that is; files of the others are the same wherever they are."""
+"""Sources whose images depend on ``data.root``, and what it must be. Files of other sources are the same anywhere."""
 
 
 @dataclass(frozen=True)

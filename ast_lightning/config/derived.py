@@ -1,4 +1,4 @@
-"""Options that follow from others where they are null: they are numbers before anything is named or computed."""
+"""Options that are computed from others if they are null, before folders are named and work begins."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Config = Mapping[str, Any]
 
 
 def derived_options(config: Config, given: Config) -> dict[str, float | str]:
-    """What options that are null mean, by their names; each may follow from those before it.
+    """The values of options that are null, by name. Each may depend on those before it.
 
     Args:
-        config: all sections, checked; options that are null hold what follows from their section alone.
+        config: all sections, checked; options that are null have the values that follow from their section alone.
         given: the sections ``distill`` and ``evaluation`` as they were composed.
     """
     sections = {name: dict(config[name]) for name in ("distill", "evaluation", "expert")}
@@ -33,31 +33,31 @@ def derived_options(config: Config, given: Config) -> dict[str, float | str]:
 
 
 def window_epochs(distill: Config, expert: Config, **others: Config) -> int:
-    """M: 2 epochs, or the stored ones next to it."""
+    """M: 2 epochs, rounded up to a multiple of ``every_n_epochs``, and at most the last stored epoch."""
     schedule = _schedule(expert)
     every = schedule.every_n_epochs
     return max(every, min(every * math.ceil(2 / every), schedule.last))
 
 
 def start_epochs(distill: Config, expert: Config, **others: Config) -> int:
-    """T⁺: the part E · (0.25 + 0.25 · log10 ipc) of the trajectory, as far as windows of M epochs fit into it."""
+    """T⁺: E · (0.25 + 0.25 · log10 ipc) epochs, reduced if windows of M epochs would exceed the trajectory."""
     schedule = _schedule(expert)
     wanted = math.floor(schedule.epochs * (0.25 + 0.25 * math.log10(distill["ipc"])) + 0.5)
     return max(1, min(wanted, schedule.last - distill["expert_epochs"] + schedule.every_n_epochs))
 
 
 def inner_steps(distill: Config, **others: Config) -> int:
-    """K: 20, or as many as there are epochs to match."""
+    """K: 20, or M if M is larger."""
     return max(20, int(distill["expert_epochs"]))
 
 
 def student_rate(distill: Config, expert: Config, **others: Config) -> float:
-    """α before distillation: the rate of the experts · (1 + log10 ipc); 0.01 for methods without a student."""
+    """Initial α: the experts' learning rate · (1 + log10 ipc); 0.01 for methods without a student."""
     return round(expert["lr"] * (1 + math.log10(distill["ipc"])), 8) if "syn_steps" in distill else 0.01
 
 
 def evaluation_epochs(distill: Config, **others: Config) -> int:
-    """6 / α passes, from 300 to the 1000 that are published."""
+    """6 / α epochs, at least 300 and at most the published 1000."""
     return min(1000, max(300, round(6 / distill["lr_teacher"])))
 
 
@@ -78,7 +78,7 @@ def _schedule(expert: Config) -> Schedule:
 
 
 def _recorded_expert(folder: str | None) -> dict[str, Any]:
-    """What ``experts_dir`` records of its experts; nothing where it cannot be read, which is reported later."""
+    """The expert options recorded in ``experts_dir``; empty if it cannot be read, which is reported later."""
     recorded: dict[str, Any] = {}
     if folder:
         with contextlib.suppress(OSError, *BROKEN):

@@ -1,4 +1,4 @@
-"""The options of section ``distill``: those that every method has, and those of each method."""
+"""The options of section ``distill``: the common ones, and those of each method."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ OUTER_STEPS = ("normalized", "sgd")
 ENGINES = ("adjoint", "autograd")
 PRECISIONS = ("32-true", "64-true")
 NORMALIZED_STEP = 0.1
-"""Standard deviations of the initial images in an iteration of the normalised step, at one image per class."""
+"""Size of the normalised step at one image per class, in standard deviations of the initial images."""
 NORMALIZED_RATE_STEP = 0.001
-"""Change of log α in an iteration of its normalised step."""
+"""Size of the normalised step of log α."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ class DistillSettings(Settings):
 
     @classmethod
     def uses_experts(cls, values: Mapping[str, Any]) -> bool:
-        """Whether a run with these options looks at experts: the method, or the initial images, which a part may."""
+        """Whether the method or the initial images use experts; a user's own ``init`` counts as using them."""
         init = values.get("init")
         initial = not values.get("warm_start") and (init == "representative" or isinstance(init, Mapping))
         return cls.needs_experts or initial
 
     @property
     def starts_from_experts(self) -> bool:
-        """Whether the initial images cannot be chosen without an expert."""
+        """Whether an expert is needed to choose the initial images."""
         return bool(self.init == "representative") and not self.warm_start
 
     def follow(self) -> dict[str, Any]:
@@ -172,14 +172,14 @@ class TrajectoryMatchingSettings(DistillSettings):
             raise self.refused("syn_steps", problem, "raise distill.syn_steps or set distill.intermediate=none")
 
     def splits_batches(self, devices: int) -> bool:
-        """Whether so many devices divide the rows of every inner batch, and not the windows."""
+        """Whether this number of devices divides the rows of every inner batch instead of the windows."""
         return self.split == "batch" or (self.split == "auto" and self.windows_per_step % devices != 0)
 
     def windows_of_a_device(self, devices: int) -> int:
         """How many of the W windows each device matches.
 
         Raises:
-            ConfigurationError: ``split=windows``, and the devices cannot divide them evenly.
+            ConfigurationError: with ``split=windows``, the devices cannot divide the windows evenly.
         """
         windows = self.windows_per_step
         if self.splits_batches(devices):
@@ -194,7 +194,7 @@ class TrajectoryMatchingSettings(DistillSettings):
         """Reject a ``batch_syn`` larger than the synthetic set.
 
         Raises:
-            ConfigurationError: with the size of the set.
+            ConfigurationError: it is larger; the message gives the size of the set.
         """
         if self.batch_syn is not None and self.batch_syn > num_images:
             problem, remedy = f"the synthetic set has only {num_images} images", f"give at most {num_images}, or null"
@@ -220,7 +220,7 @@ class DistributionMatchingSettings(DistillSettings):
 
 
 def check_precision(precision: str, experts: object = "<their folder>") -> None:
-    """Reject distillation in 16 bits: the update of X is far below their resolution.
+    """Reject distillation in 16 bits, because the updates of X are far below the resolution of 16 bits.
 
     Args:
         precision: as a Trainer names it, e.g. ``32-true``.

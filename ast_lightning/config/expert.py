@@ -69,12 +69,14 @@ class ExpertSettings(Settings):
 
     @property
     def snapshot_options(self) -> dict[str, str | int | None]:
-        """What of the settings concerns storing alone."""
+        """The settings that affect only how snapshots are stored."""
         return {name: getattr(self, name) for name in ("snapshot_dtype", "every_n_epochs", "max_epoch")}
 
     def describe(self) -> dict[str, Any]:
-        """The settings as plain containers. Parts at their neutral value are left out: experts that were trained
-        before there were parts keep their description.
+        """The settings as plain containers.
+
+        Parts at their neutral value are left out, so that experts that were trained before parts existed keep their
+        description.
         """
         values = {name: describe_part(value) for name, value in asdict(self).items()}
         neutral = {each.name: each.metadata["neutral"] for each in fields(self) if each.name in _PARTS}

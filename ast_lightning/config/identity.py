@@ -1,7 +1,7 @@
-"""What determines a result, as plain containers: it names folders, and two runs that agree in it are the same run.
+"""The identity of a run: the settings that determine its result, as plain containers. Folders are named by its hash.
 
-An option at its neutral value leaves no trace (see :func:`~ast_lightning.config.settings.option`), so that a new option
-or another default renames no folder of a run that computes what it did before.
+Options at their neutral value are left out (see :func:`~ast_lightning.config.settings.option`). Therefore a new option
+or a changed default does not rename the folder of a run whose computation is unchanged.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from ast_lightning.config.trainer import CHANGE_RESULTS, SHORT_PRECISIONS, Train
 
 Config = dict[str, Any]
 
-_OF_TRAINING = ("batch_size", "augmentation")  # options of the data that do not concern imported trajectories
+_OF_TRAINING = ("batch_size", "augmentation")  # data options that do not affect imported trajectories
 _TRAJECTORY_MATCHING = TrajectoryMatchingSettings._target_
 
 
 def short_hash(identity: Mapping[str, Any]) -> str:
-    """Eight hexadecimal digits that depend on the whole identity."""
+    """The first eight hexadecimal digits of the SHA-256 of an identity."""
     text = json.dumps(identity, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def experts_identity(config: Config) -> Config:
-    """What determines trajectories.
+    """The settings that determine trajectories.
 
     Args:
         config: a composed configuration as plain containers, or a recorded one of an earlier version; options that it
@@ -54,15 +54,18 @@ def experts_identity(config: Config) -> Config:
 
 
 def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
-    """What determines the synthetic images; how many iterations they are trained only where a part is given.
+    """The settings that determine the synthetic images.
+
+    The number of iterations is included only if a part is given or the schedule is not constant.
 
     Args:
         config: see :func:`experts_identity`.
-        kind: the settings dataclass of a method that is not of this package.
+        kind: the settings dataclass of a third-party method.
     """
     values = dict(config["distill"])
     target = values.pop("_target_", _TRAJECTORY_MATCHING)
-    if target == _TRAJECTORY_MATCHING and values.get("windows_per_step") is None:  # 571d69b: one for each device
+    # null in configurations of commit 571d69b: one window per device with split=windows, otherwise one
+    if target == _TRAJECTORY_MATCHING and values.get("windows_per_step") is None:
         trainer = config["trainer"]
         values["windows_per_step"] = (
             trainer["devices"] * trainer["num_nodes"] if values.get("split") == "windows" else 1
@@ -75,17 +78,17 @@ def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
     own = {"seed": config["seed"], "data": _data(config), **_arithmetic(config)}
     identity = {"distill": without_neutral(kind, values)}
     parts = any(isinstance(value, Mapping) for value in values.values())
-    if parts or values.get("schedule", "constant") != "constant":  # they see the length of the run
+    if parts or values.get("schedule", "constant") != "constant":  # these may depend on the run's length
         identity["distill"]["max_steps"] = comparable(values.get("max_steps"))
     if target != _TRAJECTORY_MATCHING:
         identity["method"] = target
     if isinstance(kind, type) and issubclass(kind, DistillSettings) and not kind.uses_experts(values):
-        data = {name: value for name, value in own["data"].items() if name != "batch_size"}  # of expert training
+        data = {name: value for name, value in own["data"].items() if name != "batch_size"}  # used by expert training
         return {**own, "data": data, "network": _section("network", config), **identity}
     folder = config.get("experts_dir")
     return {
         **experts_identity(config),
-        **(own if config.get("buffers") else {}),  # of what is done here with imported trajectories
+        **(own if config.get("buffers") else {}),  # they affect the distillation from imported trajectories
         **identity,
         "num_experts": config["num_experts"],
         **({"experts_dir": _absolute(folder)} if folder else {}),
@@ -93,7 +96,7 @@ def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
 
 
 def evaluation_identity(config: Config) -> Config:
-    """What determines the accuracies that evaluate.py measures, beside the images.
+    """The settings that determine the accuracies that evaluate.py measures, besides the images.
 
     Args:
         config: see :func:`experts_identity`.
@@ -108,7 +111,7 @@ def evaluation_identity(config: Config) -> Config:
 
 
 def arithmetic(config: Config) -> Config:
-    """What of the machine's and the Trainer's options changes numbers, as stores record it."""
+    """The options of the machine and the Trainer that change results, as recorded in stores."""
     trainer = config["trainer"]
     changed = {name: trainer[name] for name in CHANGE_RESULTS if trainer.get(name) is not None}
     tf32 = {"tf32": True} if config.get("tf32") else {}
@@ -116,13 +119,15 @@ def arithmetic(config: Config) -> Config:
 
 
 def find_folder(folder: Path, record: str, identity: Config, identity_of: Callable[[Config], Config]) -> Path:
-    """``folder``, or where it is missing, the folder beside it that has its hash, or one of an earlier version.
+    """Return ``folder`` or, if it does not exist, a folder beside it with the same identity.
+
+    Such a folder has the same hash after another name, or was written by an earlier version.
 
     Args:
-        folder: whose name ends in the hash of ``identity``.
-        record: name of the JSON file in it that holds the configuration, itself or under the key ``config``.
-        identity: of this run.
-        identity_of: makes the identity of a recorded configuration.
+        folder: its name ends in the hash of ``identity``.
+        record: name of the JSON file in it that contains the configuration, itself or under the key ``config``.
+        identity: the identity of this run.
+        identity_of: computes the identity of a recorded configuration.
     """
     if folder.exists():
         return folder
@@ -134,23 +139,23 @@ def find_folder(folder: Path, record: str, identity: Config, identity_of: Callab
             if _located(recorded) and identity_of(recorded) == identity:
                 return path
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # of another kind, or damaged: then it is not found by what it records
+            continue  # of another kind, or damaged: skip it
     return folder
 
 
 def _located(config: Config) -> bool:
-    """Whether the paths of a recorded configuration mean the same in every working directory."""
+    """Whether the paths of a recorded configuration are absolute, i.e. valid in every working directory."""
     root = _root(config["data"])
     return all(Path(path).is_absolute() for path in (root, config.get("buffers"), config.get("experts_dir")) if path)
 
 
 def complete_record(key: str, record: Any, other: Any) -> Any:
-    """A recorded section, with those options at their neutral values that it lacks and ``other`` has.
+    """Add the options that only ``other`` has to a recorded section, at their neutral values.
 
     Args:
-        key: ``expert`` or ``evaluation``, which hold options, ``network``, or any other.
-        record: its content; returned as it is where it holds no options.
-        other: what it is about to be compared with.
+        key: the name of the section: ``expert``, ``evaluation``, ``network``, or any other.
+        record: the content of the section; returned unchanged if it has no options.
+        other: the section that it will be compared with.
     """
     if not isinstance(record, Mapping) or not isinstance(other, Mapping):
         return record
@@ -176,7 +181,7 @@ def _data(config: Config) -> Config:
 
 
 def _root(data: Config) -> str | None:
-    """``data.root`` where another folder means other images."""
+    """``data.root`` if the images depend on it; None otherwise."""
     return data["root"] if data.get("source") in tuple(READ_FROM_ROOT) else None  # a source may be a mapping
 
 
@@ -188,7 +193,7 @@ def _arithmetic(config: Config) -> Config:
 
 
 def _imported_identity(config: Config) -> Config:
-    """What determines imported trajectories: how they were trained is not ours to set, nor is the seed."""
+    """The settings that determine imported trajectories; options of training and the seed do not affect them."""
     data = {name: value for name, value in _data(config).items() if name not in _OF_TRAINING}
     if config["data"].get("per_class") is None and not config["data"].get("validation_fraction"):
         data.pop("seed", None)

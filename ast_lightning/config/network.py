@@ -1,4 +1,4 @@
-"""The built-in network."""
+"""The options of section ``network``: the built-in network."""
 
 from __future__ import annotations
 

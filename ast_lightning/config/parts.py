@@ -1,4 +1,4 @@
-"""Parts that a user can replace: a name, a callable, or a mapping with ``_target_``, as a callable.
+"""Parts that a user can replace: an option gives a name, a callable, or a mapping with ``_target_``.
 
 This module imports neither torch nor Hydra, so that a wrong value is rejected before either is loaded.
 """
@@ -27,8 +27,8 @@ def check_part(value: Any, names: Collection[str], option: str) -> None:
     """Reject a value that is neither a known name, nor a mapping with ``_target_``, nor a callable.
 
     Args:
-        value: of the option.
-        names: of the built-in parts; none where there are none.
+        value: the value of the option.
+        names: the names of the built-in parts; may be empty.
         option: as on the command line, e.g. ``expert.optimizer``.
 
     Raises:
@@ -42,7 +42,7 @@ def check_part(value: Any, names: Collection[str], option: str) -> None:
 
 
 def resolve(value: Any, built_in: Mapping[str, Callable[..., Any]], option: str) -> Callable[..., Any]:
-    """The callable that an option names.
+    """Return the callable that an option names.
 
     Args:
         value: a name of ``built_in``; a callable, which is returned as it is; or a mapping with ``_target_``. The
@@ -52,8 +52,8 @@ def resolve(value: Any, built_in: Mapping[str, Callable[..., Any]], option: str)
         option: as on the command line, for error messages.
 
     Raises:
-        ConfigurationError: there is no such name, the target cannot be imported, does not take these arguments, or
-            gives nothing that can be called. Other exceptions of the target's own code are not caught.
+        ConfigurationError: the name does not exist, or the target cannot be imported, does not accept these arguments,
+            or gives an object that is not callable. Other exceptions of the target's own code are not caught.
 
     >>> resolve("floor", {"floor": int}, "test.rounding")(2.7)
     2
@@ -77,19 +77,19 @@ def resolve(value: Any, built_in: Mapping[str, Callable[..., Any]], option: str)
 
 
 def find(value: Mapping[str, Any], option: str) -> tuple[Any, dict[str, Any]]:
-    """What a mapping names, and the keyword arguments that it is to be called with; nothing is called.
+    """Import the target of a mapping; return it with its keyword arguments, without calling it.
 
     Args:
-        value: with ``_target_``.
+        value: a mapping with ``_target_``.
         option: as on the command line, for error messages.
 
     Raises:
-        ConfigurationError: it cannot be imported, or does not take these arguments.
+        ConfigurationError: the target cannot be imported, or does not accept these arguments.
     """
     part = locate(value[_TARGET], f"{option}.{_TARGET}")
     arguments = {str(key): each for key, each in value.items() if key not in (_TARGET, _PARTIAL)}
     try:
-        with contextlib.suppress(ValueError):  # written in C, without a signature
+        with contextlib.suppress(ValueError):  # a function written in C may have no signature
             now = inspect.isclass(part) and not value.get(_PARTIAL)
             (inspect.signature(part).bind if now else inspect.signature(part).bind_partial)(**arguments)
     except TypeError as error:
@@ -100,15 +100,15 @@ def find(value: Mapping[str, Any], option: str) -> tuple[Any, dict[str, Any]]:
 
 
 def locate(name: str, option: str) -> Any:
-    """The object of a dotted name, imported.
+    """Import the object with a dotted name.
 
     Args:
         name: ``package.module.name``.
-        option: that gives it, as on the command line.
+        option: the option that gives the name, as on the command line.
 
     Raises:
-        ConfigurationError: there is no such module, or no such name in it: then the nearest that is there is given.
-            Other exceptions of a module's own code are not caught.
+        ConfigurationError: there is no such module, or no such name in it; then the message suggests the most similar
+            name. Other exceptions of a module's own code are not caught.
 
     >>> locate("math.sqrt", "test.part")(9)
     3.0
@@ -135,7 +135,7 @@ def locate(name: str, option: str) -> Any:
 
 
 def describe_part(value: Any) -> Any:
-    """The value of an option that holds parts as plain containers, for JSON: a callable becomes its dotted name."""
+    """Convert the value of an option to plain containers, for JSON: a callable becomes its dotted name."""
     if isinstance(value, Mapping):
         return {str(key): describe_part(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -16,7 +16,7 @@ class Schedule:
     Args:
         epochs: E, the final epoch.
         every_n_epochs: n.
-        max_epoch: nothing beyond it is stored but the final epoch; None for no such bound.
+        max_epoch: beyond this epoch, only the final one is stored; None: no such bound.
     """
 
     epochs: int
@@ -31,7 +31,7 @@ class Schedule:
 
     @property
     def last(self) -> int:
-        """Windows end here at the latest: beyond it there is the final epoch at most, without those before it."""
+        """The last epoch at which a window can end. Beyond it, at most the final epoch is stored."""
         bound = self.epochs if self.max_epoch is None else min(self.epochs, self.max_epoch)
         return bound - bound % self.every_n_epochs
 

@@ -1,4 +1,4 @@
-"""Which dataclass describes which section, and the schemas from which the files in conf/ start."""
+"""The dataclass of each section, and the Hydra schemas that the files in conf/ extend."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ast_lightning.config.trainer import TrainerSettings
 
 _PACKAGE = Path(__file__).parents[1]
 CONFIGURATION = next((each for each in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if each.is_dir()), _PACKAGE)
-"""The folder of the YAML files: in the package where it is installed, beside it in the repository."""
+"""The folder of the YAML files: inside the package if it is installed, beside it in the repository."""
 
-SECTIONS: dict[str, tuple[type[Settings], ...]] = {  # the dataclasses that a section may have; _target_ chooses
+SECTIONS: dict[str, tuple[type[Settings], ...]] = {  # the possible dataclasses of a section; _target_ selects one
     "data": (DataSettings,),
     "network": (ConvNetSettings,),
     "expert": (ExpertSettings,),
@@ -32,9 +32,9 @@ SECTIONS: dict[str, tuple[type[Settings], ...]] = {  # the dataclasses that a se
     "trainer": (TrainerSettings,),
 }
 FREE_SECTIONS = ("logger", "callbacks")
-"""Sections whose keys are arguments of classes of others: nothing is checked there."""
+"""Sections whose keys are arguments of third-party classes; they are not checked."""
 GLOBAL_GROUPS = ("experiment", "method", "search", "launch")
-"""Groups whose files set options of other sections, and none of their own."""
+"""Groups whose files set only options of other sections."""
 
 _NAMES: dict[type[Settings], str] = {
     ConvNetSettings: "base_convnet",
@@ -46,12 +46,12 @@ _NAMES: dict[type[Settings], str] = {
 
 
 def register() -> None:
-    """Add the schemas to Hydra's store; a second call changes nothing."""
+    """Add the schemas to Hydra's ConfigStore; a second call has no effect."""
     kinds: list[type[Settings]] = [*all_kinds(), DistillSettings]
     for kind in kinds:
         name, group = _NAMES.get(kind, "base"), kind.section or None
         node = schema_of(kind)
-        if name == "common" or group is None:  # untyped: files that start from these add keys of their own
+        if name == "common" or group is None:  # untyped: files that extend these add keys
             node = OmegaConf.create({each.name: default_of(each) for each in fields(kind)})
         ConfigStore.instance().store(name=name, group=group, node=node, provider="ast_lightning")
 
@@ -67,7 +67,7 @@ def all_kinds() -> list[type[Settings]]:
 
 
 def kind_of(section: str, values: Mapping[str, Any]) -> type[Settings] | None:
-    """The dataclass of a composed section; None where ``_target_`` names a class that is not of this package."""
+    """The dataclass of a composed section; None if ``_target_`` names a third-party class."""
     for kind in SECTIONS[section]:
         if getattr(kind, "_target_", None) in (None, values.get("_target_")):
             return kind
@@ -79,4 +79,4 @@ def known_options() -> dict[str, Field[Any]]:
     return {f"{kind.section}.{each.name}".lstrip("."): each for kind in all_kinds() for each in fields(kind)}
 
 
-register()  # with the import, as the options are needed wherever a configuration is composed
+register()  # on import, because composing a configuration needs the schemas

@@ -1,4 +1,4 @@
-"""What the options of all sections have in common: a help text, a neutral value, checks that name the option."""
+"""What the options of all sections share: a help text, a neutral value, and checks that name the option."""
 
 from __future__ import annotations
 
@@ -29,18 +29,17 @@ def option(
     """A field of a settings dataclass.
 
     Args:
-        default: the value where none is given; a list or dict is copied. None beside another neutral value: a value
-            that follows from other options (see :func:`~ast_lightning.config.allowed.follows`).
+        default: the default value; a list or dict is copied. None with another ``neutral`` value means that the value
+            is computed from other options (see :func:`~ast_lightning.config.allowed.follows`).
         help: what the option does, one sentence in plain English.
-        type: what the annotation cannot express, such as ``bool | part`` (see
+        type: a type that the annotation cannot express, such as ``bool | part`` (see
             :class:`~ast_lightning.config.allowed.Allowed`).
-        choices: the texts that are allowed; none: any text.
-        neutral: the value at which the option leaves no trace in the identity of a run: for ever the one with which a
-            run is what it was before the option existed. The first default unless given. A default may change later;
-            a neutral value may not.
-        result: whether the option changes numbers that a run arrives at; one that does not is no part of an identity.
-        bounds: ``least`` and ``most``, ``above`` and ``below``, of a number or of each number of a list. Numbers are
-            finite in any case.
+        choices: the allowed texts; empty: any text.
+        neutral: the value at which the option is left out of a run's identity: with it, a run equals one from before
+            the option existed. Defaults to ``default``. A default may change later; a neutral value must not.
+        result: whether the option changes the results of a run; if not, it is not part of the run's identity.
+        bounds: ``least`` and ``most``, ``above`` and ``below``, of a number or of each number of a list. Infinite
+            numbers are never allowed.
     """
     metadata = {"help": help, "neutral": default if neutral is MISSING else neutral, "result": result, "type": type}
     metadata["allowed"] = {**bounds, "choices": tuple(choices)}
@@ -50,7 +49,7 @@ def option(
 
 
 def schema_of(kind: type[Settings]) -> DictConfig:
-    """The options of a settings dataclass with their defaults, as OmegaConf checks their types."""
+    """The OmegaConf schema of a settings dataclass, with the types and defaults of its options."""
     types = get_type_hints(kind)
     nullable = [
         (each.name, Optional[types[each.name]] if follows(each) else types[each.name], _copied(each))  # noqa: UP045
@@ -65,11 +64,11 @@ def _copied(each: Field[Any]) -> Any:
 
 
 def without_neutral(kind: type[Any] | None, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``values`` that change results and differ from the neutral value of their option.
+    """The entries of ``values`` that change results and differ from the neutral value of their option.
 
     Args:
-        kind: the settings dataclass; options that it lacks always count, and where there is none, all do.
-        values: by the name of the option; numbers are compared by value, 100 equals 100.0.
+        kind: the settings dataclass; values of options that it lacks are kept. None: all values are kept.
+        values: values by option name; numbers are compared by value, 100 equals 100.0.
     """
     metadata = {} if kind is None else {each.name: each.metadata for each in fields(kind)}
     result = {}
@@ -81,7 +80,7 @@ def without_neutral(kind: type[Any] | None, values: Mapping[str, Any]) -> dict[s
 
 
 def comparable(value: Any) -> Any:
-    """A tree of plain containers with all numbers as floats, so that 100 and 100.0 are one value."""
+    """Convert all integers in plain containers to floats, so that 100 and 100.0 give the same JSON."""
     if isinstance(value, Mapping):
         return {str(key): comparable(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -98,11 +97,11 @@ def _same(neutral: Any, value: Any) -> bool:
 class Settings:
     """Base of the settings dataclasses; ``section`` is the configuration section whose keys are their fields, or empty.
 
-    Every field is checked against what its :func:`option` allows. What concerns several options is checked by a
-    ``__post_init__`` that calls this one first.
+    Every field is checked against the values that its :func:`option` allows. Subclasses check combinations of options
+    in a ``__post_init__`` that calls this one first.
 
     Raises:
-        ConfigurationError: naming the first option that has another value.
+        ConfigurationError: an option has a value that is not allowed; the message names the first one.
     """
 
     section: ClassVar[str]
@@ -114,21 +113,21 @@ class Settings:
         self.complete()
 
     def follow(self) -> dict[str, Any]:
-        """What null options follow from others of this section; those that it lacks get their neutral values."""
+        """The values of null options that depend on others of this section; options left out become neutral."""
         return {}
 
     def complete(self) -> None:
-        """Replace null where an option follows from others: a run has a value there."""
+        """Replace None by a value in the options that are computed from others."""
         derived = self.follow()
         for each in fields(self):
             if follows(each) and getattr(self, each.name) is None:
                 object.__setattr__(self, each.name, derived.get(each.name, each.metadata["neutral"]))
 
     def find_parts(self) -> None:
-        """Import the parts that mappings with ``_target_`` name, and hold their arguments against them.
+        """Import the parts that mappings with ``_target_`` name, and check their arguments.
 
         Raises:
-            ConfigurationError: naming the first that is not there, or does not take these arguments.
+            ConfigurationError: a part cannot be imported or does not accept its arguments; the message names the first.
         """
         for each in fields(self):
             value, option = getattr(self, each.name), f"{self.section}.{each.name}"
@@ -139,14 +138,14 @@ class Settings:
                         find(part, name)
 
     def refused(self, name: str, problem: str, remedy: str) -> ConfigurationError:
-        """The error that names the option and its value."""
+        """The error for the present value of an option; it names both."""
         value = getattr(self, name)
         option = f"{self.section}.{name}".lstrip(".")
         return ConfigurationError(option, "null" if value is None else value, problem, remedy)
 
 
 def wrong_value(option: str, value: object, field: Field[Any]) -> ConfigurationError:
-    """The error for a value that an option cannot have; of a list, it names the first wrong item."""
+    """The error for a value that an option does not allow; for a list, it names the first wrong item."""
     allowed = Allowed.by(field)
     if (item := allowed.item) and isinstance(value, list | tuple):
         index, value = next(((index, each) for index, each in enumerate(value) if not item.holds(each)), (0, value))

@@ -1,4 +1,4 @@
-"""The options of section ``trainer``: arguments of Lightning's Trainer, and a timeout of our own."""
+"""The options of section ``trainer``: arguments of Lightning's Trainer, and ``timeout_seconds``."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ OTHER_ARGUMENTS = """
     barebones plugins sync_batchnorm reload_dataloaders_every_n_epochs default_root_dir enable_autolog_hparams
     model_registry
 """.split()  # noqa: SIM905
-"""What else Lightning's Trainer accepts: ``+trainer.name=value``."""
+"""Other arguments that Lightning's Trainer accepts: ``+trainer.name=value``."""
 
 CHANGE_RESULTS = ("gradient_clip_val", "gradient_clip_algorithm")
-"""Those of them that change numbers: they are part of the identity of a run."""
+"""The arguments among these that change results; they are part of the identity of a run."""
 
 _SET_ELSEWHERE = {  # arguments that the commands set themselves, and what to set instead
     "logger": "use logger=tensorboard, csv, wandb, mlflow or none",

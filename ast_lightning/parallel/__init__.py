@@ -1,1 +1,1 @@
-"""Several processes: locks on folders, failures of peers, workers, devices."""
+"""Several processes: locks on folders, failures of other processes, workers, devices."""

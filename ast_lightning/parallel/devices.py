@@ -1,4 +1,4 @@
-"""The devices and processes that a Trainer of given options will have."""
+"""The devices and processes of a Trainer with given options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def devices_of(trainer: Mapping[str, Any]) -> int:
-    """How many processes a Trainer of these options will have."""
+    """The number of processes of a Trainer with these options."""
     devices = trainer.get("devices", 1)
     if isinstance(devices, list):
         count = len(devices)
@@ -24,15 +24,15 @@ def devices_of(trainer: Mapping[str, Any]) -> int:
 
 
 def device_type(trainer: Mapping[str, Any]) -> str:
-    """The kind of device that a Trainer of these options computes on: ``cpu``, ``cuda`` …."""
+    """The type of device that a Trainer with these options computes on: ``cpu``, ``cuda`` …."""
     accelerator = trainer.get("accelerator", "auto")
-    # torch built for GPUs names one even where there is none
+    # without check_available, torch built for GPUs returns one even if the machine has none
     found = torch.accelerator.current_accelerator(check_available=True) if accelerator != "cpu" else None
     return found.type if found is not None else "cpu"
 
 
 def gpus_of(trainer: Mapping[str, Any]) -> list[str]:
-    """The GPUs that a Trainer of one device may choose from, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    """The GPUs that a Trainer with one device may choose from, as ``CUDA_VISIBLE_DEVICES`` names them."""
     if device_type(trainer) != "cuda" or isinstance(trainer.get("devices"), list):
         return []
     count = torch.cuda.device_count()
@@ -46,7 +46,7 @@ def by_torchrun() -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes this process has held at most: of the device's memory on a GPU, of the machine's otherwise."""
+    """Peak memory of this process in bytes: device memory on a GPU, main memory otherwise."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,8 +1,8 @@
-"""The first failure among the processes of a run is printed once, with its rank, and ends all of them.
+"""Print the first failure among the processes of a run once, with its rank, and end all of them.
 
-A process that waits in a collective operation learns of another's failure late: gloo reports a closed connection, NCCL
-waits for ``trainer.timeout_seconds``. Therefore a process that fails writes the failure to the key-value store through
-which the process group was formed, and a thread of every process looks there once a second.
+A process in a collective operation detects the failure of another one late: gloo reports a closed connection, NCCL
+waits for ``trainer.timeout_seconds``. Therefore a process that fails writes the failure to the key-value store of the
+process group, and a thread of every process checks this store once a second.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from ast_lightning.terminal import rank
 
 ENDED_BY_SIGTERM = "error: ended by SIGTERM; rerun the command without fresh=true to resume"
 _RERUN = "all files are intact; rerun the command to resume"
-_LOOK = 1.0  # seconds between looks at the store
-_GRACE = 2.5  # seconds in which the others see a failure, or this process ends by itself
-_STORE = timedelta(seconds=10)  # for an answer of the store
+_LOOK = 1.0  # seconds between checks of the store
+_GRACE = 2.5  # seconds for the other processes to see a failure, or for this process to end by itself
+_STORE = timedelta(seconds=10)  # timeout of the store
 _NETWORK = ("gloo", "NCCL", "nccl", "Connection reset by peer", "Connection closed by peer", "Broken pipe")
 
 
@@ -42,7 +42,7 @@ class Failure:
     """What ended a run.
 
     Attributes:
-        rank: where it happened.
+        rank: the rank that failed.
         text: what to print.
         status: the exit status of the process.
     """
@@ -54,10 +54,10 @@ class Failure:
 
 @contextmanager
 def shared_failures(ranks: int) -> Iterator[None]:
-    """End this process if another of the ``ranks`` processes fails while the block runs, and the other way round.
+    """End all of the ``ranks`` processes if one of them fails while the block runs.
 
     Raises:
-        SystemExit: the block failed, which has been printed, or another process did.
+        SystemExit: the block or another process failed; the failure has been printed.
     """
     if ranks == 1:
         yield
@@ -73,45 +73,45 @@ def shared_failures(ranks: int) -> Iterator[None]:
 
 
 def strategy_of(trainer: Mapping[str, Any]) -> Any:
-    """``trainer.strategy``; that of ``ddp`` waits for other processes for ``trainer.timeout_seconds``."""
+    """``trainer.strategy``; for ``ddp``, a strategy with the timeout ``trainer.timeout_seconds``."""
     strategy, seconds = trainer.get("strategy", "auto"), trainer.get("timeout_seconds")
     return DDPStrategy(timeout=timedelta(seconds=seconds)) if strategy == "ddp" and seconds else strategy
 
 
 class EndOfRank(Callback):
-    """Lets SIGTERM end one of several processes at once, as SIGKILL would: all files on disk are intact.
+    """Ends one of several processes at once on SIGTERM, as SIGKILL would; all files on disk stay intact.
 
-    Lightning's own handler tells the other processes by a collective operation, in the middle of another one, and may
-    wait for ever.
+    Lightning's own handler notifies the other processes by a collective operation, possibly during another one, and may
+    block forever.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         def end(number: int, frame: FrameType | None) -> None:
             if trainer.strategy.launcher is not None:
-                trainer.strategy.launcher.kill(signal.Signals(number))  # those started here
+                trainer.strategy.launcher.kill(signal.Signals(number))  # the processes started by this one
             if trainer.is_global_zero:
-                os.write(2, f"{ENDED_BY_SIGTERM}\n".encode())  # print may be in use at this moment
+                os.write(2, f"{ENDED_BY_SIGTERM}\n".encode())  # the signal may interrupt a print
             os._exit(128 + number)
 
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, end)  # replaces Lightning's, which Lightning removes at the end
+            signal.signal(signal.SIGTERM, end)  # replaces Lightning's handler, which Lightning removes at the end
 
     on_validation_start = on_test_start = on_train_start
 
 
 class _Failures(threading.Thread):
-    """The failures of the processes of a run, as this process learns of them."""
+    """A thread that detects failures of the other processes of a run, and reports those of this process."""
 
     def __init__(self, ranks: int) -> None:
         super().__init__(name="failures", daemon=True)
         self._ranks = ranks
         self._store: PrefixStore | None = None
-        self._parent = os.getppid() if by_torchrun() or local_rank() else None  # a user may end that of the others
+        self._parent = os.getppid() if by_torchrun() or local_rank() else None  # a user's shell may end earlier
         self._ended = threading.Event()
         self._printed = threading.Lock()
 
     def stop(self) -> None:
-        """End the thread; it must not be in a call of the store when Python ends."""
+        """End the thread. It must not be in a call of the store when Python exits."""
         self._ended.set()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -123,7 +123,7 @@ class _Failures(threading.Thread):
         until = time.monotonic() + _GRACE
         while self._store is None and "MASTER_ADDR" in os.environ and time.monotonic() < until:
             time.sleep(0.1)
-        # rank 0 is the first to write what all find; an error of the network is the consequence of another failure
+        # rank 0 writes first, as all ranks may have the same error; a network error is a consequence of another failure
         time.sleep(_LOOK if self._store is not None and (rank() or of_network(error)) else 0)
         try:
             failure = self._first(failure)
@@ -131,7 +131,7 @@ class _Failures(threading.Thread):
             self._print(failure)
         if local_rank() == 0 or self._store is None:
             self._print(failure)
-        if self._store is not None:  # others look; Lightning complains in rank 0 if one that it started ends before
+        if self._store is not None:  # let the others see it; Lightning in rank 0 reports its children that end first
             time.sleep(2 * _GRACE if rank() else _GRACE)
         raise SystemExit(failure.status) from error
 
@@ -162,7 +162,7 @@ class _Failures(threading.Thread):
         return None
 
     def _first(self, failure: Failure) -> Failure:
-        """Make ``failure`` that of the run, and return it, or the one that another process has written before."""
+        """Write ``failure`` to the store unless another process has written one; return the failure in the store."""
         if self._store is None:
             return failure
         return Failure(**json.loads(self._store.compare_set("failure", "", json.dumps(asdict(failure)))))
@@ -173,20 +173,20 @@ class _Failures(threading.Thread):
         return Failure(rank(), *outcome(error))
 
     def _print(self, failure: Failure) -> None:
-        if self._printed.acquire(blocking=False):  # and never released: once
+        if self._printed.acquire(blocking=False):  # never released, so that it prints once
             where = f" on rank {failure.rank} of {self._ranks}" if failure.rank else ""
             print(f"error{where}: {failure.text}", file=sys.stderr, flush=True)
 
 
 def of_network(error: BaseException) -> bool:
-    """Whether the error is only the consequence of another process that has ended or does not answer."""
+    """Whether the error is only a consequence of another process that has ended or does not respond."""
     return isinstance(error, DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in _NETWORK)
     )
 
 
 def _connect() -> PrefixStore | None:
-    """The store, once it exists."""
+    """Connect to the store; None if it does not exist yet."""
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if not host or not port:
         return None

@@ -1,7 +1,7 @@
-"""Locks on folders, so that two processes never write the same thing.
+"""Locks on folders, so that two processes never write the same files.
 
-They are locks of the kernel, which disappear with the process that holds them, however it ends. The lock of
-``parent/name`` is the file ``parent/.locks/name.lock``, beside which a note names the holder; both are small and stay.
+The kernel releases a lock when the process that holds it ends for any reason. The lock of ``parent/name`` is the file
+``parent/.locks/name.lock``; a JSON file beside it names the holder. Both are small and are not deleted.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from filelock import FileLock, Timeout
 
 from ast_lightning.storage.files import read_json, write_json
 
-_LOOK = 0.01  # seconds: far longer than the look of another process takes
+_LOOK = 0.01  # seconds, far longer than held_by of another process takes
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @cache
 def has_locks(folder: Path) -> bool:
-    """Whether the file system of ``folder``, which exists, has locks; some of networks have none."""
+    """Whether the file system of ``folder``, which must exist, has locks; some network file systems have none."""
     with TemporaryFile(dir=folder) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -34,10 +34,10 @@ def has_locks(folder: Path) -> bool:
 
 
 class FolderLock:
-    """The right to write into ``folder``, which need not exist. Leaving a ``with`` block releases it.
+    """The lock for writing into ``folder``, which need not exist. Leaving a ``with`` block releases it.
 
     Args:
-        folder: what is locked.
+        folder: the folder to lock.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,16 +48,16 @@ class FolderLock:
         self._note = where / f"{folder.name}.holder.json"
 
     def take(self, seconds: float = 0) -> bool:
-        """Try to take the lock, for as long as ``seconds``.
+        """Try for up to ``seconds`` to take the lock; a negative number waits without limit.
 
         Returns:
-            Whether this process has it now; always where the file system has no locks.
+            Whether this process has the lock; always True if the file system has no locks.
         """
         self._note.parent.mkdir(parents=True, exist_ok=True)
         if not has_locks(self._note.parent):
             return True
         try:
-            # held_by of another process holds it for an instant: even without waiting, try twice
+            # held_by of another process takes the lock for an instant: try twice, even without waiting
             self._file.acquire(timeout=seconds or _LOOK, poll_interval=0.2 if seconds else _LOOK)
         except Timeout:
             return False
@@ -69,7 +69,7 @@ class FolderLock:
         return True
 
     def holder(self) -> str:
-        """The holder that the note names, e.g. ``process 4711 on host``."""
+        """The holder as recorded beside the lock, e.g. ``process 4711 on host``."""
         try:
             note = read_json(self._note)
             return f"process {note['process']} on {note['host']}"
@@ -77,10 +77,10 @@ class FolderLock:
             return "another process"
 
     def held_by(self) -> str | None:
-        """Look who holds it at this moment, this process included; nothing is written, and no holder is disturbed.
+        """Return the present holder, which may be this process. This writes nothing and does not affect the holder.
 
         Returns:
-            As :meth:`holder`; None where nobody holds it. What cannot be found out counts as held.
+            The same text as :meth:`holder`; None if the lock is free. A lock that cannot be read counts as held.
         """
         try:
             descriptor = os.open(self._path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Processes that share the work of one command, one on each device, started with torch's elastic multiprocessing."""
+"""Processes that share the work of one command, one per device, started with torch's elastic multiprocessing."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from ast_lightning.errors import ConfigurationError, WorkerFailed
 from ast_lightning.parallel.devices import devices_of, gpus_of
 
 _PATIENCE = 10  # seconds in which a worker must end after SIGTERM
-_POLL = 0.2  # seconds between looks at the workers
+_POLL = 0.2  # seconds between checks of the workers
 
 
 def count_processes(choice: int | str, trainer: Mapping[str, Any], *, in_sweep: bool) -> int:
     """Resolve ``expert_processes``.
 
-    ``auto`` is the number of GPUs if there are several and nothing else determines how they are used: the Trainer has
-    one device that it may choose, the run is not a job of a multirun, and no launcher started it as one of several.
+    ``auto`` is the number of GPUs if nothing else determines how they are used: the Trainer has one device and may
+    choose it, the run is not a job of a multirun, and no launcher has started several processes. Otherwise it is 1.
 
     Args:
         choice: ``expert_processes``.
@@ -35,7 +35,7 @@ def count_processes(choice: int | str, trainer: Mapping[str, Any], *, in_sweep: 
         in_sweep: whether the run is a job of a multirun.
 
     Raises:
-        ConfigurationError: several processes, and several devices for each expert.
+        ConfigurationError: both several processes and several devices per expert are set.
     """
     if choice == "auto":
         free = trainer.get("devices") in (1, "1") and trainer.get("strategy") == "auto" and devices_of(trainer) == 1
@@ -54,9 +54,9 @@ def run_workers(work: Callable[..., None], arguments: tuple[Any, ...], count: in
     Their output is printed with the prefix ``[number]``. SIGTERM, Ctrl-C and the end of this process end them.
 
     Args:
-        work: a function of a module.
-        arguments: can be pickled.
-        count: of the processes.
+        work: a module-level function.
+        arguments: its first arguments, which must be picklable.
+        count: the number of processes.
         trainer: the ``trainer`` section.
 
     Raises:
@@ -64,14 +64,14 @@ def run_workers(work: Callable[..., None], arguments: tuple[Any, ...], count: in
         KeyboardInterrupt, SIGTERMException: this process was interrupted; all are stopped.
     """
     silence_torch()
-    resource_tracker.ensure_running()  # which would unblock the signal
+    resource_tracker.ensure_running()  # now, because starting it later would unblock SIGINT
     threads = None if "OMP_NUM_THREADS" in os.environ else max(1, torch.get_num_threads() // count)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # the workers' lines pass through it
-    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # by torch, while its processes run
+    handled = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # torch replaces them during the run
     handlers = {number: signal.getsignal(number) for number in handled}
     with TemporaryDirectory(prefix="ast_lightning_") as folder:
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # and in the workers, until they can handle it
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by workers until they handle it
             try:
                 processes = multiprocessing.start_processes(
                     "worker",
@@ -101,28 +101,28 @@ def run_workers(work: Callable[..., None], arguments: tuple[Any, ...], count: in
 
 
 def silence_torch() -> None:
-    """Keep torch's own reports of failed processes, with tracebacks, from the terminal."""
+    """Hide torch's own reports of failed processes, which include tracebacks."""
     for name in ("distributed.elastic.multiprocessing.api", "multiprocessing.spawn"):
         logging.getLogger(f"torch.{name}").setLevel(logging.CRITICAL)
 
 
 def worker_environment(trainer: Mapping[str, Any], number: int) -> dict[str, str]:
-    """The GPU of a worker; if there are fewer GPUs than workers, several share one.
+    """The environment variables that select a worker's GPU; with fewer GPUs than workers, several share one.
 
     Args:
         trainer: the ``trainer`` section.
-        number: of the worker.
+        number: the index of the worker.
     """
     gpus = gpus_of(trainer)
     return {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
 
 
 def take_gpu(trainer: Mapping[str, Any], number: int) -> None:
-    """Give this process, one of several that run jobs at the same time, a GPU of its own for all of its jobs.
+    """Select one GPU for all jobs of this process, which is one of several that run jobs at the same time.
 
     Args:
         trainer: the ``trainer`` section of its first job.
-        number: of that job.
+        number: the number of that job.
     """
     if "AST_LIGHTNING_GPU" in os.environ or devices_of(trainer) != 1:
         return
@@ -133,18 +133,18 @@ def take_gpu(trainer: Mapping[str, Any], number: int) -> None:
 
 
 def _begin(work: Callable[..., None], arguments: tuple[Any, ...], number: int, count: int, threads: int | None) -> None:
-    """Run a worker from its start to its end."""
-    # torch has the kernel send SIGINT when the parent ends; Ctrl-C sends it too. Every file on disk is whole.
+    """The main function of a worker process."""
+    # torch makes the kernel send SIGINT when the parent ends; Ctrl-C sends it too. All files on disk are intact.
     signal.signal(signal.SIGINT, lambda *_: os._exit(1))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    if threads is not None:  # too late for the environment: torch has been imported
+    if threads is not None:  # OMP_NUM_THREADS has no effect after torch has been imported
         torch.set_num_threads(threads)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     work(*arguments, number, count)
 
 
 def _last_line(result: multiprocessing.RunProcsResult, number: int) -> str:
-    """What a worker printed last, an error if there is one."""
+    """The last line that a worker printed, from its standard error if there is any."""
     for path in (result.stderrs[number], result.stdouts[number]):
         if path and (text := Path(path).read_text(encoding="utf-8", errors="replace").strip()):
             return text.splitlines()[-1].strip()

@@ -1,1 +1,1 @@
-"""What a finished or interrupted run is: Trainer, checkpoints, results, machine."""
+"""Running, resuming and recording a run: Trainer, checkpoints, results, loggers, locks."""

@@ -1,7 +1,7 @@
-"""The checkpoint from which an interrupted run resumes: written whole or not at all, verified when it is read.
+"""Checkpoints from which an interrupted run resumes: written atomically and verified on reading.
 
-A checkpoint is a file of ``torch.save``, which is a zip archive with a CRC-32 of every record. The checkpoint before
-the last is kept beside it.
+A checkpoint is a file of ``torch.save``, which is a zip archive with a CRC-32 of every record. The previous checkpoint
+is kept beside the last one.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _ABOUT = "ast_lightning"
 
 
 class RunStates(TorchCheckpointIO):
-    """The checkpoints of one run, for Lightning's Trainer (``plugins=[RunStates(…)]``) to write and to read.
+    """Writes and reads the checkpoints of one run, as a plugin of Lightning's Trainer (``plugins=[RunStates(…)]``).
 
     Args:
-        folder: where ``last.ckpt`` and ``previous.ckpt`` are.
-        belongs_to: what the run is and is made from; a checkpoint of another one is rejected.
-        anew: how to start again, for the user of a checkpoint that cannot be used.
+        folder: the folder of ``last.ckpt`` and ``previous.ckpt``.
+        belongs_to: identifies the run and its inputs; a checkpoint of another run is rejected.
+        anew: the overrides that start over, recommended if a checkpoint cannot be used.
 
     Attributes:
-        last: where the last checkpoint is, or will be.
-        previous: where the checkpoint before it is.
+        last: path of the last checkpoint, which may not exist yet.
+        previous: path of the checkpoint before it.
     """
 
     def __init__(self, folder: Path, belongs_to: Mapping[str, Any], anew: str = "fresh=true") -> None:
@@ -46,17 +46,17 @@ class RunStates(TorchCheckpointIO):
         self._anew = anew
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint; ``path`` has the old content or the new at every instant, or its predecessor exists."""
+        """Write a checkpoint atomically: at any time, ``path`` or the previous checkpoint is complete."""
         path = Path(path)
         about = {"format": FORMAT_VERSION, "belongs_to": self.belongs_to}
         keep = self.previous if path == self.last else None
         write_file(path, partial(torch.save, {**checkpoint, _ABOUT: about}), keep)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint: plain data and tensors only, whatever ``weights_only`` says.
+        """Read a checkpoint. Only plain data and tensors are loaded, regardless of ``weights_only``.
 
         Raises:
-            ConfigurationError: it is damaged, of another run, or of a newer version.
+            ConfigurationError: the checkpoint is damaged, belongs to another run, or has another format version.
         """
         try:
             return self._read(Path(path), map_location or "cpu")
@@ -64,13 +64,13 @@ class RunStates(TorchCheckpointIO):
             raise _rejected(f"the checkpoint {path} cannot be used: {error}", self._anew) from error
 
     def find(self, *, expected: bool) -> Path | None:
-        """The checkpoint to resume from, the last one that is whole; None where there is none.
+        """Return the last intact checkpoint, to resume from; None if there is none.
 
         Args:
-            expected: whether there is work that must have left a checkpoint.
+            expected: whether other files of the run show that a checkpoint must exist.
 
         Raises:
-            ConfigurationError: there is none though one is expected, none is whole, or it is of another run.
+            ConfigurationError: a checkpoint is expected but missing, all are damaged, or it belongs to another run.
         """
         damaged = []
         for path in (self.last, self.previous):
@@ -84,7 +84,7 @@ class RunStates(TorchCheckpointIO):
                 continue
             if damaged:
                 say(f"taking the one before it: {path}")
-                if is_rank_zero():  # a damaged file must not take the place of the whole one at the next writing
+                if is_rank_zero():  # the next write must not replace the intact file with the damaged one
                     os.replace(self.last, self.folder / "damaged.ckpt")
             return path
         if damaged:
@@ -105,10 +105,10 @@ class RunStates(TorchCheckpointIO):
 
 
 def require_same(what: object, recorded: Mapping[str, Any], now: Mapping[str, Any], anew: str = "fresh=true") -> None:
-    """Compare what a checkpoint or result was made from with what is there now.
+    """Compare the recorded inputs of a checkpoint or result with the present ones.
 
     Raises:
-        ConfigurationError: naming the first difference.
+        ConfigurationError: they differ; the message names the first difference.
     """
     difference = first_difference(recorded, now)
     if difference:
@@ -122,7 +122,7 @@ def _rejected(problem: str, anew: str) -> ConfigurationError:
 
 
 def begin_anew(folder: Path) -> None:
-    """Move what is there aside, and print where to; the first rank does it."""
+    """Move an existing folder aside and print its new path; only rank 0 does so."""
     moved = set_aside(folder) if is_rank_zero() else None
     if moved:
         say(f"fresh=true: what was there is now {moved}; leave fresh=true out to resume after an interruption")

@@ -13,7 +13,7 @@ from ast_lightning.runs.checkpoints import begin_anew
 from ast_lightning.terminal import is_rank_zero, say
 from ast_lightning.trajectories import TrajectoryStore
 
-_WAIT = 1.0  # seconds between attempts to take locks that other processes hold
+_WAIT = 1.0  # seconds between attempts to take locks of other processes
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def sole_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock of ``folder``, which need not exist; rank 0 holds it for all ranks.
 
     Args:
-        folder: that the block writes into.
+        folder: the folder that the block writes into.
         wait: whether to wait for another process that holds the lock.
 
     Raises:
@@ -42,18 +42,18 @@ def sole_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
 def claim_experts(
     store: TrajectoryStore, pending: list[int], *, together: bool, fresh: bool, wait: bool = True
 ) -> Generator[int, None, None]:
-    """Yield the experts that this process is to train, each locked while it is trained.
+    """Yield the experts that this process trains, each locked during its training.
 
     Args:
-        store: of the experts.
+        store: the store of the experts.
         pending: the experts that are not complete.
-        together: lock all of them first, for ranks that train the same experts; otherwise take the next expert that is
-            not locked, and at the end wait for those that other processes train, which may be killed.
-        fresh: move aside what exists of them; implies ``together``.
+        together: lock all of them first, for ranks that train the same experts. Otherwise take the next expert that is
+            not locked, and at the end wait for those of other processes, because these may be killed.
+        fresh: move existing files of the experts aside; implies ``together``.
         wait: whether to wait for the experts that other processes train.
 
     Raises:
-        ConfigurationError: ``together``, and another process trains one of the experts.
+        ConfigurationError: with ``together``, another process is training one of the experts.
     """
     if not is_rank_zero():
         yield from pending
@@ -66,10 +66,10 @@ def claim_experts(
 
 @contextmanager
 def all_locked(store: TrajectoryStore, pending: list[int], *, fresh: bool) -> Iterator[None]:
-    """Hold the locks of all these experts; with ``fresh``, move aside what exists of them.
+    """Hold the locks of all these experts; with ``fresh``, move their existing files aside.
 
     Raises:
-        ConfigurationError: another process trains one of them, or has just completed it.
+        ConfigurationError: another process is training one of them, or has just completed it.
     """
     with ExitStack() as locks:
         for index in pending:
@@ -87,7 +87,7 @@ def all_locked(store: TrajectoryStore, pending: list[int], *, fresh: bool) -> It
 
 
 def held_by_others(store: TrajectoryStore, indices: list[int]) -> list[int]:
-    """Those of the experts that another process trains at this moment."""
+    """The experts that another process is training at this moment."""
     return [index for index in indices if FolderLock(store.expert_folder(index)).held_by()]
 
 

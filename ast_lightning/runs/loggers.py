@@ -1,4 +1,4 @@
-"""Loggers and callbacks of the configuration groups ``logger`` and ``callbacks``, and what is logged of every run."""
+"""Loggers and callbacks of the configuration groups ``logger`` and ``callbacks``, and the values that runs log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.terminal import is_rank_zero
 
 Factories = Mapping[str, Callable[..., Any]]
-"""What creates the loggers or callbacks of a run, by their names in the configuration."""
+"""Functions that create the loggers or callbacks of a run, by their names in the configuration."""
 
 _EXTRAS = {"wandb": ("wandb",), "mlflow": ("mlflow", "sqlalchemy", "alembic")}
 _OF_DATA = ("name", "preprocessing", "image_size", "per_class", "validation_fraction", "augmentation")
@@ -37,16 +37,16 @@ def check_packages(loggers: Iterable[str]) -> None:
 
 
 def create(section: str, kind: type[Any], factories: Factories, **arguments: Any) -> list[Any]:
-    """Create what a configuration group lists.
+    """Create the objects of a configuration group.
 
     Args:
         section: ``logger`` or ``callbacks``.
         kind: the class of which each must be an instance.
-        factories: by name.
+        factories: functions that create the objects, by name.
         arguments: passed to each factory.
 
     Raises:
-        ConfigurationError: a factory returns something else.
+        ConfigurationError: a factory returns an object of another class.
     """
     created = {name: factory(**arguments) for name, factory in factories.items()}
     for name, each in created.items():
@@ -71,7 +71,7 @@ def uses_tensorboard(factories: Factories) -> bool:
 
 
 class TensorBoard(TensorBoardLogger):
-    """Shows the epoch once a step, though Lightning adds it to the metrics of training and of the test after it."""
+    """Logs the epoch once per step, although Lightning adds it to the metrics of both training and testing."""
 
     _epoch_at: int | None = None
 
@@ -82,20 +82,20 @@ class TensorBoard(TensorBoardLogger):
 
 
 def csv_logger(save_dir: str) -> Logger:
-    """A table ``csv/metrics.csv``; a later session writes ``csv_2`` …, because Lightning deletes an earlier table."""
+    """A table ``csv/metrics.csv``. A later session writes ``csv_2`` …, because Lightning deletes an existing table."""
     names = (f"csv_{number}" if number > 1 else "csv" for number in itertools.count(1))
     free = next(name for name in names if not (Path(save_dir) / name / "metrics.csv").exists())
     return CSVLogger(save_dir, name="", version=free)
 
 
 def wandb_logger(save_dir: str, **options: Any) -> Logger:
-    """A run of Weights & Biases, named as the folder unless ``name`` is given."""
+    """A run of Weights & Biases, named after the folder unless ``name`` is given."""
     return WandbLogger(save_dir=save_dir, **{"name": Path(save_dir).name, **options})
 
 
 def mlflow_logger(save_dir: str, tracking_uri: str | None = None, **options: Any) -> Logger:
-    """A run of MLflow in ``tracking_uri``, by default ``mlflow.db`` in the folder, and named as the folder."""
-    if not is_rank_zero():  # a client creates the tables of a new store, and two would collide
+    """A run of MLflow in ``tracking_uri`` (default: ``mlflow.db`` in the folder), named after the folder."""
+    if not is_rank_zero():  # each client creates the tables of a new store, and two would conflict
         return DummyLogger()
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     store = tracking_uri or f"sqlite:///{Path(save_dir).absolute()}/mlflow.db"
@@ -109,14 +109,14 @@ def log_outcome(
     results: Mapping[str, float],
     step: int = 0,
 ) -> None:
-    """Log the final results as ``result/<name>``, for TensorBoard in its table of hyper-parameters; close the loggers.
+    """Log the final results as ``result/<name>`` (in TensorBoard's hyperparameter table), and close the loggers.
 
     Args:
-        loggers: of a run that is over.
+        loggers: the loggers of a finished run.
         config: the whole configuration, as plain containers.
-        sections: of the configuration, that matter to this run, beside data, network and seed.
-        results: final ones.
-        step: of the last optimiser step.
+        sections: the sections of the configuration that affect this run, besides data, network and seed.
+        results: the final results, by name.
+        step: the number of the last optimiser step.
     """
     metrics = {f"result/{name}": float(value) for name, value in results.items()}
     for logger in loggers:
@@ -130,7 +130,7 @@ def log_outcome(
 
 
 def hyperparameters(config: Mapping[str, Any], sections: Sequence[str]) -> dict[str, int | float | str]:
-    """The settings that matter, by their names on the command line; TensorBoard takes numbers and words only."""
+    """The settings to log, by option name. TensorBoard accepts numbers and strings only; other values become JSON."""
     chosen = {"seed": config["seed"], "num_experts": config["num_experts"]}
     chosen |= {f"data.{name}": config["data"].get(name) for name in _OF_DATA}
     chosen |= {f"{part}.{name}": value for part in ("network", *sections) for name, value in config[part].items()}

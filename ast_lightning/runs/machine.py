@@ -1,4 +1,4 @@
-"""What a run asks of the machine before it computes: memory that is kept, compiled code, the precision of products."""
+"""Process settings before a run: memory allocation, compiled code, and the precision of matrix products."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's <malloc.h>
 def prepare(trainer: Mapping[str, Any], *, tf32: bool) -> None:
     """Set up this process for a run.
 
-    ``tf32`` is applied as it is configured, so that torch's own default for convolutions does not differ from that
-    for matrix products; earlier compiled code of this process (another job of a sweep) is dropped.
+    ``tf32`` applies to convolutions as well as to matrix products, for which torch's defaults differ. Code that this
+    process compiled earlier (for another job of a sweep) is dropped.
 
     Args:
         trainer: the ``trainer`` section.
@@ -38,13 +38,13 @@ def prepare(trainer: Mapping[str, Any], *, tf32: bool) -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that it frees, where the C library is glibc.
+    """Keep freed memory in this process instead of returning it to the system, if the C library is glibc.
 
-    glibc gives tensors of more than 32 MiB back to the system at once. Every step then asks for them again, page by
-    page, and on the CPU this can take as long as the step's arithmetic.
+    glibc returns the memory of tensors of more than 32 MiB to the system at once. Every step then allocates it again,
+    page by page, and on the CPU this can take as long as the step's arithmetic.
 
     Returns:
-        Whether it worked.
+        Whether the setting was applied.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -54,7 +54,7 @@ def keep_freed_memory() -> bool:
 
 
 def record_machine(path: Path, compilation: Compilation, processes: int, *, resumed: bool) -> None:
-    """Write what bit-identical results depend on beside the settings; a resumed run first prints what has changed."""
+    """Write the machine's properties that bit-identical results depend on; a resumed run prints which have changed."""
     machine = {"compile": str(compilation), "threads": torch.get_num_threads(), "processes": processes, **versions()}
     earlier = {}
     if resumed:

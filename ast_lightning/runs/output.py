@@ -1,4 +1,4 @@
-"""The folder that a command writes into, tried before any work, and what to do where the system rejects a write."""
+"""Check that the output folder can be written to, before any work, and explain the system's write errors."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ast_lightning.reporting import keep_logs_in, local_rank
 
 _FULL = "make room and rerun the command without fresh=true to resume"
 _CLOSED = "make the folder writable, or set another output_dir"
-_NO_FOLDER = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)  # the last two: a file in its place
+_NO_FOLDER = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)  # the last two: the path is a file
 DISK_REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), _FULL),
     **dict.fromkeys(_NO_FOLDER, _CLOSED),
     errno.ENAMETOOLONG: "set an output_dir with a shorter name",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f) and rerun the command to resume",
 }
-"""What to do, by the number of the error."""
+"""What to do, by ``errno``."""
 
 
 def prepare_output(folder: Path) -> None:
-    """Try to make ``folder`` and to write and lock files there; nothing of that stays. Error logs go there.
+    """Check that ``folder`` can be created and that files can be written and locked there; the test files are deleted.
 
-    Prints a note where the file system has no locks.
+    Error logs of this process are written into that folder. Prints a note if the file system has no locks.
 
     Raises:
-        ConfigurationError: it cannot be made, or not be written into.
+        ConfigurationError: the folder cannot be created or written to.
     """
     folder = folder.expanduser()
     path = folder.absolute()
@@ -43,7 +43,7 @@ def prepare_output(folder: Path) -> None:
                 new.mkdir(parents=True)
                 locks = _try(new)
     except OSError as error:
-        error.filename = None  # of the probe
+        error.filename = None  # the path of the test folder, which the user does not know
         raise disk_trouble("output_dir", folder, error) from error
     keep_logs_in(folder / "errors")
     if not locks and local_rank() == 0:
@@ -51,7 +51,7 @@ def prepare_output(folder: Path) -> None:
 
 
 def _try(folder: Path) -> bool:
-    """Write a file that has no name, so that a kill leaves none; whether it can be locked."""
+    """Write a nameless file, which disappears even if the process is killed; return whether it can be locked."""
     with TemporaryFile(dir=folder) as file:
         file.write(bytes(4096))
         file.flush()
@@ -59,7 +59,7 @@ def _try(folder: Path) -> bool:
 
 
 def disk_trouble(option: str, folder: object, error: OSError) -> ConfigurationError:
-    """The error in place of one of the system's about a file below ``folder``, the value of ``option``."""
+    """Convert a system error about a file below ``folder``, the value of ``option``, to a ConfigurationError."""
     problem = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
     if error.errno == errno.ENOENT:
         problem, remedy = "it is a link to a folder that does not exist", "make that folder, or set another output_dir"

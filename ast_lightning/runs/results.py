@@ -19,18 +19,18 @@ def write_result(
     """Write ``result.json``.
 
     Args:
-        folder: of the distillation.
-        iteration: how many it has had.
-        metrics: what the evaluation after them found.
-        inputs: what it was made from, beside its settings.
+        folder: the folder of the distillation.
+        iteration: the number of completed iterations.
+        metrics: the results of the evaluation after them.
+        inputs: the inputs of the distillation besides its settings.
         config: the whole configuration.
     """
     content = {"iteration": iteration, "metrics": metrics, "materials": inputs, "config": config}
-    write_json(folder / "result.json", seal(json.loads(json.dumps(content))))  # sealed as it will be read
+    write_json(folder / "result.json", seal(json.loads(json.dumps(content))))  # checksum of the values as they are read
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """What :func:`write_result` wrote; None where it is missing, damaged, or not of the images beside it."""
+    """Read what :func:`write_result` wrote; None if it is missing, damaged, or does not match the images beside it."""
     try:
         result = unseal(read_json(folder / "result.json"))
     except (OSError, ValueError):
@@ -39,7 +39,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def iteration_of(dataset: Path) -> int | None:
-    """After how many iterations a distilled dataset was written; None where it is not there or cannot be used."""
+    """The iteration after which a distilled dataset was written; None if it is missing or cannot be used."""
     try:
         iteration = load_distilled(dataset).metadata.get("iteration")
     except ConfigurationError as error:
@@ -50,7 +50,7 @@ def iteration_of(dataset: Path) -> int | None:
 
 
 def describe_set(dataset: DistilledDataset) -> dict[str, Any]:
-    """What names a distilled dataset, for those that are made from it."""
+    """Identify a distilled dataset, for the record of results that are computed from it."""
     origin = dataset.metadata.get("trajectories") or {}
     return {
         "checksum": dataset.checksum(),

@@ -1,4 +1,4 @@
-"""Lightning Trainers from the ``trainer`` section, which is passed on as it is."""
+"""Create Lightning Trainers from the ``trainer`` section, whose options are passed on unchanged."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def build_trainer(
     states: RunStates | None = None,
     **fixed: Any,
 ) -> Trainer:
-    """A Trainer without loggers; the command sets ``trainer.loggers`` once it may write into the folder of the run.
+    """Create a Trainer without loggers; the command sets ``trainer.loggers`` once it has locked the run's folder.
 
     Args:
         options: the ``trainer`` section; everything but ``timeout_seconds`` is an argument of Lightning's Trainer.
-        folder: of the run.
-        callbacks: of this run.
-        progress: added unless ``enable_progress_bar`` is false.
-        states: writes and reads the checkpoints of the run; None where none are kept.
-        fixed: arguments that the command itself determines.
+        folder: the folder of the run.
+        callbacks: the callbacks of this run.
+        progress: the progress bar, added unless ``enable_progress_bar`` is false.
+        states: writes and reads the checkpoints of the run; None: no checkpoints.
+        fixed: arguments that the command sets itself.
 
     Raises:
-        ConfigurationError: Lightning rejects an option, the command sets it, or another number of processes is running
-            than they name.
+        ConfigurationError: Lightning rejects an option, the command sets it itself, or the number of running processes
+            differs from the configured one.
     """
     for name, remedy in _LENGTHS.items():
         if name in fixed and options.get(name) is not None:
@@ -72,7 +72,7 @@ def build_trainer(
     }
     try:
         trainer = Trainer(**arguments)
-    except Exception as error:  # also of a package that an accelerator lacks
+    except Exception as error:  # also if an accelerator lacks a package
         problem = f"Lightning's Trainer rejects it ({error})"
         raise ConfigurationError("trainer", "…", problem, "correct the option that this message names") from error
     if trainer.world_size != devices_of(options):

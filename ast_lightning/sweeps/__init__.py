@@ -1,1 +1,1 @@
-"""Multiruns: the table of results, and the checks of searches."""
+"""Multiruns: checks before the jobs start, and the table of results."""

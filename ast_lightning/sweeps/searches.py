@@ -1,4 +1,4 @@
-"""What a multirun is checked for before it begins, and the number that steers a search."""
+"""Checks of a multirun before it starts, and the objective of a search."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from ast_lightning.errors import ConfigurationError
 OBJECTIVE = "validation_accuracy"
 """The result that a search maximises, in per cent."""
 WORST = 0.0
-"""The objective of a trial that diverged, or whose networks did."""
+"""The objective of a trial in which the distillation or the evaluated networks diverged."""
 
 _SAME_IMAGES = {
     "evaluation.": "distil once, and list the values for evaluate.py",
     "distill.eval_networks": "distil once, and list the values for evaluate.py",
     "distill.max_steps": "give the largest: the accuracy is logged every distill.eval_every iterations",
 }
-"""Options, or how they start, that do not change the distilled images, and what to do instead of listing values."""
+"""Options (or their prefixes) that do not change the distilled images, and what to do instead of listing values."""
 
-_CHECKED_VALUES = 16  # of each list, as composing takes a tenth of a second; further values are checked as jobs begin
+_CHECKED_VALUES = 16  # of each list, because composing takes 0.1 s; further values are checked when their jobs begin
 
 
 def is_search(config: Any) -> bool:
-    """Whether results steer which settings come next: under any sweeper but Hydra's own, which takes them all."""
+    """Whether the sweeper chooses settings by earlier results: true for every sweeper except Hydra's own."""
     return not str(config.hydra.sweeper.get("_target_")).endswith(".BasicSweeper")
 
 
 def check_multirun(config: Any) -> None:
-    """Reject, before any job begins, a multirun that cannot work or that the test set would steer.
+    """Reject an invalid multirun, or one that would select settings on the test set, before any job begins.
 
     Args:
-        config: Hydra's, of the whole multirun.
+        config: Hydra's configuration of the whole multirun.
 
     Raises:
-        ConfigurationError: naming the option.
+        ConfigurationError: the multirun is rejected; the message names the option.
     """
     launcher = config.hydra.launcher
     if str(launcher.get("_target_")).endswith(".LocalLauncher") and not launcher.get("gpus_per_node"):
@@ -59,15 +59,15 @@ def check_multirun(config: Any) -> None:
 
 
 def check_jobs(config: Any) -> None:
-    """Compose and check the jobs of a multirun: each listed value of each override, with the first of the others.
+    """Compose and check the jobs of a multirun: each value of each override, with the first value of the others.
 
-    The trials of a search may fail: beyond the first, only names and types are checked.
+    Trials of a search may fail. Therefore only names and types are checked after the first one.
 
     Args:
-        config: Hydra's, of the whole multirun.
+        config: Hydra's configuration of the whole multirun.
 
     Raises:
-        ConfigurationError: of the first job that cannot work.
+        ConfigurationError: a job is invalid; the first such job is reported.
     """
     if not GlobalHydra.instance().is_initialized():  # the callback was not called by Hydra: there is nothing to compose
         return
@@ -93,7 +93,7 @@ def check_jobs(config: Any) -> None:
 
 
 def _values(override: Override) -> list[str]:
-    """The overrides of single jobs that an override of a multirun stands for; of an interval, its ends."""
+    """Expand an override of a multirun to the overrides of its jobs; an interval is expanded to its two ends."""
     key = override.get_key_element()
     if not override.is_sweep_override():
         return [str(override.input_line)]
@@ -107,7 +107,7 @@ def objective(results: Mapping[str, float]) -> float:
     """The objective of a search: the accuracy on the validation split, in per cent.
 
     Raises:
-        ConfigurationError: the job has none.
+        ConfigurationError: the job has no validation accuracy.
     """
     if OBJECTIVE not in results:
         remedy = "hold out data.validation_fraction=0.1"
@@ -138,7 +138,7 @@ def _check_search(config: Any) -> None:
         remedy = "set data.validation_fraction=0.2 or so, for train_experts.py as well"
         raise ConfigurationError("data.validation_fraction", fraction, problem, remedy)
     direction = config.hydra.sweeper.get("direction", "maximize")
-    direction = getattr(direction, "name", direction)  # Optuna's sweeper has an enumeration
+    direction = getattr(direction, "name", direction)  # an enumeration in Optuna's sweeper
     if direction != "maximize":
         problem, option = "more validation accuracy is better", "hydra.sweeper.direction"
         raise ConfigurationError(option, direction, problem, f"set {option}=maximize")

@@ -1,4 +1,4 @@
-"""One table for a multirun: settings and results of every job, in whichever process it ran."""
+"""One table for a multirun: the settings and results of all jobs, which may run in different processes."""
 
 from __future__ import annotations
 
@@ -31,27 +31,28 @@ _ENDED = "it was ended before it finished: interrupted, killed, or out of memory
 
 
 def sweep_name(arguments: Sequence[str] | None = None) -> str:
-    """The folder name of a multirun, which follows from its command line: the same sweep finds its own folder again."""
+    """The folder name of a multirun. It depends only on the command line: rerunning a sweep uses the same folder."""
     words = sys.argv if arguments is None else arguments
     text = " ".join([Path(words[0]).stem, *sorted(words[1:])])
     return f"{Path(words[0]).stem}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-# Here, because the processes of a launcher import this module with the callback, and nothing of the script. They take
-# the value that Hydra kept when the multirun began.
+# Registered here, because the processes of a launcher import this module with the callback, but not the script. They
+# use the value that Hydra stored when the multirun began.
 OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("expanduser", lambda folder: os.path.expanduser(str(folder)), replace=True)
 
 
 class SweepTable(Callback):
-    """Collects what the jobs of a multirun return into ``<hydra.sweep.dir>/results.csv``.
+    """Collects the results of a multirun's jobs in ``<hydra.sweep.dir>/results.csv``.
 
     A row has the job's number, its status, its overrides, the numbers that the command returned, and the error of a job
     that failed. Each job writes its row and then the table, in its own process: the table exists even if the process
-    that began the multirun is killed.
+    that started the multirun is killed.
 
-    A failed job does not end the others. To a search, its trial has failed or, if it diverged, has the worst objective,
-    so that such settings are proposed less. At the end the failures are printed, and the exit status is 1.
+    A failed job does not stop the others. In a search, its trial counts as failed. A trial that diverged gets the worst
+    objective instead, so that the sweeper proposes such settings less often. At the end the failures are printed, and
+    the exit status is 1.
     """
 
     def __init__(self) -> None:
@@ -66,7 +67,7 @@ class SweepTable(Callback):
         self.folder = Path(config.hydra.sweep.dir)
         self.script = Path(sys.argv[0]).name
         shutil.rmtree(self._jobs, ignore_errors=True)
-        atexit.register(self._finish)  # Hydra skips the end of a multirun where a sweeper or a launcher gives up
+        atexit.register(self._finish)  # Hydra skips on_multirun_end if a sweeper or a launcher raises
 
     def on_job_start(self, config: Any, **_: Any) -> None:
         if not _is_multirun(config):
@@ -80,7 +81,7 @@ class SweepTable(Callback):
             trainer: Any = OmegaConf.to_container(config.trainer, resolve=True)
             take_gpu(trainer, config.hydra.job.num)
         if number_of_task() == 0:
-            self._lock = FolderLock(self._jobs / f"{config.hydra.job.num:04d}")  # held as long as this process lives
+            self._lock = FolderLock(self._jobs / f"{config.hydra.job.num:04d}")  # held until this process ends
             self._lock.take()
             self._write_row(_row(config, "running"))
 
@@ -110,7 +111,7 @@ class SweepTable(Callback):
         write_json(self._jobs / f"{row['job']:04d}.json", row)
 
     def _write_table(self) -> list[Row]:
-        """Write all rows that are there: the last job to do so writes the rows of all."""
+        """Write all existing rows to the table and return them; after the last job, the table is complete."""
         with FolderLock(self.folder / "results.csv") as lock:
             lock.take(seconds=-1)
             rows = sorted((read_json(path) for path in self._jobs.glob("*.json")), key=lambda row: int(row["job"]))
@@ -119,7 +120,7 @@ class SweepTable(Callback):
         return rows
 
     def _finish(self) -> bool:
-        """Write the table for the last time; print where it is and what failed.
+        """Write the final table; print its path and the failed jobs.
 
         Returns:
             Whether every job completed.
@@ -144,7 +145,7 @@ class SweepTable(Callback):
         return not failures
 
     def _settle(self, path: Path) -> None:
-        """Complete the row of a job that wrote its first row and not its last."""
+        """Complete the row of a job that did not write its final row."""
         with FolderLock(path.with_suffix("")) as lock:
             gone = lock.take()
             row = read_json(path)
@@ -167,12 +168,12 @@ def _row(config: Any, status: str, results: Row | None = None, error: str = "") 
 
 
 def _outcome(config: Any, job_return: Any) -> tuple[Row, BaseException | None]:
-    """The numbers that a job returned, and why it failed; a job of a search fails also if it has no objective.
+    """The numbers that a job returned, and its error if it failed; in a search, a job without an objective fails.
 
-    Hydra's sweeper is given what it can use, in a form that survives the way back to its process. Its own sweeper gets
-    no errors: it would raise the first and leave out the batches that follow.
+    ``job_return`` is set to what the sweeper can use, in a form that can be pickled. Hydra's own sweeper gets no
+    errors: it would raise the first one and skip the remaining batches.
     """
-    value, told = job_return._return_value, None  # its property would raise the error of a failed job
+    value, told = job_return._return_value, None  # the property return_value raises the error of a failed job
     results, error = (dict(value or {}), None) if job_return.status == JobStatus.COMPLETED else ({}, value)
     if is_search(config) and number_of_task() == 0 and error is None:
         try:
