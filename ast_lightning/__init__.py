@@ -10,7 +10,7 @@ __all__ = ["distill"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import :func:`distill` when it is first asked for: the command line must answer without torch."""
+    """Import :func:`distill` on first access, so that the command line starts without importing torch."""
     if name == "distill":
         from ast_lightning.commands.api import distill
 

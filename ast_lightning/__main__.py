@@ -18,11 +18,11 @@ COMMANDS = {
     "synthetic": ("ast_lightning.synthetic", "look at distilled datasets, verify, export and import them"),
     "check": ("ast_lightning.check", "check devices, precisions, compilation and DDP of this machine"),
 }
-"""Module and meaning by the name of the command."""
+"""Module and description of each command, by name."""
 
 
 def main() -> None:
-    """Run the command that the first word names, as a module of its own: the processes of DDP start it again."""
+    """Run the command named by the first argument as a module, so that DDP can start it again in each process."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     program = "python -m ast_lightning" if Path(sys.argv[0]).name == "__main__.py" else Path(sys.argv[0]).name
     if name not in COMMANDS:

@@ -1,8 +1,8 @@
-"""torch.compile, where a compiler exists and it pays: one decision, and a wrapper that falls back.
+"""Use torch.compile where a compiler exists and the run is long enough, with a fallback to uncompiled code.
 
-The cost of a training step on this scale is memory traffic of unfused elementwise work rather than the convolutions;
-compiling a whole derivative as one graph removes most of it. A first compilation takes a minute or so, and compiled
-code is kept in a folder between runs.
+At this scale, a training step is limited by the memory traffic of unfused elementwise operations rather than by the
+convolutions. Compiling a whole derivative as one graph removes most of this traffic. The first compilation takes about
+a minute. The compiled code is cached on disk between runs.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import torch
 from ast_lightning.errors import ConfigurationError
 
 PAYS_FROM = 300.0
-"""Estimated seconds of a whole run from which compiling pays: it saves about a third, and costs up to 90 s."""
+"""Minimum estimated run time in seconds for compilation: it saves about a third of the time and takes up to 90 s."""
 
 _NOMINAL_RATE = {"cpu": 1e11, "cuda": 1e13}  # floating-point operations a second, for the estimate only
 
 
 @dataclass(frozen=True)
 class Compilation:
-    """Whether a run compiles, and why; the record of the choice.
+    """Whether a run compiles, and why.
 
     Attributes:
         enabled: whether functions are compiled.
-        required: whether a function that cannot be compiled is an error rather than a reason to go on without.
-        reason: for the record.
+        required: whether a failed compilation raises an error; otherwise the run continues uncompiled.
+        reason: why, as recorded with the results.
     """
 
     enabled: bool = False
@@ -44,7 +44,9 @@ class Compilation:
 
 
 def choose_compilation(choice: str | bool, device_type: str, operations: float) -> Compilation:
-    """Decide from what is configured, never from what remains, so that a resumed run decides alike.
+    """Decide whether to compile.
+
+    The decision depends on the configured work, not on the remaining work, so that a resumed run decides the same.
 
     Args:
         choice: ``auto``, True or False.
@@ -52,7 +54,7 @@ def choose_compilation(choice: str | bool, device_type: str, operations: float) 
         operations: floating-point operations of the whole run as configured.
 
     Raises:
-        ConfigurationError: ``choice`` is True and nothing can compile.
+        ConfigurationError: ``choice`` is True and no compiler is available.
     """
     if choice is False:
         return Compilation()
@@ -69,7 +71,7 @@ def choose_compilation(choice: str | bool, device_type: str, operations: float) 
 
 
 def _missing_compiler(device_type: str) -> str | None:
-    """What torch.compile lacks here, or None."""
+    """What torch.compile needs and this machine lacks, or None."""
     if device_type == "cuda":
         return None if torch.utils._triton.has_triton() else "Triton, which compiles for the GPU, is not installed"
     compilers = [os.environ.get("CXX", ""), "g++", "clang++", "c++"]
@@ -77,12 +79,12 @@ def _missing_compiler(device_type: str) -> str | None:
 
 
 def keep_compiled_code() -> Path | None:
-    """Keep compiled code where later runs find it, unless ``TORCHINDUCTOR_CACHE_DIR`` names a place already.
+    """Cache compiled code in the user's cache folder, unless ``TORCHINDUCTOR_CACHE_DIR`` is set.
 
-    torch's own default is a temporary folder, which a restart of the machine empties.
+    torch's default is a temporary folder, which is lost when the machine restarts.
 
     Returns:
-        The folder; None where there is no home to write to, and torch's default is used.
+        The folder; None if the home folder is not writable, in which case torch's default is used.
     """
     named = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if named:
@@ -99,19 +101,19 @@ def keep_compiled_code() -> Path | None:
 
 
 class Compiled:
-    """A function compiled at its first call, once for each shape of its arguments.
+    """A function that is compiled at its first call, once for each shape of its arguments.
 
-    Shapes are compiled as constants: a smaller last batch costs one more compilation and nothing after it, and
-    neither size pays for being variable.
+    Shapes are compiled as constants, which is faster than dynamic shapes. A smaller last batch costs one additional
+    compilation.
 
     Args:
-        name: of what it computes, for messages.
-        function: pure, of tensors and containers of tensors.
-        compilation: the choice.
-        otherwise: called in its place where compilation is off or fails; None takes ``function`` itself.
+        name: description of the result, for messages.
+        function: a pure function of tensors and containers of tensors.
+        compilation: whether to compile.
+        otherwise: called instead if compilation is off or fails; None uses ``function``.
 
     Attributes:
-        choice: the choice, or off with the reason once compilation has failed.
+        choice: the given ``compilation``, or off with the reason once compilation has failed.
     """
 
     def __init__(
@@ -132,7 +134,7 @@ class Compiled:
         return self._compiled is not None
 
     def __call__(self, *arguments: Any) -> Any:
-        """The function's result.
+        """Call the function.
 
         Raises:
             ConfigurationError: compilation is required and fails.
@@ -142,13 +144,13 @@ class Compiled:
         try:
             return self._compiled(*arguments)
         except Exception as error:
-            result = self._otherwise(*arguments)  # where this fails too, its error is the one to show
+            result = self._otherwise(*arguments)  # if this fails too, report its error
             self._give_up(error)
             return result
 
     def _give_up(self, error: Exception) -> None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        cause = " ".join(lines[:2]) or type(error).__name__  # the first may only name the kind of error
+        cause = " ".join(lines[:2]) or type(error).__name__  # the first line may contain only the type of the error
         if self.choice.required:
             problem = f"{self._name} cannot be compiled ({cause})"
             raise ConfigurationError("compile", True, problem, "set compile=auto or compile=false") from error

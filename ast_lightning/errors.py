@@ -1,6 +1,6 @@
-"""The errors a user can cause, each of which says what to do next.
+"""Errors that a user can cause. Each message states what to do next.
 
-The scripts print these without a traceback and exit with status 2: the message alone has to be enough.
+The scripts print these messages without a traceback and exit with status 2.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ _LIBRARIES = (str(Path(__file__).parent), "<frozen", *sysconfig.get_paths().valu
 
 
 PROGRAM = "AST_LIGHTNING_PROGRAM"
-"""Environment variable: how the commands are started where it is not by the scripts of the repository."""
+"""Environment variable: how the commands were started, if not by the scripts of the repository."""
 _SCRIPTS = re.compile(r"(?<![\w/.-])(train_experts|distill|evaluate)\.py\b")
 
 
 def printable(text: str) -> str:
-    """A text for people: in one line, without control characters, which a terminal would obey, as it may come from a
-    file, and with the commands named as this user starts them.
+    """Format a text for the terminal: one line, without control characters, with the user's command names.
+
+    The text may come from a file, so that it may contain control sequences that a terminal would execute.
     """
     if program := os.environ.get(PROGRAM):
         text = _SCRIPTS.sub(rf"{program} \1", text)
@@ -33,11 +34,11 @@ def _short(text: str, longest: int = 400) -> str:
 
 
 class ConfigurationError(ValueError):
-    """A setting that cannot work, found before any long work begins.
+    """An invalid setting, found before any long computation starts.
 
     Args:
-        option: the option as it is written on the command line, e.g. ``distill.ipc``.
-        value: the value it has.
+        option: the option as written on the command line, e.g. ``distill.ipc``.
+        value: its value.
         problem: what is wrong with it, as a sentence without a full stop.
         remedy: what to do, as a sentence without a full stop.
     """
@@ -52,14 +53,14 @@ class ConfigurationError(ValueError):
         super().__init__(printable(f"{option}={shown}: {problem}. Remedy: {remedy}{end}"))
 
     def __reduce__(self) -> tuple[type[ConfigurationError], tuple[str, str, str, str]]:
-        return type(self), (self.option, str(self.value), self.problem, self.remedy)  # for other processes
+        return type(self), (self.option, str(self.value), self.problem, self.remedy)  # pickled between processes
 
 
 class DistillationDiverged(RuntimeError):
     """The loss or a gradient is no longer finite, or the student learning rate is no longer positive.
 
     Args:
-        iteration: the outer iteration, counted from 0, whose update was refused.
+        iteration: the outer iteration, counted from 0, whose update was rejected.
         problem: what was found, as a sentence without a full stop.
         remedy: what to lower, as a sentence without a full stop.
     """
@@ -75,11 +76,11 @@ class DistillationDiverged(RuntimeError):
 
 
 def place(error: BaseException, *others: str) -> traceback.FrameSummary | None:
-    """Where an exception was raised: the last line that is in no library, or else the last line.
+    """Where an exception was raised: the last frame outside of all libraries, or else the last frame.
 
     Args:
-        error: None is returned where it was never raised.
-        others: beginnings of the names of files that count as libraries too.
+        error: the exception; the result is None if it was never raised.
+        others: prefixes of further file names that count as libraries.
     """
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith((*_LIBRARIES, *others))]
@@ -87,24 +88,24 @@ def place(error: BaseException, *others: str) -> traceback.FrameSummary | None:
 
 
 def raised(error: Exception) -> str:
-    """What code of the user's own raised, and where, for one line."""
+    """A one-line description of an exception raised by user code, with its location."""
     at = place(error)
     where = f" ({at.filename}, line {at.lineno})" if at else ""
     return f"it raised {type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
 def foreseen(error: BaseException) -> bool:
-    """Whether an error is one whose message is all that its user needs."""
+    """Whether the message of an error is sufficient for the user, without a traceback."""
     return isinstance(error, ConfigurationError | DistillationDiverged)
 
 
 class WorkerFailed(RuntimeError):
-    """One of several processes that share a command's work has failed; the others have been stopped.
+    """One of the processes that share a command's work has failed; the others have been stopped.
 
     Args:
-        number: of the process, counted from 0.
-        count: of the processes.
-        code: its exit status, or minus the signal that ended it.
+        number: index of the process, counted from 0.
+        count: number of processes.
+        code: exit status of the process, or the negative signal number.
         last: the last line that it printed.
     """
 

@@ -1,7 +1,8 @@
-"""Counter-based randomness: every draw has a generator of its own, named by what the draw is for.
+"""Counter-based randomness: each draw has its own generator, which is seeded by a key that describes the draw.
 
-A draw keyed by (seed, purpose, iteration, …) does not depend on which draws came before it. So a resumed run, a run on
-another number of devices, and expert 17 trained alone all see the same numbers, and there is no global state to save.
+A draw keyed by (seed, purpose, iteration, …) does not depend on earlier draws. Therefore a resumed run, a run on
+another number of devices and a single expert trained alone use the same random numbers. There is no global state to
+save.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Key = int | str
 
 
 def keyed_seed(*key: Key) -> int:
-    """A 63-bit seed that depends on the whole key and on nothing else.
+    """A 63-bit seed that depends only on the key.
 
     >>> keyed_seed(0, "window", 5) == keyed_seed(0, "window", 5)
     True
@@ -34,9 +35,10 @@ def keyed_generator(*key: Key) -> torch.Generator:
 
 @contextmanager
 def keyed_global_state(*key: Key) -> Iterator[None]:
-    """Seed torch's global CPU generator, and no other, inside the block; put its state back afterwards.
+    """Seed torch's global CPU generator inside the block, and restore its state afterwards.
 
-    For code that takes no generator, such as the initialisation of a module's parameters.
+    Use it for code that takes no generator, such as the initialisation of a module's parameters. Other generators are
+    not changed.
     """
     generator = torch.default_generator
     state = generator.get_state()

@@ -1,4 +1,7 @@
-"""How a command ends on an error: one line for its user, the traceback in a log file. It imports no other package."""
+"""Error reporting of the commands: one line for the user, the traceback in a log file.
+
+This module imports no third-party package.
+"""
 
 from __future__ import annotations
 
@@ -22,31 +25,31 @@ _log_folders: list[Path] = []
 
 
 def local_rank() -> int:
-    """The number of this process on its node; right also before there is a Trainer."""
+    """The local rank of this process; valid also before a Trainer exists."""
     number = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
     return int(number) if number.isdigit() else 0
 
 
 def keep_logs_in(folder: Path) -> None:
-    """Write tracebacks into ``folder``, which need not exist; before, and where that fails, into a temporary one."""
+    """Write tracebacks to ``folder``, which is created if needed. The fallback is a temporary folder."""
     _log_folders[:] = [folder]
 
 
 @contextmanager
 def boundary(*, prints: bool | None = None) -> Iterator[None]:
-    """Turn every exception of the block into a line on standard error and an exit status.
+    """Convert every exception of the block into one line on standard error and an exit status.
 
     Args:
-        prints: whether this process prints the line; None: the first process of each node does.
+        prints: whether this process prints the line; None: only the first process of each node prints it.
 
     Raises:
-        SystemExit: status 2 for what the user can fix, 130 for Ctrl-C, 1 for anything else.
+        SystemExit: status 2 for an error that the user can fix, 130 for Ctrl-C, 1 for any other error.
     """
     error: BaseException | None
     try:
         yield
         return
-    except SystemExit as end:  # Lightning ends with it after Ctrl-C
+    except SystemExit as end:  # Lightning raises it after Ctrl-C
         error = end.__context__
         if not isinstance(error, KeyboardInterrupt) or end.__cause__ is not None:
             raise
@@ -59,9 +62,10 @@ def boundary(*, prints: bool | None = None) -> Iterator[None]:
 
 
 def outcome(error: BaseException) -> tuple[str, int]:
-    """One line about an exception, and the exit status; writes the traceback of one that was not foreseen.
+    """One line that describes an exception, and the exit status.
 
-    With ``HYDRA_FULL_ERROR=1`` the traceback takes the place of the line.
+    The traceback of an unexpected error is written to a log file. With ``HYDRA_FULL_ERROR=1``, the traceback is
+    returned instead of the line.
     """
     if isinstance(error, KeyboardInterrupt):
         return _INTERRUPTED, 130
@@ -72,7 +76,7 @@ def outcome(error: BaseException) -> tuple[str, int]:
 
 
 def describe(error: BaseException) -> str:
-    """Type, message and place of an exception: the last line that is in no library, or else the last line."""
+    """Type, message and location of an exception: the last frame outside of all libraries, or else the last frame."""
     lines = str(error).strip().splitlines()
     at = place(error, str(getattr(sys.modules["__main__"], "__file__", None)))
     where = f" ({at.filename}:{at.lineno}, in {at.name})" if at else ""
@@ -80,8 +84,10 @@ def describe(error: BaseException) -> str:
 
 
 def take_over() -> None:
-    """For the start of a script: its output survives what a terminal cannot show and a reader that has gone, and an
-    exception outside of :func:`boundary`, such as Ctrl-C during an import, is a line.
+    """Prepare output and exception hooks at the start of a script.
+
+    Characters that the terminal cannot encode and a closed pipe (``| head``) do not raise. An exception outside of
+    :func:`boundary`, such as Ctrl-C during an import, is printed as one line.
     """
     for number, name in ((1, "stdout"), (2, "stderr")):
         if (stream := getattr(sys, name)) is not None:
@@ -93,18 +99,18 @@ def take_over() -> None:
         if local_rank() == 0:
             print(f"error: {outcome(error)[0]}", file=sys.stderr, flush=True)
 
-    def report_thread(thread: threading.ExceptHookArgs) -> None:  # e.g. TensorBoard's, on a full disk; the run goes on
+    def report_thread(thread: threading.ExceptHookArgs) -> None:  # e.g. TensorBoard's on a full disk; the run continues
         if thread.exc_value is not None:
             print(f"note: a thread has ended: {outcome(thread.exc_value)[0]}", file=sys.stderr, flush=True)
 
     sys.excepthook, threading.excepthook = report, report_thread
-    # Hydra must not print exceptions itself, which the same variable tells it
+    # with HYDRA_FULL_ERROR=1, Hydra does not catch and print exceptions itself
     os.environ.setdefault("AST_LIGHTNING_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
 
 class _Output(io.FileIO):
-    """Standard output or error; where nothing can be written any more (``| head``), the work goes on without."""
+    """Standard output or error. If it cannot be written any more (``| head``), further output is discarded."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -121,7 +127,7 @@ def _shows_tracebacks() -> bool:
 
 
 def _write_log(text: str) -> str:
-    """Write a traceback to a file, and return where it is."""
+    """Write a traceback to a file, and return a text with its path."""
     for folder in _log_folders:
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)

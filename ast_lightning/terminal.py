@@ -1,4 +1,4 @@
-"""What is printed, and by which process."""
+"""Terminal output, printed by rank 0 only."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tqdm import tqdm
 
 from ast_lightning.errors import printable
 
-tqdm.set_lock(threading.RLock())  # tqdm's own is shared by processes, and starts one to watch it
+tqdm.set_lock(threading.RLock())  # tqdm's default lock starts a resource tracker process
 
 
 def rank() -> int:
-    """The rank of this process, also before there is a Trainer."""
+    """The global rank of this process; valid also before a Trainer exists."""
     return int(getattr(rank_zero_only, "rank", 0) or 0)
 
 
@@ -23,14 +23,14 @@ def is_rank_zero() -> bool:
 
 
 def say(text: str) -> None:
-    """Print a line, above a progress bar where there is one, once for all ranks."""
+    """Print a line on rank 0, above the progress bar if there is one."""
     if is_rank_zero():
         with tqdm.external_write_mode():
             print(printable(text), flush=True)
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration for people, e.g. ``2 h 05 min`` or ``48 s``."""
+    """Format a duration, e.g. ``2 h 05 min`` or ``48 s``."""
     whole = round(seconds)
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,1 +1,1 @@
-"""What the documentation claims in numbers, as commands that anyone can run."""
+"""Benchmarks that reproduce the numbers in the documentation."""

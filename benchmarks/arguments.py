@@ -1,4 +1,4 @@
-"""The command line that the benchmarks share."""
+"""The command line of the benchmarks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.measure import describe_machine, use_float32
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured.
+    """Size of a benchmark.
 
     Attributes:
-        small: a set of a few minutes in place of the whole.
-        rounds: runs of each variant.
+        small: run a subset that takes a few minutes.
+        rounds: number of runs of each variant.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -34,13 +34,13 @@ def run(
     *,
     on_devices: bool = True,
 ) -> None:
-    """Print a report, and write it to a file where one is named.
+    """Print a report, and write it to the file given by ``--output``.
 
     Args:
-        report: the sections, in Markdown.
-        description: of the command; its first line is shown by ``--help``.
-        arguments: of the command line; None takes the process's.
-        on_devices: whether it can be measured elsewhere than on the CPU.
+        report: returns the sections, in Markdown.
+        description: description of the command; ``--help`` prints its first line.
+        arguments: arguments of the command line; None uses ``sys.argv``.
+        on_devices: whether the benchmark has a ``--device`` option; otherwise it runs on the CPU.
     """
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--small", action="store_true", help="a few minutes' set in place of the whole")

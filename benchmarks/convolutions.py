@@ -1,4 +1,4 @@
-"""The lower limit of a computation's time: its convolutions, and nothing else."""
+"""A lower bound for the time of a computation: the time of its convolutions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes every convolution, and convolution's derivative, that runs under it."""
+    """Records every convolution and every derivative of a convolution that runs under it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,15 +31,15 @@ class _Recorder(TorchDispatchMode):
 
 
 def convolutions_alone(build: Callable[[], Step], repeat: int = 1) -> Step:
-    """What runs the convolutions of a step, ``repeat`` times over, on the tensors that the step gave them.
+    """A function that runs only the convolutions of a step, ``repeat`` times, with the tensors of the step.
 
     Args:
-        build: the step. What it compiles runs uncompiled here, so that its convolutions are seen.
-        repeat: how often.
+        build: builds the step. Compiled functions run uncompiled here, so that their convolutions are recorded.
+        repeat: number of repetitions.
     """
     with torch.compiler.set_stance("force_eager"):
         run = build()
-        run()  # what is done once only is no part of a step
+        run()  # exclude work that is done only once
         with _Recorder() as recorder:
             run()
 
@@ -53,7 +53,7 @@ def convolutions_alone(build: Callable[[], Step], repeat: int = 1) -> Step:
 
 
 def count_operations(step: Step) -> int:
-    """Floating-point operations of a step's convolutions and matrix products."""
+    """Floating-point operations of the convolutions and matrix products of a step."""
     with FlopCounterMode(display=False) as counter:
         step()
     return int(counter.get_total_flops())

@@ -1,7 +1,7 @@
-"""Evaluation networks one by one and several at once: ``python -m benchmarks.evaluation``.
+"""Training evaluation networks one by one and several at once: ``python -m benchmarks.evaluation``.
 
-One run trains fresh ConvNets on a synthetic set, with augmentation, and tests them. ``evaluation.at_once`` stacks
-networks into one computation; whether that is faster depends on how well one network fills the device.
+One run trains new ConvNets on a synthetic set, with augmentation, and tests them. ``evaluation.at_once`` stacks
+networks into one computation. Whether this is faster depends on how well one network utilises the device.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Evaluation:
     """An evaluation to measure.
 
     Attributes:
-        images: of the synthetic set.
-        side: of the images, in pixels.
-        channels: of the images.
-        width: of the ConvNet.
-        depth: of the ConvNet.
-        at_once: networks that are trained together.
-        networks: networks in all.
-        epochs: of each network.
+        images: number of synthetic images.
+        side: side of the images, in pixels.
+        channels: channels of the images.
+        width: width of the ConvNet.
+        depth: depth of the ConvNet.
+        at_once: number of networks that are trained together.
+        networks: total number of networks.
+        epochs: epochs of each network.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -50,7 +50,7 @@ class Evaluation:
     device: str = "cpu"
 
     def __call__(self) -> Step:
-        """Prepare it in this process."""
+        """Prepare the measured step in this process."""
         keep_freed_memory()
         size = (self.side, self.side)
         network = functools.partial(ConvNet, self.channels, 10, size, width=self.width, depth=self.depth)

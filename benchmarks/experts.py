@@ -1,8 +1,8 @@
 """A step of expert training with gradient penalty, ConvNet at 32×32×3: ``python -m benchmarks.experts``.
 
-The first variant is what the published code runs: uncompiled, torch's own convolutions and the C library's own way with
-memory. ``kept memory`` is what train_experts.py does on the CPU; ``eased`` has convolutions whose second derivative is
-cheap.
+The first variant corresponds to the published code: uncompiled, with torch's own convolutions and the default memory
+allocation of the C library. With ``kept memory``, the process keeps freed memory, as train_experts.py does on the CPU.
+``eased`` uses convolutions with efficient second derivatives.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class ExpertStep:
     """A step to measure.
 
     Attributes:
-        batch: images of the batch.
-        eased: whether the objective is the family's, or the plain function.
-        compiled: whether it is compiled.
-        kept_memory: whether the process keeps the memory that it frees.
+        batch: number of images in the batch.
+        eased: use :class:`ExpertObjective` instead of the plain function.
+        compiled: whether the objective is compiled.
+        kept_memory: whether the process keeps freed memory.
         device: ``cpu`` or ``cuda``.
-        width: of the ConvNet.
+        width: width of the ConvNet.
     """
 
     batch: int
@@ -47,14 +47,14 @@ class ExpertStep:
     width: int = 128
 
     def __call__(self) -> Step:
-        """Prepare it in this process."""
+        """Prepare the measured step in this process."""
         if self.kept_memory:
             keep_freed_memory()
         keep_compiled_code()
         return self.build()
 
     def build(self) -> Step:
-        """What computes the objective, its gradient and the update."""
+        """A function that computes the objective, its gradient and the update."""
         factory = functools.partial(ConvNet, 3, 10, (32, 32), width=self.width)
         network = build_network(factory, 0, "network").to(self.device)
         raw = torch.randn(self.batch, 3, 32, 32, generator=keyed_generator(0, "images")).to(self.device)

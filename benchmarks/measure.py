@@ -1,8 +1,8 @@
-"""Time and memory of variants of one computation, each in a process of its own.
+"""Time and memory of variants of a computation, each in a separate process.
 
-A variant's process prepares it, runs it twice (compiling at the first run) and then waits. One round runs each variant
-once, in turn, and nothing else meanwhile, so that a disturbance of the machine falls on all of them alike. What counts
-are ratios of medians within one run; seconds belong to one machine at one hour.
+The process of a variant prepares it, runs it twice (the first run compiles) and then waits. Each round runs all
+variants once, one after the other, so that disturbances of the machine affect all of them equally. Compare ratios of
+medians within one run; absolute times depend on the machine and its load.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Variant:
     """One way to compute something.
 
     Attributes:
-        name: in the table.
-        prepare: picklable; builds, in the variant's own process, what is measured.
+        name: name in the table.
+        prepare: picklable function that builds the measured step in the variant's process.
     """
 
     name: str
@@ -38,12 +38,12 @@ class Variant:
 
 @dataclass
 class Timing:
-    """Seconds of a variant.
+    """Times of a variant in seconds.
 
     Attributes:
-        name: of the variant.
-        first: of the first run, which compiles.
-        rounds: of each round.
+        name: name of the variant.
+        first: time of the first run, which compiles.
+        rounds: time of each round.
     """
 
     name: str
@@ -56,15 +56,15 @@ class Timing:
 
 
 def that_differ(variants: Sequence[Variant], device: str) -> list[Variant]:
-    """Those that differ on a device: keeping freed memory is a choice of the C library's, for the CPU."""
+    """The variants that differ on a device: keeping freed memory only affects the CPU."""
     return [each for each in variants if device == "cpu" or "kept memory" not in each.name]
 
 
 def interleaved(variants: Sequence[Variant], rounds: int) -> list[Timing]:
-    """Run all variants in turn, ``rounds`` times."""
+    """Run all variants one after the other, ``rounds`` times."""
     with contextlib.ExitStack() as stack:
         timings, connections = [], []
-        for variant in variants:  # one after the other: warming up uses the whole machine too
+        for variant in variants:  # one after the other, because warming up uses the whole machine
             connection = stack.enter_context(_process(_time, variant))
             timings.append(Timing(variant.name, _answer(connection, variant)))
             connections.append(connection)
@@ -76,19 +76,19 @@ def interleaved(variants: Sequence[Variant], rounds: int) -> list[Timing]:
 
 
 def peak_memory(variant: Variant) -> int:
-    """Bytes that the first run of a fresh process adds at its peak to what the process had before it."""
+    """Bytes by which the first run in a new process increases its peak memory."""
     with _process(_weigh, variant) as connection:
         return int(_answer(connection, variant))
 
 
 def first_run(variant: Variant) -> float:
-    """Seconds of the first run of a fresh process."""
+    """Seconds of the first run in a new process."""
     with _process(_time, variant) as connection:
         return _answer(connection, variant)
 
 
 def time_table(timings: Sequence[Timing]) -> str:
-    """A Markdown table; each ratio is the first variant's median over this one's."""
+    """A Markdown table; each ratio is the median of the first variant divided by that of the row's variant."""
     lines = ["| variant | median s | least s | times as fast as the first | first run s |", "|---|---|---|---|---|"]
     for each in timings:
         ratio = timings[0].median / each.median
@@ -108,7 +108,7 @@ def describe_machine() -> str:
 
 
 def use_float32() -> None:
-    """Products of float32 in float32 on every device, as ``tf32=false`` has them."""
+    """Compute float32 products in float32 on every device, as with ``tf32=false``."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
 
@@ -163,7 +163,7 @@ def _weigh(variant: Variant, connection: Connection) -> None:
         run()
         connection.send(torch.cuda.max_memory_allocated() - before)
         return
-    Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the current resident memory
     before = _resident_peak()
     run()
     connection.send(_resident_peak() - before)

@@ -1,9 +1,9 @@
 """The untuned outer step against SGD at its best rate, on several datasets: ``python -m benchmarks.outer_steps``.
 
-Nothing is given for the untuned step but the number of iterations. SGD is run with each of four rates, with a learned
-and with a fixed student rate; the best is the one with the highest accuracy on held-out training images. All runs of a
-cell share experts, real images, iterations and the evaluation on the test set. An interrupted command resumes: finished
-runs are read from their folders.
+The untuned step uses default options, except for the number of iterations. SGD is run with each of four learning
+rates, with a learned and with a fixed student learning rate; the best is the one with the highest accuracy on held-out
+training images. All runs of a cell share experts, real images, iterations and the evaluation on the test set. If the
+command is interrupted, rerun it: finished runs are read from their folders.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Cell:
     """A dataset and a number of images per class.
 
     Attributes:
-        name: in the table.
-        data: what is distilled, with which network and experts.
+        name: name in the table.
+        data: overrides for data, network and experts.
         ipc: images per class.
     """
 
@@ -53,7 +53,7 @@ class Cell:
 
 
 def cells(folders: dict[str, Path]) -> list[Cell]:
-    """All cells; those of a dataset without a folder are left out."""
+    """All cells, except those of datasets without a folder."""
     data: tuple[str, ...] = ("data=digits", "network.width=16", "network.depth=2", "num_experts=3", "expert.epochs=20")
     data += ("expert.batch_size=64", "expert.lr=0.01")
     found = [Cell(f"digits, {ipc}", data, ipc) for ipc in (1, 10)]
@@ -72,7 +72,7 @@ def cells(folders: dict[str, Path]) -> list[Cell]:
 
 
 def arms() -> dict[str, tuple[str, ...]]:
-    """Overrides by the name of the arm."""
+    """The overrides of each arm, by name."""
     sgd = ("distill.outer=sgd", "distill.recoveries=0")
     rates = {
         f"SGD {rate} {alpha}": (*sgd, f"distill.lr_img={rate}", f"distill.alpha={alpha}")
@@ -84,10 +84,10 @@ def arms() -> dict[str, tuple[str, ...]]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an arm has come to.
+    """The result of an arm.
 
     Attributes:
-        test, spread: accuracy and its standard deviation over networks in per cent; NaN where the run diverged.
+        test, spread: accuracy and its standard deviation over networks in per cent; NaN if the run diverged.
         validation: accuracy on held-out training images in per cent.
         curve: test accuracy by iteration.
     """
@@ -111,7 +111,7 @@ def run_of(cell: Cell, options: argparse.Namespace, *overrides: str) -> Run:
 
 
 def outcome_of(cell: Cell, name: str, options: argparse.Namespace) -> Outcome:
-    """Distil with an arm, or read what is there already."""
+    """Distil with an arm, or read its existing result."""
     began = time.monotonic()
     run = run_of(cell, options, *arms()[name])
     diverged = run.distill_folder() / "diverged"
@@ -129,14 +129,14 @@ def outcome_of(cell: Cell, name: str, options: argparse.Namespace) -> Outcome:
 
 
 def experts_of(cell: Cell, options: argparse.Namespace) -> None:
-    """Train the experts of a cell, unless they are there."""
+    """Train the experts of a cell, unless they exist."""
     with contextlib.redirect_stdout(io.StringIO()):
         train_experts(run_of(cell, options))
     report(f"{cell.name}: experts")
 
 
 def first_of_each(chosen: list[Cell]) -> list[Cell]:
-    """One cell of those that share experts, so that no two processes train the same."""
+    """One of the cells that share experts, so that no two processes train the same experts."""
     return list({cell.data: cell for cell in chosen}.values())
 
 
@@ -157,7 +157,7 @@ def curve_of(run: Run) -> tuple[tuple[int, float], ...]:
 
 
 def row_of(cell: Cell, found: dict[str, Outcome], real: dict[str, float], options: argparse.Namespace) -> list[str]:
-    """The line of a cell in the table."""
+    """The row of a cell in the table."""
     untuned, rates = found[UNTUNED], {name: each for name, each in found.items() if name != UNTUNED}
     name, best = max(rates.items(), key=lambda each: each[1].validation)
     reached = [step for step, accuracy in untuned.curve if accuracy >= best.test]
@@ -176,7 +176,7 @@ def row_of(cell: Cell, found: dict[str, Outcome], real: dict[str, float], option
 
 
 def report(text: str) -> None:
-    """Print progress beside the table, which goes to standard output."""
+    """Print progress to standard error; the table goes to standard output."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -1,8 +1,8 @@
-"""What clipping loss and gradient penalty do to experts, on digits: ``python -m benchmarks.regularizers``.
+"""Effect of clipping loss and gradient penalty on experts, on digits: ``python -m benchmarks.regularizers``.
 
-Each arm trains experts with the same initial parameters, batches and augmentation, and nothing but the regularisers
-different. Reported are the movement of an epoch ‖θ_{t+1} − θ_t‖₂ and both penalties, mean (‖g‖₂ − 1)² with the norm for
-each pixel and for each sample, as means over epochs and over seeds; ± is the standard deviation over seeds.
+All arms use the same initial parameters, batches and augmentation, and differ only in the regularisers. The table
+reports the movement of an epoch ‖θ_{t+1} − θ_t‖₂ and both penalties, mean (‖g‖₂ − 1)² with the norm of each pixel and
+of each sample, as means over epochs and seeds; ± is the standard deviation over seeds.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class PenaltyProbe(Callback):
 
 
 def measure(settings: ExpertSettings, seed: int) -> dict[str, float]:
-    """One expert of an arm."""
+    """Train and measure one expert of an arm."""
     data = ImageDataModule("digits", augmentation="color_crop_cutout_scale_rotate", batch_size=64, seed=seed)
     network = functools.partial(ConvNet, **data.network_arguments, width=32, depth=2)
     probe, recorder = PenaltyProbe(), TrajectoryRecorder(None)

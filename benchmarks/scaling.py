@@ -1,7 +1,7 @@
-"""What distillation and its experts cost at the sizes of CIFAR and ImageNet-1k: ``python -m benchmarks.scaling``.
+"""Cost of distillation and of experts at the sizes of CIFAR and ImageNet-1k: ``python -m benchmarks.scaling``.
 
-Measured are the operations of one image (counted, and proportional to the number of images), the peak memory of an
-iteration at two batch sizes, and the rate of this machine. Everything else is arithmetic on those.
+This benchmark measures the operations per image (counted, and proportional to the number of images), the peak memory of
+an iteration at two batch sizes, and the speed of this machine. All other numbers are computed from these.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from benchmarks.convolutions import convolutions_alone, count_operations
 from benchmarks.measure import Step, Variant, interleaved, peak_memory
 
 NOMINAL_RATE = 10e12
-"""Operations a second of the device that times are given for: a round number to scale from, not a measurement."""
+"""Operations per second that times in the tables are computed with: a round number for scaling, not a measurement."""
 EPOCHS, EXPERTS = 50, 100
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A distillation to reckon with.
+    """A distillation whose cost is estimated.
 
     Attributes:
-        name: in the tables.
+        name: name in the tables.
         network: ``convnet`` (width 128, depth 3) or ``resnet18`` (torchvision's, with batch statistics).
-        side: of the images, in pixels; three channels.
-        classes: of the data.
-        train: real training images.
+        side: side of the images, in pixels; three channels.
+        classes: number of classes.
+        train: number of real training images.
         ipc: images per class.
-        batch: images of an inner step.
+        batch: number of images in an inner step.
         steps: K.
         expert_epochs: M.
     """
@@ -56,12 +56,12 @@ class Setting:
 
     @property
     def images(self) -> int:
-        """N."""
+        """N, the number of synthetic images."""
         return self.ipc * self.classes
 
     @property
     def pixels_bytes(self) -> int:
-        """Bytes of X."""
+        """Size of X in bytes."""
         return self.images * 3 * self.side**2 * 4
 
     def factory(self) -> NetworkFactory:
@@ -91,8 +91,8 @@ class Unrolled:
     """An outer iteration of K inner steps on ``batch`` images, uncompiled, without augmentation.
 
     Attributes:
-        setting: gives network and size of the images.
-        batch: images of an inner step.
+        setting: defines the network and the size of the images.
+        batch: number of images in an inner step.
         steps: K.
     """
 
@@ -101,7 +101,7 @@ class Unrolled:
     steps: int = 2
 
     def __call__(self) -> Step:
-        """Prepare it in this process."""
+        """Prepare the measured step in this process."""
         keep_freed_memory()
         network = FunctionalNetwork(self.setting.factory())
         problem, theta = InnerProblem(network), network.initial_parameters(0)
@@ -123,15 +123,15 @@ class ExpertStep:
     """A step of an expert with gradient penalty, uncompiled.
 
     Attributes:
-        setting: gives network and size of the images.
-        batch: images of the step.
+        setting: defines the network and the size of the images.
+        batch: number of images in the step.
     """
 
     setting: Setting
     batch: int
 
     def __call__(self) -> Step:
-        """Prepare it in this process."""
+        """Prepare the measured step in this process."""
         keep_freed_memory()
         factory = self.setting.factory()
         network, objective = build_network(factory, 0), ExpertObjective(factory, ExpertSettings())
@@ -147,15 +147,15 @@ class ExpertStep:
 
 @dataclass(frozen=True)
 class Pieces:
-    """What is measured of a network at a size of images.
+    """Measurements of a network at a size of images.
 
     Attributes:
         parameters: P.
-        inner: operations of an image in an inner step, its way back included.
-        expert: operations of an image in a step of an expert.
-        image_bytes: that an image of the inner batch adds to the peak memory of an iteration.
-        inner_rate: operations a second of an iteration here.
-        expert_rate: operations a second of a step of an expert here.
+        inner: operations per image in an inner step, including its backward pass.
+        expert: operations per image in a step of an expert.
+        image_bytes: peak memory of an iteration per image of the inner batch.
+        inner_rate: operations per second of an iteration on this machine.
+        expert_rate: operations per second of a step of an expert on this machine.
     """
 
     parameters: int
@@ -167,7 +167,7 @@ class Pieces:
 
 
 def measure(setting: Setting, size: Size) -> Pieces:
-    """Measure a network at a size of images; what a batch adds to memory shows in large ones only."""
+    """Measure a network at a size of images; memory per image can only be measured with large batches."""
     many = 8 if setting.side > 64 else 64
     few, one, two, expert = (
         Unrolled(setting, 2),
@@ -175,7 +175,7 @@ def measure(setting: Setting, size: Size) -> Pieces:
         Unrolled(setting, 2 * many),
         ExpertStep(setting, many),
     )
-    # at two lengths, because the last step of the walk back does without one of the products
+    # two lengths, because the last step of the backward pass does not need one of the products
     longer, shorter = _operations(replace(few, steps=3)), _operations(few)
     of_expert = _operations(replace(expert, batch=2))
     peaks = [peak_memory(Variant("iteration", each)) for each in (one, two)]
@@ -191,7 +191,7 @@ def measure(setting: Setting, size: Size) -> Pieces:
 
 
 def _operations(step: Unrolled | ExpertStep) -> int:
-    """Of the convolutions, which are nearly all there are."""
+    """Operations of the convolutions, which are nearly all operations."""
     return count_operations(convolutions_alone(step))
 
 
@@ -204,11 +204,11 @@ def _whole(step: int, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch
 
 
 Measured = Mapping[tuple[str, int], Pieces]
-"""By network and side of the images."""
+"""Measurements by network and side of the images."""
 
 
 def pieces_table(measured: Measured) -> str:
-    """What was measured."""
+    """The table of measurements."""
     lines = [
         "| network, side | P | a snapshot | operations of an image: inner step, expert step | memory of an image | "
         "10⁹ operations a second here: iteration, expert |",
@@ -224,7 +224,7 @@ def pieces_table(measured: Measured) -> str:
 
 
 def iteration_table(measured: Measured) -> str:
-    """An outer iteration of one window."""
+    """The table of costs of an outer iteration with one window."""
     lines = [
         "| setting | IPC | N | batch | K | operations | at 10¹³ a second | graph of a step | K·P | "
         "X, momentum, gradient | window read | all-reduce: windows | batch |",
@@ -249,7 +249,7 @@ def iteration_table(measured: Measured) -> str:
 
 
 def experts_table(measured: Measured) -> str:
-    """A family of experts."""
+    """The table of costs of a set of experts."""
     lines = [
         f"| setting | operations of an expert, {EPOCHS} epochs | hours at 10¹³ a second | of {EXPERTS} experts | "
         f"store of {EXPERTS} | in bfloat16 | of them every second epoch |",
@@ -268,7 +268,7 @@ def experts_table(measured: Measured) -> str:
 
 
 def amount(size: float) -> str:
-    """Bytes in powers of ten, with three digits.
+    """Format a size in bytes with decimal units and three digits.
 
     >>> amount(40_000), amount(1.234e9)
     ('0.04 MB', '1.23 GB')
@@ -280,7 +280,7 @@ def amount(size: float) -> str:
 
 
 def report(size: Size) -> list[str]:
-    """All sections; there is no smaller set of them."""
+    """All sections; ``--small`` has no effect."""
     measured: dict[tuple[str, int], Pieces] = {}
     for setting in SETTINGS:
         if (setting.network, setting.side) not in measured:

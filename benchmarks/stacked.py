@@ -1,7 +1,7 @@
-"""Four experts one after the other, and several at once in one computation: ``python -m benchmarks.stacked``.
+"""Training four experts one after the other and several at once: ``python -m benchmarks.stacked``.
 
-At once means torch.func.vmap of the objective's gradient over stacked parameters, each expert with its own batch.
-train_experts.py does not do this: docs/scaling.md says why, in the figures that this prints.
+"At once" means torch.func.vmap of the objective's gradient over stacked parameters, each expert with its own batch.
+train_experts.py does not do this; docs/scaling.md explains why, with the numbers that this benchmark prints.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class FourSteps:
     """A step of each of four experts.
 
     Attributes:
-        at_once: experts in one computation; 0 for one after the other, as they are trained.
+        at_once: number of experts in one computation; 0 trains them one after the other, as train_experts.py does.
         compiled: whether the objective is compiled.
-        batch: images of a step of one expert.
-        side: of the images, in pixels.
-        channels: of the images.
-        width: of the ConvNet.
-        depth: of the ConvNet.
+        batch: number of images in a step of one expert.
+        side: side of the images, in pixels.
+        channels: channels of the images.
+        width: width of the ConvNet.
+        depth: depth of the ConvNet.
     """
 
     at_once: int
@@ -49,13 +49,13 @@ class FourSteps:
     depth: int
 
     def __call__(self) -> Step:
-        """Prepare it in this process."""
+        """Prepare the measured step in this process."""
         keep_freed_memory()
         keep_compiled_code()
         return self.build()
 
     def build(self) -> Step:
-        """What takes the steps and returns the parameters of all experts after them, ``[experts, P]``."""
+        """A function that takes the steps and returns the resulting parameters of all experts, ``[experts, P]``."""
         size = (self.side, self.side)
         factory = functools.partial(ConvNet, self.channels, 10, size, width=self.width, depth=self.depth)
         images = torch.randn(self.batch, self.channels, *size, generator=keyed_generator(0, "images"))
@@ -110,7 +110,7 @@ def _stacked(factory: NetworkFactory, images: Tensor, labels: Tensor, choice: Co
 
 
 def report(size: Size) -> list[str]:
-    """All sections; the small set is that of the small network."""
+    """All sections; ``--small`` measures only the small network."""
     small, large = "8×8×1, width 32, depth 2", "32×32×3, width 128, depth 3"
     sets = [(small, False, (64, 8, 1, 32, 2)), (small, True, (64, 8, 1, 32, 2))]
     if not size.small:

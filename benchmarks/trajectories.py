@@ -1,10 +1,10 @@
-"""Random windows of stored trajectories: ``python -m benchmarks.trajectories``.
+"""Reading random windows of stored trajectories: ``python -m benchmarks.trajectories``.
 
-The field keeps trajectories as files of whole trajectories, one in each (AST) or ten (MTT), which ``torch.load`` reads.
-Here the same values are stored both ways, and the same random windows read from both, each window by itself, with the
-files in the page cache. ``runs code`` is ``weights_only=False``, the way of the published code: a file can then run any
-code. The store compares every checksum on the way. What a process adds to its memory is anonymous memory alone, without
-pages of files, at its peak after reading a window.
+The published codes store whole trajectories, one per file (AST) or ten (MTT), and read them with ``torch.load``. Here
+the same values are stored in the trajectory store and in both kinds of files. The same random windows are read from
+each, one window at a time, with the files in the page cache. ``runs code`` is ``weights_only=False``, as in the
+published code: a file can then execute arbitrary code. The store compares every checksum. The memory added is the peak
+of anonymous memory after reading a window, without memory-mapped pages of files.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Reader:
     """A way to read windows.
 
     Attributes:
-        folder: of everything that was stored.
-        experts: how many there are.
+        folder: folder of the stored trajectories.
+        experts: number of experts.
         epochs: E.
-        together: trajectories in a file; 0 for the store.
-        mmap: of ``torch.load``.
-        weights_only: of ``torch.load``.
-        windows: of one run.
+        together: trajectories per file; 0 for the store.
+        mmap: option of ``torch.load``.
+        weights_only: option of ``torch.load``.
+        windows: number of windows in one run.
     """
 
     folder: Path
@@ -59,7 +59,7 @@ class Reader:
     windows: int = 100
 
     def __call__(self) -> Step:
-        """Prepare it in this process; every run reads the next windows of the stream."""
+        """Prepare the measured step in this process; every run reads the next windows of the stream."""
         read, numbers = self.read(), itertools.count()
 
         def step() -> None:
@@ -73,7 +73,7 @@ class Reader:
         return choose_window(number, range(self.experts), self.epochs - EXPERT_EPOCHS + 1, 0)
 
     def read(self) -> Read:
-        """The way itself."""
+        """The function that reads one window."""
         if not self.together:
             store = TrajectoryStore.open(self.folder / "store")
             return lambda expert, start: store.read_window(expert, start, EXPERT_EPOCHS)
@@ -81,7 +81,7 @@ class Reader:
         def read(expert: int, start: int) -> Tensor:
             file, position = divmod(expert, self.together)
             path = _file(self.folder, self.together, file)
-            # these files were written by this benchmark a moment ago: none of them holds code
+            # weights_only=False is safe here: this benchmark wrote the files itself
             trajectory = torch.load(path, mmap=self.mmap, weights_only=self.weights_only)[position]
             snapshots = trajectory[start : start + EXPERT_EPOCHS + 1]
             return torch.stack([torch.cat([each.reshape(-1) for each in snapshot]) for snapshot in snapshots])
@@ -100,10 +100,10 @@ class Reader:
 
 
 def build(folder: Path, experts: int, epochs: int) -> int:
-    """Store made-up trajectories in all three ways.
+    """Store random trajectories in all three ways.
 
     Returns:
-        Bytes of the values.
+        Size of the values in bytes.
     """
     metadata = {"network": describe_network(NETWORK), "data": {}, "expert": {}, "epochs": epochs, "seed": 0}
     store = TrajectoryStore.create(folder / "store", metadata)
@@ -155,7 +155,7 @@ def _table(timings: list[Timing], readers: dict[str, Reader], growths: dict[str,
 
 
 def _growth(reader: Reader, windows: int) -> int:
-    """In a process of its own."""
+    """Measure :meth:`Reader.growth` in a new process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(reader.growth, windows).result()
 

@@ -1,8 +1,9 @@
 """An iteration of distillation, ConvNet of width 128 and depth 3 at 32×32×3: ``python -m benchmarks.unroll``.
 
-One iteration trains the student for K steps on augmented synthetic images, compares where it ends with a target and
-differentiates that in the images and α. The first variant is what the published codes run: the graph of all K steps,
-uncompiled, with the C library's own way with memory. ``kept memory`` is what distill.py does on the CPU.
+One iteration trains the student for K steps on augmented synthetic images, compares its final parameters with a target,
+and differentiates the distance with respect to the images and α. The first variant corresponds to the published codes:
+the graph of all K steps, uncompiled, with the default memory allocation of the C library. With ``kept memory``, the
+process keeps freed memory, as distill.py does on the CPU.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ class Iteration:
     """An iteration to measure.
 
     Attributes:
-        images: synthetic images, all in each inner step.
+        images: number of synthetic images, all of which are used in each inner step.
         steps: K.
-        engine: of the unroll.
+        engine: engine of the unroll.
         compiled: whether the student's derivatives are compiled.
-        kept_memory: whether the process keeps the memory that it frees.
-        recompute: of the adjoint engine.
+        kept_memory: whether the process keeps freed memory.
+        recompute: option of the adjoint engine.
         device: ``cpu`` or ``cuda``.
         dtype: float32 or float64.
-        width: of the ConvNet.
+        width: width of the ConvNet.
     """
 
     images: int
@@ -59,7 +60,7 @@ class Iteration:
     width: int = 128
 
     def __call__(self) -> Step:
-        """Prepare it in this process."""
+        """Prepare the measured iteration in this process."""
         if self.kept_memory:
             keep_freed_memory()
         keep_compiled_code()
@@ -70,7 +71,7 @@ class Iteration:
         return tensor.to(self.device, self.dtype)
 
     def build(self) -> Callable[[], tuple[Tensor, Tensor]]:
-        """What computes the gradients in images and α."""
+        """A function that computes the gradients with respect to images and α."""
         network = FunctionalNetwork(functools.partial(ConvNet, 3, 10, (32, 32), width=self.width)).to(self.device)
         start, target = (self._placed(network.initial_parameters(0, name)) for name in ("start", "target"))
         images = self._placed(torch.randn(self.images, 3, 32, 32, generator=keyed_generator(0, "images")))
@@ -131,7 +132,7 @@ def _convolutions(iteration: Iteration) -> Step:
 
 
 def memory(size: Size, images: int, steps: tuple[int, int, int]) -> str:
-    """Peak memory at three lengths of the unroll; the plain graph only up to the second."""
+    """Peak memory for three values of K; autograd is measured only for the first two."""
     short, middle, long = steps
     make = functools.partial(Iteration, images, device=size.device)
     wide, names = Iteration(1, long, device=size.device, width=WIDE), ("adjoint", "adjoint, recompute")
@@ -162,7 +163,7 @@ def _parameters(width: int) -> int:
 
 
 def first_iteration(size: Size, images: int, steps: int) -> str:
-    """Seconds of the first iteration of a fresh process: compiling, with what was compiled before, and without both."""
+    """Seconds of the first iteration in a new process: compiling, with cached compiled code, and uncompiled."""
     lines = [
         f"### Unroll: seconds of the first iteration of a process, {images} images, K = {steps}",
         "",

@@ -1,4 +1,4 @@
-"""Real images: sources, preprocessing, Siamese augmentation and the LightningDataModule that joins them."""
+"""Real images: sources, preprocessing, Siamese augmentation and the LightningDataModule that combines them."""
 
 from ast_lightning.config.data import SOURCES
 from ast_lightning.data.datamodule import ImageDataModule

@@ -1,8 +1,7 @@
-"""The one LightningDataModule: a source, the choice of images, preprocessing, augmentation and batches.
+"""The LightningDataModule: source, selection of images, preprocessing, augmentation and batches.
 
-``setup()`` does everything once, and every attribute below calls it when needed, so that a script can ask for
-``network_arguments`` before there is a Trainer. Afterwards the splits are plain tensors that anything may
-index.
+``setup()`` does all the work once. The properties call it if needed, so that a script can use ``network_arguments``
+before a Trainer exists. Afterwards, the splits are plain tensors.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from ast_lightning.randomness import Key, keyed_generator
 
 @dataclass(frozen=True, eq=False)
 class _Prepared:
-    """What ``setup()`` arrives at."""
+    """The result of ``setup()``."""
 
     name: str
     class_names: tuple[str, ...]
@@ -43,33 +42,32 @@ class _Prepared:
 
 
 class ImageDataModule(LightningDataModule):
-    """Real images, preprocessed and held as tensors, and loaders that batch them by index.
+    """Preprocessed real images as tensors, and loaders that batch them by index.
 
     Args:
-        source: a function of no arguments that returns a :class:`RawDataset`, or the name of a built-in
+        source: a function without arguments that returns a :class:`RawDataset`, or the name of a built-in
             dataset (``SOURCES``).
-        name: what to call the dataset in names of folders; the source's own name by default.
-        root: folder of the files, for built-in datasets that have files; the file of ``arrays``.
-        image_size: side in pixels to bring the images to; None keeps their size (``image_folder`` needs one).
+        name: name of the dataset, used in folder names; the name given by the source by default.
+        root: folder of the files of a built-in dataset; for ``arrays``, the file.
+        image_size: side in pixels that the images are resized to; None keeps their size (required for
+            ``image_folder``).
         preprocessing: ``"standardize"``, ``"zca"`` or ``"none"``, fitted on the training split.
         mean, std: per-channel constants in [0, 1] for ``"standardize"``, instead of fitted ones.
         zca_eps, zca_max_features: see :func:`fit_preprocessing`.
-        per_class: use this many random training images of each class; None uses all.
-        validation_fraction: share of each class, in [0, 1), held out of the training data before anything
-            else.
-        augmentation: families of :class:`SiameseAugmentation`.
+        per_class: number of random training images of each class; None uses all.
+        validation_fraction: fraction of each class, in [0, 1), that is held out of the training data first.
+        augmentation: transforms of :class:`SiameseAugmentation`.
         batch_size: images in a global training batch, over all ranks.
         eval_batch_size: images in an evaluation batch of one rank.
-        seed: of the subset, the held-out split and, unless ``shuffle_key`` is set, the order of training.
-        download: let torchvision download files that ``root`` does not hold.
+        seed: seed of the subset, the held-out split and, unless ``shuffle_key`` is set, the order of training images.
+        download: let torchvision download files that are missing in ``root``.
 
     Attributes:
-        shuffle_key: with the epoch, names the order of the training images; ``(seed,)`` unless set.
-        samples: chooses the training images of an epoch, see :class:`ShuffledBatches`; None uses all of them.
+        shuffle_key: key of the order of training images, together with the epoch; ``(seed,)`` by default.
+        samples: selects the training images of an epoch, see :class:`ShuffledBatches`; None uses all of them.
 
     Raises:
-        ConfigurationError: at construction for a setting that can never work, in ``setup()`` for one that
-            does not suit the data.
+        ConfigurationError: at construction if a setting is invalid, in ``setup()`` if it does not match the data.
     """
 
     def __init__(
@@ -121,17 +119,17 @@ class ImageDataModule(LightningDataModule):
         self._given_preprocessing: Preprocessing | None = None
 
     def use_preprocessing(self, preprocessing: Preprocessing) -> None:
-        """Apply these statistics instead of fitting some; call it before ``setup()``."""
+        """Use these statistics instead of fitting them. Call it before ``setup()``."""
         if "_prepared" in vars(self):
             raise RuntimeError("the images are preprocessed already: call use_preprocessing before setup")
         self._given_preprocessing = preprocessing
 
     def prepare_data(self) -> None:
-        """Set up in the one process that may download, before the others look at the files."""
+        """Call ``setup()``, so that one process downloads the files before the other processes read them."""
         self.setup()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, choose, fit and preprocess; a second call does nothing, whatever the stage."""
+        """Read, select and preprocess the images. Further calls do nothing; ``stage`` is ignored."""
         _ = self._prepared
 
     @cached_property
@@ -176,12 +174,12 @@ class ImageDataModule(LightningDataModule):
             return source()
         except ConfigurationError:
             raise
-        except Exception as error:  # of code that is not ours
+        except Exception as error:  # raised by user code
             raise ConfigurationError("data.source", describe_part(source), raised(error), "correct it") from error
 
     @property
     def name(self) -> str:  # type: ignore[override]  # Lightning declares it as a plain attribute
-        """The name given, or the source's own."""
+        """The given name, or the name given by the source."""
         return self._prepared.name
 
     @property
@@ -222,7 +220,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """What was fitted on the training split."""
+        """The preprocessing, fitted on the training split unless it was given."""
         return self._prepared.preprocessing
 
     @property
@@ -232,11 +230,11 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def network_arguments(self) -> dict[str, Any]:
-        """What a network has to know about the data: ``channels``, ``num_classes``, ``image_size`` (H, W)."""
+        """Arguments for building a network: ``channels``, ``num_classes``, ``image_size`` (H, W)."""
         return {"channels": self.channels, "num_classes": self.num_classes, "image_size": self.image_size}
 
     def describe(self) -> dict[str, Any]:
-        """Everything that identifies the data in use, as plain JSON values."""
+        """Description that identifies the data in use, as plain JSON values."""
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
@@ -254,7 +252,7 @@ class ImageDataModule(LightningDataModule):
         }
 
     def train_dataloader(self) -> DataLoader[TrainingBatch]:
-        """This rank's :class:`TrainingBatch` es, in the order that ``shuffle_key`` and the epoch name."""
+        """This rank's :class:`TrainingBatch` objects, in an order determined by ``shuffle_key`` and the epoch."""
         labels, batch_size, ranks = self.train.labels, self._settings.batch_size, self._rank_and_world_size()
         epoch = 0 if self.trainer is None else self.trainer.current_epoch
         sampler = ShuffledBatches(
@@ -263,7 +261,7 @@ class ImageDataModule(LightningDataModule):
         return loader(self.train, sampler)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
-        """The test split, as (images, labels), to watch while experts train. It must select nothing."""
+        """The test split, as (images, labels), to monitor expert training. It must not be used for model selection."""
         return self.test_dataloader()
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
@@ -272,7 +270,7 @@ class ImageDataModule(LightningDataModule):
         return loader(self.test, sampler)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leaves ``rows`` on the CPU, where the draws they index are."""
+        """Move a batch to the device, except for ``rows``, which index augmentation draws on the CPU."""
         if not isinstance(batch, TrainingBatch):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
         images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.labels))

@@ -1,8 +1,9 @@
 """Your own images: ``<folder>/train/<class>/…`` and ``<folder>/test/<class>/…``, files of any size.
 
-Pillow decodes the files, in threads, because it releases the interpreter lock while it decodes and resizes. Every
-image ends upright, on white where it is transparent, at the same square size as uint8, so that a dataset is one tensor.
-Hidden files and folders are left out; so are files of other kinds, and a line names them.
+Pillow decodes the files in threads, because it releases the GIL while it decodes and resizes. Images are rotated
+according to their EXIF data, transparent pixels become white, and all images are resized to the same square size as
+uint8, so that a dataset is one tensor. Hidden files and folders are ignored. Files of other types are ignored with a
+warning.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ast_lightning.errors import ConfigurationError, printable
 from ast_lightning.storage.reading import UNREADABLE
 from ast_lightning.terminal import say
 
-_MOST_ELONGATED = 100  # a longer strip is cropped to this aspect before it is enlarged, for the memory of that
+_MOST_ELONGATED = 100  # longer images are cropped to this aspect ratio first, to limit memory
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:
@@ -48,18 +49,18 @@ _MODES = {1: "L", 3: "RGB"}
 def image_folder(
     folder: str | Path | None, image_size: int | None, resize: str = "crop", channels: int = 3
 ) -> RawDataset:
-    """Images in class folders, brought to ``image_size`` × ``image_size``.
+    """Read images from class folders and resize them to ``image_size`` × ``image_size``.
 
     Args:
-        folder: holds ``train`` and ``test``, each with one folder per class (the same classes in both).
+        folder: contains ``train`` and ``test``, each with one folder per class (the same classes in both).
         image_size: side of the square images, in pixels.
-        resize: ``"crop"`` resizes the short side, antialiased, and takes the centre; ``"squash"`` ignores the
-            aspect.
+        resize: ``"crop"`` resizes the shorter side, antialiased, and crops the centre; ``"squash"`` ignores the
+            aspect ratio.
         channels: 3 (RGB) or 1 (grey).
 
     Raises:
-        ConfigurationError: a folder or class that is missing, empty or unreadable, classes that differ between the
-            splits, or images that cannot be decoded, after a line for each of them.
+        ConfigurationError: a folder or class is missing, empty or unreadable, the splits have different classes, or
+            images cannot be decoded, in which case a line is printed for each of them.
     """
     folder = Path(os.path.expanduser(folder)) if isinstance(folder, str | Path) else None
     if folder is None or not os.path.isdir(folder):
@@ -98,11 +99,11 @@ def _wrong(root: str | Path | None, problem: str, remedy: str) -> ConfigurationE
 
 
 def _list_split(folder: Path, split: str) -> dict[str, list[str]]:
-    """The image files of one split by class, both sorted; every class has at least one.
+    """The image files of one split by class, both sorted; every class has at least one file.
 
     Raises:
         ConfigurationError: a folder is missing or empty.
-        OSError: one cannot be read.
+        OSError: a folder cannot be read.
     """
     path = folder / split
     if not os.path.isdir(path):
@@ -126,7 +127,7 @@ def _list_split(folder: Path, split: str) -> dict[str, list[str]]:
 
 
 def _files_below(folder: str) -> list[str]:
-    """The visible files of a class. Links are followed, but into no folder twice, and not to one that holds this."""
+    """The visible files of a class. Links are followed, but each folder is visited once, and parents are skipped."""
 
     def stop(error: OSError) -> None:
         raise error
@@ -146,19 +147,19 @@ def _decode(path: str, size: int, fit: Callable[[Image.Image, int], Image.Image]
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("it is no file")
         with Image.open(path, formats=_formats()) as image:
-            if image.mode == "F" or image.mode.startswith("I"):  # Pillow would clip these to white without a word
+            if image.mode == "F" or image.mode.startswith("I"):  # Pillow would silently clip these to white
                 raise ValueError(f"its pixels are of more than 8 bits (mode {image.mode}); convert it first")
-            upright = ImageOps.exif_transpose(image)  # cameras store the rotation beside the pixels
-            if upright.has_transparency_data:  # what lies below transparent pixels is arbitrary
+            upright = ImageOps.exif_transpose(image)  # cameras store the rotation as metadata
+            if upright.has_transparency_data:  # the colour of transparent pixels is arbitrary
                 upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
             return transforms.pil_to_tensor(fit(upright.convert(mode), size))
-    except Exception as error:  # what a damaged file makes Pillow raise is not documented
+    except Exception as error:  # Pillow does not document its errors for damaged files
         return printable(f"{path} ({error})")
 
 
 @cache
 def _formats() -> list[str]:
-    """Those that Pillow decodes by itself: for EPS it runs another program."""
+    """The formats that Pillow decodes itself; EPS is excluded, because Pillow runs Ghostscript for it."""
     Image.init()
     return sorted(Image.OPEN.keys() - {"EPS"})
 
@@ -170,7 +171,7 @@ def _decode_split(
     channels: int,
     problems: list[str],
 ) -> LabelledImages:
-    """All files of a split; the tensor is allocated once, so that memory peaks at the size of the result."""
+    """Decode all files of a split into a preallocated tensor, so that no second copy is in memory."""
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(list(map(len, classes))))
     images = torch.empty((len(labels), channels, image_size, image_size), dtype=torch.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as executor:

@@ -1,4 +1,4 @@
-"""Images that lie in arrays or tensors: those of a script, or of one ``.npz`` or ``.pt`` file."""
+"""Images in arrays or tensors, passed by a script or read from one ``.npz`` or ``.pt`` file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ast_lightning.terminal import say
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
 HELD_OUT = 0.2
-"""Share of each class that is the test split where none is given."""
+"""Fraction of each class that becomes the test split if none is given."""
 
 
 def arrays(
@@ -38,14 +38,14 @@ def arrays(
         train_images: uint8 in 0 … 255, or floats in [0, 1], which are multiplied by 255 and rounded to uint8. The
             shape is ``[N, C, H, W]`` or ``[N, H, W, C]`` with one or three channels, or ``[N, H, W]``.
         train_labels: ``[N]`` integers or strings.
-        test_images, test_labels: the same for the test split. Without them, 20 % of each class are held out of the
-            training images, always the same ones, and a line says so.
-        class_names: by label. Without them the sorted distinct labels are the classes; with integer labels they name
-            the classes 0 … n − 1, and string labels must be among them.
-        name: of the dataset.
+        test_images, test_labels: the same for the test split. If they are not given, 20 % of the training images of
+            each class are held out, always the same ones, and a line is printed.
+        class_names: names of the classes, by label. By default, the sorted distinct labels are the classes. Integer
+            labels must be in 0 … n − 1 for n names, and string labels must be among the names.
+        name: name of the dataset.
 
     Raises:
-        ConfigurationError: naming the argument that does not fit.
+        ConfigurationError: an argument is invalid; the message names it.
 
     >>> data = arrays(np.zeros((4, 8, 8, 3)), ["b", "a", "b", "a"], np.ones((2, 8, 8, 3)), ["a", "b"])
     >>> data.train.images.shape, data.train.labels.tolist(), data.class_names
@@ -67,15 +67,17 @@ def arrays(
 
 
 def load_arrays(root: str | Path | None) -> RawDataset:
-    """The dataset in one file with the keys ``train_images``, ``train_labels`` and, where there are such,
-    ``test_images``, ``test_labels`` and ``class_names``; see :func:`arrays`.
+    """Read a dataset from one file.
+
+    The file has the keys ``train_images``, ``train_labels`` and, optionally, ``test_images``, ``test_labels`` and
+    ``class_names``; see :func:`arrays`.
 
     Args:
-        root: an ``.npz`` file of ``numpy.savez``, or a ``.pt`` file of ``torch.save`` that holds a dictionary. Pickled
-            objects are never loaded.
+        root: an ``.npz`` file of ``numpy.savez``, or a ``.pt`` file of ``torch.save`` that contains a dictionary.
+            Pickled objects are never loaded.
 
     Raises:
-        ConfigurationError: naming ``data.root``: the file is missing or damaged, or its content does not fit.
+        ConfigurationError: the file is missing or damaged, or its content is invalid.
     """
     path = Path(root or "").expanduser()
     if path.suffix not in (".npz", ".pt") or not path.is_file():
@@ -97,7 +99,7 @@ def _read_npz(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return dict(archive)
-    except Exception as error:  # what a damaged file makes numpy raise is not documented
+    except Exception as error:  # numpy does not document its errors for damaged files
         problem = "it cannot be read as arrays: it is damaged, or holds Python objects"
         raise ConfigurationError("data.root", path, problem, "save plain arrays with numpy.savez") from error
 
@@ -107,10 +109,10 @@ def _described(value: np.ndarray | Tensor) -> str:
 
 
 def _images(key: str, value: Any) -> Tensor:
-    """uint8 ``[N, C, H, W]``."""
+    """Convert images to uint8 ``[N, C, H, W]``."""
     try:
         images = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
-    except (TypeError, ValueError) as error:  # objects, texts, rows of several lengths
+    except (TypeError, ValueError) as error:  # objects, strings, rows of different lengths
         raise ConfigurationError(key, type(value).__name__, f"it is no array ({error})", "give numbers") from error
     rejected = partial(ConfigurationError, key, _described(images))
     if images.ndim == 3:
@@ -131,7 +133,7 @@ def _images(key: str, value: Any) -> Tensor:
 
 
 def _labels(key: str, value: Any, count: int) -> np.ndarray:
-    """int64 or strings ``[N]``."""
+    """Convert labels to an array ``[N]`` of int64 or strings."""
     labels = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     if labels.dtype.kind not in "iuU" or labels.shape != (count,):
@@ -141,7 +143,7 @@ def _labels(key: str, value: Any, count: int) -> np.ndarray:
 
 
 def _classes(given: Sequence[np.ndarray], class_names: Sequence[str] | None) -> tuple[Tensor, tuple[str, ...]]:
-    """The labels of all splits in a row as int64 0 … n − 1, and the names of the classes."""
+    """The concatenated labels of all splits as int64 0 … n − 1, and the names of the classes."""
     if len({labels.dtype.kind for labels in given}) > 1:
         raise ConfigurationError("test_labels", "…", "one split has strings, the other integers", "give one kind")
     known, labels = np.unique(np.concatenate(given), return_inverse=True)

@@ -1,8 +1,8 @@
-"""Batches cut from tensors by index, in an order that depends on a key and the epoch alone.
+"""Batches indexed from tensors, in an order that depends only on a key and the epoch.
 
-A sampler yields the indices of whole batches and the DataLoader's own batching is off: no item is touched
-singly. All ranks go through the same global batches; rank r of R takes the rows r, r + R, … of each, so that
-the batches do not depend on the number of devices.
+A sampler yields the indices of whole batches, and the DataLoader's own batching is switched off. All ranks iterate over
+the same global batches, and rank r of R takes the rows r, r + R, … of each. Global batches therefore do not depend on
+the number of devices.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class TrainingBatch(NamedTuple):
     Args:
         images: preprocessed float32 [n, C, H, W].
         labels: int64 [n].
-        rows: int64 [n] on the CPU, the positions of these samples inside the global batch. They pick the rows
-            of draws made for the global batch.
+        rows: int64 [n] on the CPU, the positions of these samples in the global batch. They index augmentation draws
+            made for the global batch.
         batch_size: size of the global batch, over all ranks.
     """
 
@@ -37,7 +37,7 @@ class TrainingBatch(NamedTuple):
 
 
 class BatchIndex(NamedTuple):
-    """Where the samples of one rank's part of a batch lie in the dataset, and in the global batch."""
+    """Indices of the samples of one rank's part of a batch, in the dataset and in the global batch."""
 
     samples: Tensor
     rows: Tensor
@@ -45,22 +45,22 @@ class BatchIndex(NamedTuple):
 
 
 class ShuffledBatches(DistributedSampler[BatchIndex]):
-    """The training batches of one rank: a permutation per epoch, cut into global batches, the last one kept.
+    """The training batches of one rank: a permutation per epoch, split into global batches; the last one is kept.
 
-    A last batch with fewer images than ranks joins the one before it, since no rank may be left without
-    images. It is a DistributedSampler so that Lightning does not divide the batches among devices once more.
+    If the last batch has fewer images than there are ranks, it is merged with the previous one, so that every rank has
+    an image. This is a DistributedSampler so that Lightning does not divide the batches among devices again.
 
     Args:
         labels: int64 [N] of the training images.
         batch_size: size of a global batch.
-        order_key: gives what, with the epoch, names the permutation; asked anew each epoch.
-        rank, world_size: which part of each batch is this process's.
+        order_key: returns the key of the permutation, together with the epoch; called in each epoch.
+        rank, world_size: rank of this process and number of processes.
         samples: a function of (epoch, labels) that returns the int64 indices [M] of the images of an epoch, the same
-            on every rank; None for all images, once each.
-        epoch: the first one; :meth:`set_epoch` chooses another.
+            on every rank; None uses every image once.
+        epoch: the first epoch; :meth:`set_epoch` changes it.
 
     Raises:
-        ConfigurationError: a batch that cannot give every rank an image, or indices of no images.
+        ConfigurationError: a batch has fewer images than there are ranks, or ``samples`` returns invalid indices.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ShuffledBatches(DistributedSampler[BatchIndex]):
         self.set_epoch(epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the images and the permutation; Lightning calls this before each epoch."""
+        """Set the images and the permutation of an epoch; Lightning calls this before each epoch."""
         self.epoch = epoch
         self._chosen = None if self.samples is None else _checked_indices(self.samples(epoch, self.labels), self.labels)
         self.count = len(self.labels if self._chosen is None else self._chosen)
@@ -114,7 +114,7 @@ def _checked_indices(chosen: Any, labels: Tensor) -> Tensor:
 
 
 class OrderedBatches(DistributedSampler[Tensor]):
-    """The evaluation batches of one rank: its share of the images (r, r + R, …), each once, in order."""
+    """The evaluation batches of rank r of R: images r, r + R, …, each once, in order."""
 
     def __init__(self, count: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         super().__init__(range(count), world_size, rank, shuffle=False)  # type: ignore[arg-type]
@@ -142,7 +142,8 @@ class _Batches(Dataset[Any]):
 
 
 def loader(split: LabelledImages, sampler: ShuffledBatches | OrderedBatches) -> DataLoader[Any]:
-    """A DataLoader of :class:`TrainingBatch`, or of (images, labels) in order; Lightning finds ``set_epoch`` on its
-    ``sampler``.
+    """A DataLoader of :class:`TrainingBatch` or, with :class:`OrderedBatches`, of (images, labels).
+
+    Lightning calls ``set_epoch`` of its ``sampler``.
     """
     return DataLoader(_Batches(split), sampler=sampler, batch_size=None, pin_memory=torch.cuda.is_available())

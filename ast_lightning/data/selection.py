@@ -1,4 +1,4 @@
-"""Real images that stand for a dataset: drawn at random, or representative of their classes."""
+"""Selection of real images: at random, or representative of their classes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def random_images(real: LabelledImages, class_names: Sequence[str], ipc: int, se
 
     Args:
         real: the preprocessed training images.
-        class_names: of all classes, in the order of the labels.
+        class_names: names of all classes, in the order of the labels.
         ipc: images per class.
-        seed: of the draw.
+        seed: seed of the draw.
 
     Returns:
         Copies of the images, ``[classes · ipc, C, H, W]``, grouped by class, and labels ``[classes · ipc]`` int64.
@@ -45,7 +45,7 @@ def representative_images(
     """Select the ``ipc`` images of each class that are nearest to the k-means centres of their logits.
 
     Args:
-        logits: of an expert; the other arguments and the result are those of :func:`random_images`.
+        logits: an expert; the other arguments and the result are those of :func:`random_images`.
         clusters: k-means clusters per class.
 
     Raises:
@@ -71,16 +71,17 @@ def _select(
 
 
 def representatives(features: Tensor, count: int, clusters: int, seed: int) -> Tensor:
-    """The samples nearest to the k-means centres of their features: nearest first, taking the centres in turn.
+    """The samples nearest to the k-means centres of the features.
 
-    The published code takes nothing when ``count`` is below its ten clusters and may take one image twice; here the
-    centres, largest cluster first, each take the nearest sample that is still free until there are enough.
+    The centres are visited in turn, largest cluster first. Each takes its nearest sample that is not yet taken, until
+    ``count`` samples are taken. In contrast, the published code takes no sample if ``count`` is smaller than its ten
+    clusters, and may take a sample twice.
 
     Args:
         features: ``[N, F]``, N ≥ count.
-        count: how many samples to take.
-        clusters: k-means clusters; at most ``count`` and N are used.
-        seed: of k-means; the result depends on it and the features alone.
+        count: number of samples to take.
+        clusters: number of k-means clusters; at most ``count`` are used.
+        seed: seed of k-means; the result depends only on it and on the features.
 
     Returns:
         ``[count]`` distinct int64 indices.
@@ -100,10 +101,10 @@ def representatives(features: Tensor, count: int, clusters: int, seed: int) -> T
 
 
 def check_ipc(labels: Tensor, class_names: Sequence[str], ipc: int) -> None:
-    """Reject more images per class than the smallest class has.
+    """Check that every class has at least ``ipc`` images.
 
     Raises:
-        ConfigurationError: naming the class and its size.
+        ConfigurationError: a class has fewer images; the message gives its name and size.
     """
     name, count = smallest_class(labels, class_names)
     if ipc > count:

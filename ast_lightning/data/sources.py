@@ -1,8 +1,7 @@
-"""Where real images come from: every source returns a :class:`RawDataset`, whatever its files look like.
+"""Sources of real images. Every source returns a :class:`RawDataset`.
 
-torchvision's classes and scikit-learn do the reading. What is added here is that a dataset is taken as whole
-tensors rather than image by image, that archives lying in a read-only folder are used as they are, and that
-missing or damaged files end in a message that says what was looked for.
+torchvision and scikit-learn read the files. This module converts each dataset to whole tensors, uses archives in
+read-only folders without unpacking them there, and reports missing or damaged files with the expected names.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class LabelledImages:
     """Images and their classes, held as two tensors.
 
     Args:
-        images: [N, C, H, W]; uint8 as a source gives them, float32 once preprocessed.
+        images: [N, C, H, W]; uint8 as returned by a source, float32 after preprocessing.
         labels: int64 [N], in 0 … number of classes − 1.
     """
 
@@ -43,13 +42,13 @@ class LabelledImages:
         return len(self.labels)
 
     def take(self, index: Tensor) -> LabelledImages:
-        """The samples at the positions ``index`` (int64 [K]), or those it marks (bool [N])."""
+        """The samples selected by ``index``: positions (int64 [K]) or a mask (bool [N])."""
         return LabelledImages(self.images[index], self.labels[index])
 
 
 @dataclass(frozen=True, eq=False)
 class RawDataset:
-    """A dataset as its source gives it: uint8 NCHW images, both splits of one size, and the class names."""
+    """A dataset before preprocessing: uint8 NCHW images of the same size in both splits, and the class names."""
 
     name: str
     train: LabelledImages
@@ -58,9 +57,9 @@ class RawDataset:
 
 
 def digits() -> RawDataset:
-    """scikit-learn's handwritten digits: 1,797 images of 8×8, one channel, 500 of them the test split.
+    """scikit-learn's handwritten digits: 1,797 images of 8×8 pixels, one channel; 500 images form the test split.
 
-    The pixels' 0 … 16 become 0 … 255 by rounding; the split is stratified and always the same.
+    Pixel values 0 … 16 are scaled to 0 … 255 and rounded. The split is stratified and always the same.
     """
     bunch = load_digits()
     images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
@@ -70,8 +69,8 @@ def digits() -> RawDataset:
     return RawDataset("digits", train, test, tuple(map(str, bunch.target_names)))
 
 
-# By name: torchvision's class, what it reads below its root, the archives that may lie in the root instead, and the
-# folder below the root that their contents belong in.
+# torchvision's class, the files that it reads below its root, the archives that may be in the root instead, and the
+# folder below the root that the archives are unpacked into.
 _Files = tuple[type, tuple[str, ...], tuple[str, ...], str]
 
 
@@ -92,18 +91,18 @@ _TORCHVISION: dict[str, _Files] = {
 
 
 def torchvision_dataset(name: str, root: str | Path | None, download: bool = False) -> RawDataset:
-    """One of torchvision's datasets, read from ``root`` by torchvision's own class.
+    """Read one of torchvision's datasets from ``root`` with torchvision's own class.
 
-    Archives that lie directly in ``root`` (the four ``*-ubyte.gz`` files, a CIFAR ``.tar.gz``) are unpacked
-    into a temporary folder, so that ``root`` may be read-only.
+    Archives directly in ``root`` (the four ``*-ubyte.gz`` files, a CIFAR ``.tar.gz``) are unpacked into a temporary
+    folder, so that ``root`` may be read-only.
 
     Args:
         name: ``mnist``, ``fashion_mnist``, ``cifar10``, ``cifar100`` or ``svhn``.
         root: the folder of the files.
-        download: let torchvision download into ``root`` what is not there.
+        download: let torchvision download missing files into ``root``.
 
     Raises:
-        ConfigurationError: unknown name, no files, damaged files, or a download that failed.
+        ConfigurationError: the name is unknown, files are missing or damaged, or a download failed.
     """
     if name not in _TORCHVISION:
         raise ConfigurationError("data.source", name, "no such dataset", f"use one of {', '.join(_TORCHVISION)}")
@@ -121,7 +120,7 @@ def torchvision_dataset(name: str, root: str | Path | None, download: bool = Fal
             splits = [{"split": "train"}, {"split": "test"}]
         try:
             train, test = (dataset_class(str(home or folder), download=home is None, **each) for each in splits)
-        except Exception as error:  # torchvision has no common error for a damaged file or a failed download
+        except Exception as error:  # torchvision has no common exception for damaged files or failed downloads
             reason = " ".join(str(error).split()) or type(error).__name__
             problem, remedy = f"the {name} files there are incomplete or damaged: {reason}", "fetch them again"
             if home is None:
@@ -130,14 +129,14 @@ def torchvision_dataset(name: str, root: str | Path | None, download: bool = Fal
     names = getattr(train, "classes", None) or range(10)
     raw = RawDataset(name, _as_tensors(train), _as_tensors(test), tuple(map(str, names)))
     found = {980: "mnist", 1000: "fashion_mnist"}.get(int((raw.test.labels == 0).sum()), name)
-    if name.endswith("mnist") and found != name:  # the two share the names of their files
+    if name.endswith("mnist") and found != name:  # MNIST and Fashion-MNIST have the same file names
         problem = f"these files are {found}, not {name}"
         raise ConfigurationError("data.root", root, problem, f"set data={found} or name another folder")
     return raw
 
 
 def _find_files(name: str, folder: Path, scratch: Path) -> Path | None:
-    """The root for torchvision: ``folder``, or ``scratch`` with the archives unpacked; None without files."""
+    """The root for torchvision: ``folder``, or ``scratch`` with the unpacked archives; None if there are no files."""
     _, unpacked, archives, belongs_in = _TORCHVISION[name]
     if all((folder / path).exists() for path in unpacked):
         return folder
@@ -148,7 +147,7 @@ def _find_files(name: str, folder: Path, scratch: Path) -> Path | None:
     for archive in archives:
         try:
             if archive.endswith(".tar.gz"):
-                with tarfile.open(folder / archive) as tar:  # only what is read is unpacked, links never
+                with tarfile.open(folder / archive) as tar:  # unpack only the files that are read, no links
                     members = tar.getmembers()
                     if outside := [each.name for each in members if {"/", ".."} & {*Path(each.name).parts}]:
                         raise ValueError(f"its member {outside[0]} lies outside of the folder, as none of {name} does")
@@ -169,7 +168,7 @@ def _as_tensors(dataset: Any) -> LabelledImages:
     labels = torch.as_tensor(np.asarray(getattr(dataset, "targets", getattr(dataset, "labels", None))))
     if images.ndim == 3:
         images = images.unsqueeze(1)
-    elif images.shape[1] != 3:  # CIFAR keeps the channels last
+    elif images.shape[1] != 3:  # CIFAR has the channels last
         images = images.permute(0, 3, 1, 2).contiguous()
     return LabelledImages(images, labels.to(torch.int64))
 

@@ -1,4 +1,4 @@
-"""Choosing the images to use: a held-out split, a subset per class, a size, and the outcome's fingerprint."""
+"""Selection of the images to use: checks, held-out split, subset per class, resizing, and a fingerprint."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _RESIZE_CHUNK = 4096
 
 
 def check_raw(raw: RawDataset, source: object, root: str | None = None) -> None:
-    """Compare a dataset with what a source promises; a line warns of test images that are training images as well.
+    """Check the dataset that a source returns. A warning is printed if many test images are also training images.
 
     Raises:
-        ConfigurationError: something of it has another type, shape or range, or a class has no training images.
+        ConfigurationError: a type, shape or range is wrong, or a class has no training images.
     """
     if problem := next(_problems(raw), None):
         option, value = ("data.source", describe_part(source)) if callable(source) else ("data.root", root)
@@ -38,7 +38,7 @@ def check_raw(raw: RawDataset, source: object, root: str | None = None) -> None:
 
 
 def _problems(raw: Any) -> Iterator[tuple[str, ...]]:
-    """What is wrong with a dataset, and the remedy where it is a special one; each check relies on those before."""
+    """The problems of a dataset, some with a specific remedy. Each check assumes that the previous ones passed."""
     if not isinstance(raw, RawDataset):
         yield (f"it gives {type(raw).__name__} and no dataset",)
     num_classes = len(raw.class_names)
@@ -69,10 +69,10 @@ def _problems(raw: Any) -> Iterator[tuple[str, ...]]:
 
 
 def check_memory(count: int, channels: int, height: int, width: int) -> None:
-    """Reject a size at which the images and their float32 copy would not fit into this machine's memory.
+    """Check that the images and their float32 copy fit into this machine's memory.
 
     Raises:
-        ConfigurationError: naming ``data.image_size``.
+        ConfigurationError: ``data.image_size`` is too large.
     """
     needed, there = 5 * count * channels * height * width, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
@@ -90,10 +90,10 @@ def smallest_class(labels: Tensor, class_names: Sequence[str]) -> tuple[str, int
 def hold_out(
     train: LabelledImages, fraction: float, class_names: tuple[str, ...], generator: torch.Generator
 ) -> tuple[LabelledImages, LabelledImages | None]:
-    """Split off ``fraction`` of every class (rounded, at least one image), drawn at random; order is kept.
+    """Hold out a random ``fraction`` of every class (rounded, at least one image); the order is kept.
 
     Returns:
-        What remains for training, and the held-out images (None for a fraction of 0).
+        The remaining training images, and the held-out images (None for a fraction of 0).
     """
     if fraction == 0:
         return train, None
@@ -110,7 +110,7 @@ def hold_out(
 def subset_per_class(
     train: LabelledImages, per_class: int | None, class_names: tuple[str, ...], generator: torch.Generator
 ) -> LabelledImages:
-    """``per_class`` random images of every class, in order; a smaller subset lies within a larger."""
+    """``per_class`` random images of every class, in their original order. Larger subsets contain smaller ones."""
     if per_class is None:
         return train
     name, count = smallest_class(train.labels, class_names)
@@ -121,7 +121,7 @@ def subset_per_class(
 
 
 def _draw(labels: Tensor, counts: Sequence[int], generator: torch.Generator) -> Tensor:
-    """bool [N]: ``counts[label]`` random samples of every class."""
+    """A mask, bool [N], of ``counts[label]`` random samples of every class."""
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     for label, count in enumerate(counts):
         members = (labels == label).nonzero().squeeze(1)
@@ -130,7 +130,7 @@ def _draw(labels: Tensor, counts: Sequence[int], generator: torch.Generator) -> 
 
 
 def resize(split: LabelledImages, image_size: int | None) -> LabelledImages:
-    """uint8 images at ``image_size`` × ``image_size``: bilinear, antialiased, the aspect not kept."""
+    """Resize uint8 images to ``image_size`` × ``image_size``: bilinear, antialiased, ignoring the aspect ratio."""
     if image_size is None or tuple(split.images.shape[2:]) == (image_size, image_size):
         return split
     size = [image_size, image_size]

@@ -1,4 +1,4 @@
-"""Distillation: what is distilled (SyntheticSet), how (Method), and the outer loop of both (DistillModule)."""
+"""Distillation: the synthetic set (SyntheticSet), the method (Method) and the outer loop (DistillModule)."""
 
 from ast_lightning.config.distill import DistillSettings, TrajectoryMatchingSettings
 from ast_lightning.distillation.initialization import initial_images, starting_point

@@ -1,4 +1,4 @@
-"""Gradients that are known before the backward pass: windows one after the other, in the memory of one."""
+"""Gradient accumulation over windows, in the memory of one window."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.autograd.function import once_differentiable
 
 
 class KnownGradients(torch.autograd.Function):
-    """(value, gradients of the parameters, the parameters) → the value, as if it had been computed from them.
+    """Return a value whose backward pass assigns gradients that were computed before.
 
-    A graph that waits for the backward pass keeps the trajectories of all its students. Here each window's is
-    differentiated at once, and the backward pass, which optimisers and DistributedDataParallel rely on, only hands the
-    sums on.
+    Takes (value, gradients of the parameters, the parameters). A single graph over all windows would keep the
+    trajectories of all students in memory until the backward pass. Instead, each window is differentiated immediately.
+    The backward pass, which optimisers and DistributedDataParallel rely on, only passes on the accumulated gradients.
 
     >>> weight = torch.tensor(3.0, requires_grad=True)
     >>> loss = KnownGradients.apply(torch.tensor(9.0), [torch.tensor(6.0)], weight)

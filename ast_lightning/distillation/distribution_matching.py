@@ -1,4 +1,4 @@
-"""Distribution matching (DM, Zhao and Bilen, WACV 2023): real and synthetic images have the same mean features."""
+"""Distribution matching (DM, Zhao and Bilen, WACV 2023): match the mean features of real and synthetic images."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Share(NamedTuple):
     """One rank's part of an iteration.
 
     Attributes:
-        iteration: keys every draw.
-        classes: whose means are compared.
-        scale: of their loss, such that the mean over ranks is the loss of all classes.
+        iteration: the outer iteration; part of the key of every random draw.
+        classes: the classes whose means are compared.
+        scale: factor of their loss, such that the mean over ranks is the loss of all classes.
     """
 
     iteration: int
@@ -33,20 +33,20 @@ class Share(NamedTuple):
 
 
 class DistributionMatching(Method):
-    """Compares mean features under a fresh, untrained network at each iteration; there are no experts.
+    """Compares mean features under a new, randomly initialised network at each iteration. Experts are not needed.
 
         L = Σ_c ‖ mean f(aug(real images of class c)) − mean f(aug(synthetic images of class c)) ‖²
 
-    f is the input of the network's last linear layer. Real and synthetic images of a class are augmented with one
-    family and one set of parameters. Several ranks divide the classes; with batch normalisation, whose statistics are
-    those of all classes together, each rank computes all of them.
+    f is the input of the network's last linear layer. Real and synthetic images of a class are augmented with the same
+    transform and the same parameters. The classes are divided among the ranks. With batch normalisation, whose
+    statistics depend on all classes together, each rank computes all classes.
 
     Args:
         settings: the options.
-        network: builds the networks; a linear layer must be the last.
+        network: builds the networks, whose last layer must be linear.
         real: the preprocessed training images.
-        augmentation: Siamese augmentation of both; None for none.
-        seed: of every draw.
+        augmentation: Siamese augmentation of both; None disables it.
+        seed: seed of all random draws.
 
     Raises:
         ConfigurationError: the network has no linear layer.
@@ -108,7 +108,7 @@ class DistributionMatching(Method):
         with torch.no_grad():
             targets = self._means(features, real)
         distances = [(a - b).square().sum() for a, b in zip(targets, self._means(features, made), strict=True)]
-        total = item.scale * sum(distances, start=0.0 * tensors[0].sum())  # 0 where a rank has no class
+        total = item.scale * sum(distances, start=0.0 * tensors[0].sum())  # 0 if this rank has no class
         return total, {"train/loss": total.detach()}
 
     def _means(self, features: _Features, batches: list[Tensor]) -> list[Tensor]:
@@ -125,14 +125,14 @@ class DistributionMatching(Method):
         return self._augmented(images, iteration, label)
 
     def _augmented(self, images: Tensor, iteration: int, label: int) -> Tensor:
-        """With the draw of this class, the same for each image."""
+        """Augment all images of a class with the same draw."""
         height, width = images.shape[-2:]
         draw = self._augmentation.draw(1, (height, width), keyed_generator(self._seed, "siamese", iteration, label))
         return self._augmentation.apply(images, draw.rows(torch.zeros(len(images), dtype=torch.int64)))
 
 
 class _Features:
-    """Images → what enters the last linear layer of a network with fixed parameters, ``[N, F]``."""
+    """Images → inputs of the last linear layer of a network with fixed parameters, ``[N, F]``."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network.requires_grad_(False).train()

@@ -1,4 +1,4 @@
-"""What the synthetic images start from: representative or random real images, noise, or an earlier distilled set."""
+"""Initialisation of the synthetic images: representative or random real images, noise, or an earlier distilled set."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ast_lightning.synthetic import DistilledDataset, load_distilled
 Initialization = Callable[
     [LabelledImages, Sequence[str], DistillSettings, int, Callable[[], Logits]], tuple[Tensor, Tensor]
 ]
-"""(real training images, class names, settings, seed, a function that gives a trained expert) → images
-``[classes · ipc, C, H, W]`` grouped by class and labels ``[classes · ipc]`` int64; what ``distill.init`` names."""
+"""The type of ``distill.init``: (real training images, class names, settings, seed, a function that returns a trained
+expert) → images ``[classes · ipc, C, H, W]`` grouped by class, and labels ``[classes · ipc]`` int64."""
 
 
 def representative(
@@ -34,7 +34,7 @@ def representative(
 def random_real(
     real: LabelledImages, class_names: Sequence[str], settings: DistillSettings, seed: int, expert: Callable[[], Logits]
 ) -> tuple[Tensor, Tensor]:
-    """Real images drawn at random."""
+    """Random real images."""
     return random_images(real, class_names, settings.ipc, seed)
 
 
@@ -58,20 +58,21 @@ def initial_images(
     seed: int,
     expert: Callable[[], Logits] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The images and labels that ``distill.init`` gives.
+    """Initialise the images and labels as ``distill.init`` specifies.
 
     Args:
-        settings: ``init``, ``init_clusters`` and ``ipc``.
+        settings: ``init``, ``init_clusters`` and ``ipc`` are used.
         real: the preprocessed training images.
-        class_names: of all classes, in the order of the labels.
-        seed: of every draw.
-        expert: gives a trained expert, for ``representative``.
+        class_names: names of all classes, in the order of the labels.
+        seed: seed of all random draws.
+        expert: returns a trained expert; needed for ``representative``.
 
     Returns:
         images ``[classes · ipc, C, H, W]`` float32, grouped by class, and labels ``[classes · ipc]`` int64.
 
     Raises:
-        ConfigurationError: fewer than ``ipc`` real images in a class, no such initialisation, or no expert.
+        ConfigurationError: a class has fewer than ``ipc`` real images, the initialisation is unknown, or an expert is
+            needed and none is given.
     """
 
     def none() -> Logits:
@@ -91,10 +92,10 @@ def initial_images(
 
 
 def starting_point(settings: DistillSettings, context: Context) -> tuple[Tensor, Tensor, float]:
-    """X, Y and α before distillation: ``distill.init``, or the set that ``distill.warm_start`` names.
+    """X, Y and α before distillation, from ``distill.init`` or from the set in ``distill.warm_start``.
 
     Raises:
-        ConfigurationError: see :func:`initial_images`; or the earlier set does not fit.
+        ConfigurationError: see :func:`initial_images`; or the earlier set does not match this run.
     """
     if not settings.warm_start:
         data = context.data

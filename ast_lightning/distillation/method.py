@@ -1,4 +1,4 @@
-"""What a method of distillation is: a stream of work items, and the loss of one."""
+"""The interface of a distillation method: a stream of work items, and the loss of an item."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from ast_lightning.trajectories import TrajectoryStore
 
 @dataclass(frozen=True)
 class Context:
-    """What a method can ask for. Nothing is read or computed before it asks.
+    """The inputs available to a method. They are read or computed on first use.
 
     Attributes:
         data: the real images.
         make_network: builds a network from ``channels``, ``num_classes`` and ``image_size``.
-        seed: of every draw.
-        ranks: how many processes share an iteration.
-        open_experts: the trajectory store and the experts to use, as its records name them; reads no image.
+        seed: seed of all random draws.
+        ranks: number of processes that share an iteration.
+        open_experts: opens the trajectory store and returns it with the experts to use; reads no images.
         check_experts: compares the store with the data and the network of this run.
-        choose_compilation: (forward passes of an image in the whole run, why it must not be compiled or None) → the
-            choice.
-        schedule: the epochs that the experts of this run store; None where a folder of experts was named.
+        choose_compilation: (forward passes of single images in the whole run, reason not to compile or None) →
+            whether to compile.
+        schedule: the epochs that the experts of this run store; None if a folder of experts was given.
     """
 
     data: ImageDataModule
@@ -56,7 +56,7 @@ class Context:
         """The trajectory store and the experts to use.
 
         Raises:
-            ConfigurationError: they are missing, incomplete, or those of other data or another network.
+            ConfigurationError: they are missing, incomplete, or were trained on other data or with another network.
         """
         store, experts = self.open_experts()
         self.check_experts(store)
@@ -68,73 +68,73 @@ class Context:
 
 
 class Method(ABC):
-    """How synthetic images are distilled. ``distill._target_`` names a class of this kind.
+    """Base class of distillation methods. ``distill._target_`` selects a subclass.
 
-    The gradients of an item are such that their mean over the items of all ranks is that of the iteration. Every draw
-    is keyed by (seed, purpose, iteration, item), so that resumed runs and other numbers of devices agree.
+    The gradient of an iteration is the mean of the gradients of its items over all ranks. Every random draw is keyed by
+    (seed, purpose, iteration, item), so that results do not depend on interruptions or on the number of devices.
 
     Attributes:
         Settings: the dataclass of its options, which are the keys of section ``distill``.
         settings: the options of this run.
-        compilation: whether its derivatives are compiled, and why.
+        compilation: whether the derivatives are compiled, and why.
     """
 
     Settings: ClassVar[type[DistillSettings]] = DistillSettings
     settings: DistillSettings
     compilation: Compilation = Compilation(reason="nothing to compile")
 
-    @classmethod  # noqa: B027 - most methods have nothing to add
+    @classmethod  # noqa: B027 - optional for subclasses
     def check(cls, settings: Any, context: Context) -> None:
-        """Reject settings that cannot work, before anything is read.
+        """Reject invalid settings before any file is read.
 
         Raises:
-            ConfigurationError: naming the option.
+            ConfigurationError: an option is invalid.
         """
 
     @classmethod
     @abstractmethod
     def build(cls, settings: Any, context: Context) -> Method:
-        """The method of a run.
+        """Build the method of a run.
 
         Raises:
-            ConfigurationError: what it needs is missing or does not fit.
+            ConfigurationError: an input is missing or does not match.
         """
 
     @classmethod
     def inputs(cls, settings: Any, context: Context) -> dict[str, Any]:
-        """What images depend on beside settings and data: plain values, such as a checksum of the trajectories.
+        """Inputs of the distillation besides settings and data, as plain values, e.g. a checksum of the trajectories.
 
-        A checkpoint or result with other inputs is not continued.
+        Checkpoints and results with other inputs are rejected.
         """
         return {}
 
     def lineage(self) -> dict[str, Any]:
-        """Plain containers that a distilled dataset records of its inputs."""
+        """Description of the inputs, as plain containers, to be recorded with the distilled dataset."""
         return {}
 
     def announce(self) -> str:
-        """What is about to be computed, for the terminal."""
+        """Description of the planned computation, for the terminal."""
         return ""
 
     def synthetic_set(self, images: Tensor, labels: Tensor, learning_rate: float) -> SyntheticSet:
-        """What is distilled, from its initial images ``[N, C, H, W]``, labels ``[N]`` and learning rate."""
+        """Build the synthetic set from initial images ``[N, C, H, W]``, labels ``[N]`` and the learning rate."""
         return SyntheticImages(images, labels, learning_rate)
 
     def start(self, device: torch.device, dtype: torch.dtype) -> None:  # noqa: B027
-        """Move what the losses need to the device; called once, before the first item."""
+        """Move everything that the loss needs to the device. Called once, before the first item."""
 
     @abstractmethod
     def work(self, step: int, rank: int, ranks: int) -> Iterator[list[Any]]:
-        """This rank's items of iteration ``step``, of the next one, and so on, without end."""
+        """An endless iterator over the iterations from ``step`` on; each element is the list of this rank's items."""
 
     @abstractmethod
     def loss(self, item: Any, synthetic: SyntheticSet) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one item, differentiable in the parameters of the set.
 
         Returns:
-            The loss, and detached scalars to log by name, the same names for each item; ``train/loss`` among them.
+            The loss, and detached scalars to log by name. Every item returns the same names, including ``train/loss``.
         """
 
     def accepts(self, means: Mapping[str, Tensor]) -> bool:
-        """Whether the update of an iteration is made, from what was logged of it, averaged over all ranks."""
+        """Whether to apply the update of an iteration, given its logged values averaged over all ranks."""
         return True

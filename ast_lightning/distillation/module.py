@@ -38,23 +38,23 @@ class _Work(IterableDataset[list[Any]]):
 
 
 class DistillModule(LightningModule):
-    """Trains a synthetic set by a method: one optimiser step is one outer iteration over the items of all ranks.
+    """Trains a synthetic set with a method. One optimiser step is one outer iteration over the items of all ranks.
 
-    The set is its only submodule with parameters. Train it with a Trainer of ``max_steps=settings.max_steps``,
-    ``inference_mode=False``, ``num_sanity_val_steps=0`` and, where an evaluator is given, ``val_check_interval`` with
+    The set is the only submodule with parameters. Train it with a Trainer with ``max_steps=settings.max_steps``,
+    ``inference_mode=False``, ``num_sanity_val_steps=0`` and, if an evaluator is given, ``val_check_interval`` and
     ``check_val_every_n_epoch=None``.
 
     Args:
-        synthetic: what is distilled.
-        method: gives work items and their losses.
-        evaluator: trains the networks of each validation; None for no validation.
+        synthetic: the set to distil.
+        method: provides work items and their losses.
+        evaluator: trains the networks of each validation; None disables validation.
 
-    Logged each iteration: what the method measures, as means over all items (``train/loss``), what the set reports
-    (``train/student_lr``), and ``train/image_gradient_norm``. At each validation: ``<split>/accuracy`` and
+    Logged at each iteration: the scalars of the method, as means over all items (``train/loss``), the scalars of the
+    set (``train/student_lr``), and ``train/image_gradient_norm``. At each validation: ``<split>/accuracy`` and
     ``<split>/accuracy_std`` in per cent.
 
     Raises:
-        ConfigurationError: the Trainer's precision has 16 bits, or the method rejects the number of its devices.
+        ConfigurationError: the Trainer uses a 16-bit precision, or the method rejects the number of devices.
         DistillationDiverged: during training, see :meth:`on_before_optimizer_step`.
     """
 
@@ -62,7 +62,7 @@ class DistillModule(LightningModule):
         super().__init__()
         self.settings = method.settings
         self.synthetic = synthetic
-        self.method = method  # a plain object: nothing in it is trained or wrapped by DDP
+        self.method = method  # not an nn.Module, so that DDP does not wrap it
         self._evaluator = evaluator
         self._outer = outer_step(method.settings)
         self.recovery = Recovery()
@@ -71,7 +71,7 @@ class DistillModule(LightningModule):
 
     @property
     def compilation(self) -> Compilation:
-        """Whether the method's derivatives are compiled, and why; off with the reason once compilation has failed."""
+        """Whether the derivatives are compiled, and why; off with the reason once compilation has failed."""
         return self.method.compilation
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -92,18 +92,18 @@ class DistillModule(LightningModule):
         self.method.start(self.device, next(self.synthetic.parameters()).dtype)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Items stay in the machine's memory until their turn; networks to evaluate are plain numbers."""
+        """Leave work items in CPU memory until they are processed; evaluation batches are plain indices."""
         return batch
 
     def training_step(self, items: list[Any], batch_index: int) -> Tensor:
-        """This rank's part of an outer iteration: the mean loss of its items, each differentiated in its turn."""
+        """The mean loss of this rank's items, which are differentiated one after the other."""
         learned = [each for each in self.synthetic.parameters() if each.requires_grad]
         sums: list[Tensor] = []
         measured: list[dict[str, Tensor]] = []
         for item in items:
             loss, found = self.method.loss(item, self.synthetic)
             gradients = torch.autograd.grad(loss, learned, materialize_grads=True)
-            del loss  # and with it what the way back needed, before the next item makes its own
+            del loss  # frees the memory of its backward pass before the next item
             sums = [total + each for total, each in zip(sums, gradients, strict=True)] if sums else list(gradients)
             measured.append(found)
         self._means = self._averages(measured)
@@ -112,7 +112,7 @@ class DistillModule(LightningModule):
         return KnownGradients.apply(self._means["train/loss"], [total / len(items) for total in sums], *learned)
 
     def _averages(self, measured: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Means over the items of all ranks, the same on each."""
+        """Means over the items of all ranks; the result is the same on each rank."""
         means = torch.stack([torch.stack(list(each.values())) for each in measured]).mean(0)
         if self.trainer.world_size > 1:
             reduced = self.trainer.strategy.reduce(means, reduce_op="mean")
@@ -121,12 +121,12 @@ class DistillModule(LightningModule):
         return dict(zip(measured[0], means.unbind(), strict=True))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave out an update that would spoil the set, or that the method does not accept.
+        """Recover if the loss or a gradient has diverged. Skip an update that the method does not accept.
 
-        Loss and gradients are averaged over ranks by now, so that every rank decides alike.
+        Loss and gradients are already averaged over ranks, so that every rank makes the same decision.
 
         Raises:
-            DistillationDiverged: the run has diverged, and ``distill.recoveries`` are used up.
+            DistillationDiverged: the run has diverged, and no ``distill.recoveries`` are left.
         """
         self.recovery.keep(self.global_step, self.synthetic)
         gradients = [each.grad for each in self.synthetic.parameters() if each.grad is not None]
@@ -144,7 +144,7 @@ class DistillModule(LightningModule):
                 parameter.grad = None
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
-        """Make the update, and take it back where it has made the set unusable.
+        """Apply the update, and restore the last good values if it has made the set unusable.
 
         Raises:
             DistillationDiverged: see :meth:`on_before_optimizer_step`.
@@ -170,15 +170,15 @@ class DistillModule(LightningModule):
         checkpoint[_RECOVERY] = self.recovery.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the values as they are: a Trainer of 64-true loads them before it converts the module."""
+        """Keep the stored dtype: with ``precision=64-true``, Lightning loads values before it converts the module."""
         values = checkpoint["state_dict"]
-        # until version 0.1 the module held the tensors of the set itself
+        # before version 0.1, the module held the tensors of the set itself
         checkpoint["state_dict"] = {_SET + name.removeprefix(_SET): value for name, value in values.items()}
         self.to(next(value.dtype for value in values.values() if value.is_floating_point()))
         self.recovery = Recovery(**checkpoint.get(_RECOVERY, {}))
 
     def training_set(self) -> TrainingSet:
-        """The synthetic set as it is now, detached."""
+        """The current synthetic set, detached."""
         return self.synthetic.training_set()
 
     def on_validation_epoch_start(self) -> None:
@@ -200,7 +200,7 @@ class DistillModule(LightningModule):
         self._check_ranks()
 
     def _check_ranks(self) -> None:
-        """Make sure that all ranks hold the same images: nothing after this would be meaningful otherwise."""
+        """Check that all ranks hold the same images; otherwise all further results would be meaningless."""
         if self.trainer.world_size > 1:
             images = self.training_set().images
             mean = self.trainer.strategy.reduce(images.clone(), reduce_op="mean")

@@ -1,4 +1,4 @@
-"""The outer step: what turns the gradients of the synthetic set into an update."""
+"""The outer step: the optimiser of the synthetic set."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ast_lightning.config.parts import resolve
 
 Groups = list[dict[str, Any]]
 OuterStep = Callable[[Groups, DistillSettings], OptimizerLRScheduler]
-"""(parameter groups with learning rates, settings) → an optimiser, or one with a scheduler as Lightning takes it."""
+"""(parameter groups with learning rates, settings) → an optimiser, or Lightning's dictionary of one and a scheduler."""
 
 
 class NormalizedSGD(torch.optim.Optimizer):
     """SGD with momentum on gradients divided by their running root mean square over the whole tensor.
 
     With g of n entries and s = ‖g‖² / n: v ← β v + (1 − β) s, m ← μ m + g / √max(v / (1 − βᵗ), s),
-    x ← x − lr · unit · m. However large a gradient is, the root mean square of its step is at most lr · unit.
-    Multiplying the loss by a number changes no step. As ``unit`` is the standard deviation of the initial values,
-    images on another scale are changed in proportion.
+    x ← x − lr · unit · m. The contribution of a gradient to the step, lr · unit · g / √max(…), has a root mean square
+    of at most lr · unit. The steps do not change if the loss is multiplied by a constant. ``unit`` is the standard
+    deviation of the initial values, so that steps are proportional to the scale of the images.
 
     Args:
-        groups: parameter groups with ``lr``, in units; ``unit`` of a group replaces the standard deviation of each of
-            its tensors, which a tensor of one entry does not have.
+        groups: parameter groups with ``lr``, in multiples of ``unit``. ``unit`` in a group replaces the standard
+            deviation of each of its tensors; set it for tensors with one entry.
         momentum: μ.
         beta: β.
     """
@@ -66,12 +66,12 @@ class NormalizedSGD(torch.optim.Optimizer):
 
 
 def normalized(groups: Groups, settings: DistillSettings) -> OptimizerLRScheduler:
-    """Steps of ``lr_img`` standard deviations of the initial images, whatever the scale of images and loss."""
+    """Steps of ``lr_img`` standard deviations of the initial images, independent of the scale of images and loss."""
     return _scheduled(NormalizedSGD(groups, settings.outer_momentum), settings)
 
 
 def sgd(groups: Groups, settings: DistillSettings) -> OptimizerLRScheduler:
-    """SGD with momentum, as published."""
+    """SGD with momentum, as in the published code."""
     return _scheduled(torch.optim.SGD(groups, momentum=settings.outer_momentum), settings)
 
 
@@ -85,7 +85,7 @@ def _scheduled(optimizer: torch.optim.Optimizer, settings: DistillSettings) -> O
 
 
 def outer_step(settings: DistillSettings) -> OuterStep:
-    """The outer step that ``distill.outer`` names.
+    """The outer step selected by ``distill.outer``.
 
     Raises:
         ConfigurationError: it cannot be imported.

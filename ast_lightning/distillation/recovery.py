@@ -1,4 +1,4 @@
-"""How a run survives divergence: back to the last good values of the set, with a smaller step."""
+"""Recovery from divergence: restore the last good values of the set and continue with a smaller step."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ import torch
 from torch import Tensor, nn
 
 KEPT_EVERY = 50
-"""Iterations between the values that are kept."""
+"""Number of iterations between saved values."""
 SMALLER = 0.25
-"""What the step is multiplied by each time."""
+"""Factor of the step size at each recovery."""
 _START, _FACTOR, _PATIENCE = 20, 4.0, 20
 
 
 @dataclass
 class Recovery:
-    """Watches the loss and keeps good values of a set. All of it is in the checkpoint and follows from the iterations
-    alone, so that an interrupted run and all ranks decide alike.
+    """Monitors the loss and saves good values of a set.
+
+    All fields are stored in the checkpoint and depend only on the iterations, so that a resumed run and all ranks make
+    the same decisions.
 
     Attributes:
-        good: the kept values, by the names of the set's parameters; empty before the first iteration.
-        kept_at: the iteration before which they were kept.
+        good: the saved values, by parameter name; empty before the first iteration.
+        kept_at: the iteration before which they were saved.
         start: sum of the first 20 losses.
-        above: how many iterations in succession the loss has been above 4 times the mean of those.
-        events: what happened: ``iteration``, ``back_to``, ``step`` (its factor from there on) and ``problem``.
+        above: number of consecutive iterations in which the loss exceeded 4 times the mean of the first 20 losses.
+        events: the recoveries: ``iteration``, ``back_to``, ``step`` (the total factor of the step size) and
+            ``problem``.
     """
 
     good: dict[str, Tensor] = field(default_factory=dict)
@@ -37,7 +40,7 @@ class Recovery:
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def watch(self, iteration: int, loss: float) -> str | None:
-        """What is wrong with the loss of an iteration; None where nothing is."""
+        """Describe what is wrong with the loss of an iteration; None if nothing is."""
         if not math.isfinite(loss):
             return f"the loss is {loss:g}"
         if iteration < _START:
@@ -50,7 +53,7 @@ class Recovery:
         return f"the loss ({loss:.3g}) has been above {_FACTOR:g} times that of the start for {_PATIENCE} iterations"
 
     def keep(self, iteration: int, values: nn.Module) -> None:
-        """Keep the values before ``iteration`` where it is time to, and the loss is not too high."""
+        """Save the values before ``iteration`` every ``KEPT_EVERY`` iterations, unless the loss is too high."""
         if not self.good or (iteration % KEPT_EVERY == 0 and not self.above):
             self.good = {name: each.detach().clone() for name, each in values.named_parameters()}
             self.kept_at = iteration
@@ -64,10 +67,10 @@ class Recovery:
         optimizer: torch.optim.Optimizer,
         schedulers: Iterable[Any] = (),
     ) -> dict[str, Any]:
-        """Restore the kept values, forget what the optimiser has accumulated, and make its steps smaller.
+        """Restore the saved values, reset the optimiser state, and reduce the step size.
 
         Returns:
-            The event.
+            The new entry of ``events``.
         """
         for name, each in values.named_parameters():
             each.copy_(self.good[name])

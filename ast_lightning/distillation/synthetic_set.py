@@ -1,4 +1,4 @@
-"""What is distilled: a few synthetic images, their labels, and the learning rate of networks that train on them."""
+"""Synthetic sets: the images, their labels, and the learning rate of networks that train on them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class BatchDraw(NamedTuple):
     """The random choices of one batch.
 
     Attributes:
-        rows: int64 ``[B]`` on the CPU: which items of the set.
-        key: names every further draw of this batch, such as the crops of a texture.
+        rows: int64 ``[B]`` on the CPU: indices into the set.
+        key: key of all further random draws of this batch, such as the crops of a texture.
     """
 
     rows: Tensor
@@ -27,11 +27,11 @@ class BatchDraw(NamedTuple):
 
 
 class SyntheticSet(nn.Module, ABC):
-    """The parameters that distillation trains, and how they become batches.
+    """The parameters that distillation trains, and the batches built from them.
 
-    A method differentiates :meth:`tensors`, and makes its batches from them alone: :meth:`batch` is a pure function, so
-    that a batch can be made again on the way back through the student's training. What stands in front of the tensors
-    (a decoder, a softmax, an exponential) is plain autograd.
+    A method differentiates with respect to :meth:`tensors` and builds its batches only from them. :meth:`batch` is a
+    pure function, so that a batch can be recomputed in the backward pass through the student's training. Functions that
+    produce the tensors from the parameters (a decoder, a softmax, an exponential) are differentiated by autograd.
     """
 
     @property
@@ -41,7 +41,7 @@ class SyntheticSet(nn.Module, ABC):
 
     @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:
-        """What one work item differentiates, made anew for each: the tensors of batches, and last the learning rate."""
+        """The tensors that batches are built from, followed by the learning rate; computed anew for each work item."""
 
     @abstractmethod
     def batch(self, draw: BatchDraw, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ class SyntheticSet(nn.Module, ABC):
 
         Args:
             draw: the random choices.
-            tensors: those of :meth:`tensors`, without the learning rate.
+            tensors: the result of :meth:`tensors` without the learning rate.
 
         Returns:
             Images ``[B, C, H, W]`` and labels, int64 ``[B]`` or float ``[B, classes]``.
@@ -57,29 +57,30 @@ class SyntheticSet(nn.Module, ABC):
 
     @abstractmethod
     def groups(self, settings: DistillSettings) -> list[dict[str, Any]]:
-        """The parameter groups of the outer optimiser, the images first, each with its learning rate."""
+        """The parameter groups of the outer optimiser, each with its learning rate. The images come first."""
 
     @abstractmethod
     def training_set(self) -> TrainingSet:
-        """The set as it is now, detached: what is evaluated and saved."""
+        """The current set, detached, for evaluation and saving."""
 
     def logged(self) -> dict[str, Tensor]:
         """Scalars to log at each iteration."""
         return {}
 
     def problem(self, settings: DistillSettings) -> tuple[str, str] | None:
-        """Why the last update has made the set unusable, with the remedy; None where it has not."""
+        """Why the last update has made the set unusable, and the remedy; None if the set is usable."""
         return None
 
 
 class SyntheticImages(SyntheticSet):
-    """Pixels as parameters, hard labels, and a learning rate α that is learned or fixed.
+    """Pixels as parameters, hard labels, and a learned or fixed learning rate α.
 
     Args:
         images: X before distillation, ``[N, C, H, W]`` float32 or float64, preprocessed like the real images.
         labels: Y, ``[N]`` int64.
         learning_rate: α before distillation.
-        alpha: ``log``: the parameter is log α, so that α stays positive; ``raw``: α itself; ``fixed``: none.
+        alpha: ``log``: the parameter is log α, so that α stays positive; ``raw``: the parameter is α; ``fixed``: α is
+            not trained.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, learning_rate: float, *, alpha: str = "fixed") -> None:
@@ -101,7 +102,7 @@ class SyntheticImages(SyntheticSet):
 
     @property
     def alpha(self) -> Tensor:
-        """α, a scalar, differentiable where it is learned."""
+        """α, a scalar; differentiable if it is learned."""
         return self.log_learning_rate.exp() if hasattr(self, "log_learning_rate") else self.learning_rate
 
     def tensors(self) -> tuple[Tensor, ...]:

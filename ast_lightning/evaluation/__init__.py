@@ -1,4 +1,4 @@
-"""The evaluation of a synthetic set: networks trained on it alone, tested on real images."""
+"""Evaluation of a synthetic set: networks are trained only on it and tested on real images."""
 
 from ast_lightning.config.evaluation import EvaluationSettings
 from ast_lightning.evaluation.evaluator import NetworkEvaluator, Score

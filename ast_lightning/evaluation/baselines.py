@@ -1,4 +1,4 @@
-"""What a synthetic set is compared with: networks trained on as many real images, and on the whole dataset."""
+"""Baselines of a synthetic set: networks trained on the same number of real images, and on the whole dataset."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ast_lightning.synthetic.training_set import TrainingSet
 from ast_lightning.trajectories import TrajectoryStore
 
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
-"""From which that of a baseline is chosen; the grid is the same for all data, networks and images per class."""
+"""Grid of the baselines' learning rates; the same for all data, networks and images per class."""
 MOST_HELD_OUT = 5000
-"""Held-out training images on which learning rates are compared, at most."""
+"""Maximum number of held-out training images on which learning rates are compared."""
 NEED_EXPERTS = ("representative", "whole")
 RANDOM_DRAWS = 10
-"""The least number of networks for random real images, since each of them has its own draw."""
+"""Minimum number of networks for random real images, since each network has its own draw."""
 
 
 def random_sets(
@@ -33,13 +33,13 @@ def random_sets(
 
     Args:
         real: the preprocessed training images.
-        class_names: of all classes, in the order of the labels.
+        class_names: names of all classes, in the order of the labels.
         ipc: images per class.
-        seed: of the draws.
-        learning_rate: of SGD.
+        seed: seed of the draws.
+        learning_rate: learning rate of SGD.
 
     Returns:
-        The training set of the network of a given index.
+        A function that returns the training set of the network with a given index.
 
     Raises:
         ConfigurationError: a class has fewer than ``ipc`` images.
@@ -65,7 +65,7 @@ def representative_set(
     """The real images that are nearest to the k-means centres of their class.
 
     Args:
-        logits: of an expert, see :func:`expert_logits`; the other arguments are those of :func:`random_sets`.
+        logits: an expert, see :func:`expert_logits`; the other arguments are those of :func:`random_sets`.
         clusters: k-means clusters per class.
 
     Raises:
@@ -77,15 +77,16 @@ def representative_set(
 
 
 def held_out(real: LabelledImages, chosen: Tensor, seed: int) -> LabelledImages:
-    """Random training images on which networks that were trained on ``chosen`` can be compared.
+    """Random training images for comparing networks that were trained on ``chosen``.
 
     Args:
         real: the preprocessed training images.
-        chosen: ``[N, C, H, W]``, some of them.
-        seed: of the draw.
+        chosen: ``[N, C, H, W]``, a subset of ``real``.
+        seed: seed of the draw.
 
     Returns:
-        At most ``MOST_HELD_OUT`` images, none of which equals one of ``chosen``; where all do, those of ``chosen``.
+        At most ``MOST_HELD_OUT`` images that are not in ``chosen``. If every drawn image is in ``chosen``, all drawn
+        images.
     """
     order = torch.randperm(len(real), generator=keyed_generator(seed, "held-out images"))[:MOST_HELD_OUT]
     known = {image.numpy().tobytes() for image in chosen}
@@ -94,11 +95,11 @@ def held_out(real: LabelledImages, chosen: Tensor, seed: int) -> LabelledImages:
 
 
 def expert_logits(network: NetworkFactory, store: TrajectoryStore) -> Logits:
-    """The first expert of a store, which must have one, after its last epoch.
+    """The first expert of a store after its last epoch, as a function of images.
 
     Args:
-        network: builds a network like the experts.
-        store: of the experts.
+        network: builds a network with the architecture of the experts.
+        store: the trajectories; at least one expert must be complete.
     """
     functional, theta = FunctionalNetwork(network), store.read_snapshot(store.experts()[0], store.epochs)
 
@@ -110,10 +111,10 @@ def expert_logits(network: NetworkFactory, store: TrajectoryStore) -> Logits:
 
 
 def whole_score(store: TrajectoryStore) -> Score:
-    """The test accuracies that the experts, which were trained on the whole dataset, reached after their last epoch.
+    """The test accuracies of the experts, which are trained on the whole dataset, after their last epoch.
 
     Raises:
-        ConfigurationError: an expert was trained without being tested.
+        ConfigurationError: the test accuracy of an expert was not recorded.
     """
     final = [store.summary(index).get("metrics", {}).get("test/accuracy") for index in store.experts()]
     if None in final:

@@ -1,8 +1,8 @@
-"""The evaluation of a synthetic set: fresh networks are trained on it alone and tested on real images.
+"""Evaluation of a synthetic set: new networks are trained only on it and tested on real images.
 
-The reported accuracy is that of the final network, never the best one during training. Networks without state beside
-their parameters can be trained several at once, as one computation over stacked parameters; what a network sees
-depends on (seed, purpose, its index) alone, so that grouping changes no draw.
+The reported accuracy is that of the final network, not the best accuracy during training. Networks without state
+besides their parameters can be trained together, as one computation over stacked parameters. The random draws of a
+network depend only on (seed, purpose, index of the network), so that grouping does not change them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ast_lightning.synthetic.training_set import TrainingSet
 _Batch = tuple[int, Tensor, Tensor]
 """Epoch, augmented images, labels."""
 _DIVERGED = 1e4
-"""Logits of this size, or that are not finite, are those of a network that diverged: a trained one stays below 100."""
+"""A network has diverged if a logit reaches this size or is not finite; logits of trained networks stay below 100."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Score:
     """Accuracies of several networks, in per cent.
 
     Attributes:
-        accuracies: one for each network; NaN for one that diverged, whose answers mean nothing.
-        mean: their mean; NaN where a network diverged.
-        std: their sample standard deviation; 0 for a single network, NaN where a network diverged.
-        diverged: how many networks diverged.
+        accuracies: one for each network; NaN for a network that diverged.
+        mean: their mean; NaN if a network diverged.
+        std: their sample standard deviation; 0 for a single network, NaN if a network diverged.
+        diverged: number of networks that diverged.
     """
 
     accuracies: tuple[float, ...]
@@ -65,15 +65,16 @@ class Score:
 
 
 class NetworkEvaluator:
-    """Trains fresh networks on training sets and tests them on real images.
+    """Trains new networks on training sets and tests them on real images.
 
     Args:
         network: builds a network.
         settings: how the networks are trained.
         splits: real images to test on by name, e.g. ``{"test": data.test}``.
-        augmentation: of the training batches; None for no augmentation.
-        seed: of initial parameters, batch order and augmentation.
-        purpose: keys the draws too, so that the networks that select a set are not those that evaluate it.
+        augmentation: augmentation of the training batches; None disables it.
+        seed: seed of initial parameters, batch order and augmentation.
+        purpose: part of the key of all random draws, so that networks used to select a set differ from those that
+            evaluate it.
 
     Attributes:
         on_epoch: called after each epoch of a group of networks, e.g. to show progress.
@@ -104,7 +105,7 @@ class NetworkEvaluator:
         )
 
     def groups(self, networks: int | None = None, ranks: int = 1) -> list[list[int]]:
-        """The indices of the networks in groups that are trained at once, small enough for every rank to have one."""
+        """Split the indices of the networks into groups that are trained together, with one or more groups per rank."""
         indices = list(range(networks or self.settings.networks))
         size = 1 if self._stateful else min(self.settings.at_once, -(-len(indices) // ranks))
         return [indices[start : start + size] for start in range(0, len(indices), size)]
@@ -114,12 +115,13 @@ class NetworkEvaluator:
     ) -> dict[str, list[float]]:
         """Train the networks ``indices`` and test each on every split.
 
-        They compute in the type of the sets, or in torch's default type where that is the finer one.
+        The computation uses the dtype of the sets or torch's default dtype, whichever is more precise.
 
         Args:
-            indices: a group from :meth:`groups`, or nothing.
-            training_set: what the network of a given index is trained on; all sets of a group have one size.
-            device: where to compute.
+            indices: a group from :meth:`groups`, or an empty list.
+            training_set: returns the training set of the network with a given index; all sets of a group have the
+                same size.
+            device: the device of the computation.
 
         Returns:
             Accuracies in per cent by split, in the order of ``indices``; NaN for a network that diverged.
@@ -166,7 +168,7 @@ class NetworkEvaluator:
         return lambda images: module(images).unsqueeze(0)
 
     def _batches(self, index: int, training_set: TrainingSet, device: torch.device) -> Iterator[_Batch]:
-        """(epoch, augmented images, labels) of every step of one network."""
+        """(epoch, augmented images, labels) for every step of one network."""
         dtype = _precision(training_set)
         images, labels = training_set.images.detach().to(device, dtype), training_set.labels.to(device)
         if labels.is_floating_point():
@@ -185,7 +187,7 @@ class NetworkEvaluator:
         batches: Iterator[_Batch],
         loss: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
-        """SGD whose learning rates, one for the parameters of each group, fall once; then with a fresh optimiser."""
+        """Train with SGD. The learning rate of each group decays once, at which point the optimiser state is reset."""
         settings = self.settings
 
         def sgd(factor: float, momentum: float) -> torch.optim.SGD:
@@ -224,7 +226,7 @@ def _precision(training_set: TrainingSet) -> torch.dtype:
 
 
 def _summed_loss(network: FunctionalNetwork, theta: Sequence[Tensor], images: Tensor, labels: Tensor) -> Tensor:
-    """The sum over networks of their mean losses: each of ``theta`` gets its own network's gradient."""
+    """The sum over networks of their mean losses, so that each of ``theta`` gets the gradient of its own network."""
     if len(theta) == 1:
         return F.cross_entropy(network(theta[0], images[0]), labels[0])
     logits = vmap(network)(torch.stack(list(theta)), images)

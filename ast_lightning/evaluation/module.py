@@ -1,4 +1,4 @@
-"""EvaluationModule: the evaluation as a Lightning test, divided over devices."""
+"""EvaluationModule: the evaluation as a Lightning test, distributed over devices."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ast_lightning.terminal import say
 
 
 def evaluation_loader(groups: Sequence[list[int]], rank: int, world_size: int) -> DataLoader[list[int]]:
-    """The groups of evaluation networks that a rank trains: r, r + R, … of them, or one empty group."""
+    """Loader of the groups of networks that rank r of R trains: groups r, r + R, …, or one empty group."""
     return DataLoader(cast("Dataset[list[int]]", groups[rank::world_size] or [[]]), batch_size=None)
 
 
 def gather_scores(
     module: LightningModule, accuracies: Mapping[int, Mapping[str, float]], splits: Sequence[str]
 ) -> dict[str, Score]:
-    """The scores over all ranks from the accuracies ``{network index: {split: per cent}}`` of this one."""
+    """Combine the accuracies ``{network index: {split: per cent}}`` of all ranks into scores by split."""
     count = torch.tensor(max(accuracies, default=-1) + 1, device=module.device)
     networks = int(module.trainer.strategy.reduce(count, reduce_op="max"))
-    # on each rank, the networks of the others hold zeros: the sum puts the table together
+    # each rank fills in its own networks and leaves zeros elsewhere; the sum over ranks is the complete table
     table = torch.zeros(len(splits), networks, dtype=torch.float64)
     for index, by_split in accuracies.items():
         for row, split in enumerate(splits):
@@ -44,12 +44,12 @@ def gather_scores(
 class EvaluationModule(LightningModule):
     """Evaluates one training set, or one for each network, in ``trainer.test(module)``.
 
-    The Trainer needs ``inference_mode=False``.
+    Create the Trainer with ``inference_mode=False``.
 
     Args:
         evaluator: trains and tests the networks.
-        training_set: what the network of a given index is trained on.
-        name: names the logged accuracy.
+        training_set: returns the training set of the network with a given index.
+        name: prefix of the logged accuracy.
 
     Attributes:
         scores: after the test, a :class:`Score` by split.

@@ -1,4 +1,4 @@
-"""ExpertModule: the expert objective in a LightningModule."""
+"""ExpertModule: expert training as a LightningModule."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ from ast_lightning.networks import NetworkFactory, build_network
 from ast_lightning.randomness import keyed_generator, keyed_global_state
 
 ACCURACIES = ("train/accuracy", "test/accuracy")
-"""What is logged in per cent, and stored as a fraction."""
+"""Metrics that are logged in per cent and stored as fractions."""
 
 
 class _PerCent(MulticlassAccuracy):
-    """The share of right answers, in per cent."""
+    """Accuracy in per cent."""
 
     def compute(self) -> Tensor:
         return 100 * super().compute()
 
 
 class ExpertModule(LightningModule):
-    """One expert. Train it with a Trainer of ``max_epochs=settings.epochs`` and a TrajectoryRecorder callback.
+    """One expert. Train it with a Trainer with ``max_epochs=settings.epochs`` and a TrajectoryRecorder callback.
 
-    Its initial parameters, batch order and augmentation depend on (seed, expert_index) alone. On several devices the
-    ranks share each batch, and the average of their gradients is the gradient of the whole batch.
+    Initial parameters, batch order and augmentation depend only on (seed, expert_index). On several devices, each batch
+    is divided among the ranks, and the average of their gradients is the gradient of the whole batch.
 
     Args:
         network: builds the network.
         settings: optimisation and regularisers.
-        expert_index: which expert of the family this is.
-        seed: the seed of the family.
-        augmentation: the Siamese augmentation of the training batches; None takes the data module's.
-        objective: of the family, from the same network and settings; give one to all its experts where it is
-            compiled. None makes one that is not.
+        expert_index: index of this expert.
+        seed: seed shared by all experts of a set.
+        augmentation: the Siamese augmentation of the training batches; None uses that of the data module.
+        objective: an objective for the same network and settings. Share one between experts to compile it only once.
+            None creates an uncompiled objective.
 
-    Logged: ``train/loss``, ``train/cross_entropy``, ``train/penalty``, ``train/accuracy``, ``train/clip_factor``,
-    ``train/lr`` and ``test/accuracy``, each by epoch; ``train/regularization`` where there are further regularisers.
-    Accuracies are in per cent.
+    Logged per epoch: ``train/loss``, ``train/cross_entropy``, ``train/penalty``, ``train/accuracy``,
+    ``train/clip_factor``, ``train/lr`` and ``test/accuracy``; ``train/regularization`` if there are further
+    regularisers. Accuracies are in per cent.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ExpertModule(LightningModule):
 
     @property
     def key(self) -> tuple[int, str, int]:
-        """What every draw of this expert is keyed by."""
+        """Prefix of the keys of all random draws of this expert."""
         return (self.seed, "expert", self.expert_index)
 
     def setup(self, stage: str) -> None:
@@ -102,12 +102,14 @@ class ExpertModule(LightningModule):
         self._evaluated = False
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the values as they are: a Trainer of 64-true loads them before it converts the module."""
+        """Keep the stored dtype: with ``precision=64-true``, Lightning loads values before it converts the module."""
         self.to(next(value.dtype for value in checkpoint["state_dict"].values() if value.is_floating_point()))
 
     def training_step(self, batch: TrainingBatch, batch_index: int) -> Tensor:
-        """The loss of a batch. An optimiser may ask for it several times in a step: draws are keyed by the step, and
-        only the first evaluation is logged and moves running statistics.
+        """The loss of a batch.
+
+        An optimiser may evaluate it several times in a step. Random draws are keyed by the step, and only the first
+        evaluation is logged and updates running statistics.
         """
         assert self.augmentation is not None
         draw = self.augmentation.draw(
@@ -122,7 +124,7 @@ class ExpertModule(LightningModule):
         if not again:
             self._log_training(loss, batch.labels, clip_factor)
         self._evaluated = True
-        # ranks hold parts of unequal size of a last batch: weight them so that the mean over ranks is the batch's mean
+        # the parts of the last batch may differ in size: weight them so that the mean over ranks is that of the batch
         return loss.total * (len(batch.labels) * self.trainer.world_size / batch.batch_size)
 
     def _log_training(self, loss: ExpertLoss, labels: Tensor, clip_factor: float) -> None:
@@ -146,7 +148,7 @@ class ExpertModule(LightningModule):
         self.log("test/accuracy", self.test_accuracy, on_step=False, on_epoch=True)
 
     def _samples(self) -> Callable[[int, Tensor], Tensor] | None:
-        """The part that chooses the images of an epoch; None for all of them."""
+        """The function that selects the images of an epoch; None uses all images."""
         if self.settings.samples == "all":
             return None
         if self.trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]

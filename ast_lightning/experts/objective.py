@@ -1,4 +1,4 @@
-"""The objective of a smooth expert: pure functions, and the same compiled for a family of experts."""
+"""The objective of smooth experts: as pure functions, and as a compiled function shared by all experts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ Apply = Callable[[Tensors, Tensor], Tensor]
 """(parameters by name, images ``[N, C, H, W]``) → logits ``[N, classes]``."""
 Regularizer = Callable[[Apply, Tensors, Tensor, Tensor, Tensor, Tensor], Tensor]
 """(apply, parameters by name, augmented images, the same images before augmentation, labels, epoch) → a scalar that is
-added to the loss, weight and all.
+added to the loss without further weighting.
 
-It is differentiated in the parameters. It must be a pure function of its arguments: with ``compile=true`` it is
-compiled with the rest of the objective. ``apply`` leaves buffers, such as running statistics, alone. The epoch is an
-int64 tensor without axes, so that compiled code serves all epochs: use ``torch.where`` in place of ``if``. On several
-devices each has a part of the batch, and the mean over devices, weighted by the sizes of the parts, is what counts:
-return a mean over images.
+The scalar is differentiated with respect to the parameters. The function must be pure: with ``compile=true`` it is
+compiled with the rest of the objective. ``apply`` does not update buffers, such as running statistics. The epoch is a
+0-d int64 tensor, so that the same compiled code runs in all epochs; use ``torch.where`` instead of ``if``. Return a
+mean over images: on several devices, each device has a part of the batch, and the result is averaged over devices,
+weighted by the sizes of the parts.
 """
 
 
@@ -36,10 +36,10 @@ class ExpertLoss(NamedTuple):
 
     Attributes:
         total: clip · cross_entropy + λ · penalty + regularization.
-        cross_entropy: of the augmented batch, unscaled.
-        penalty: mean (‖g‖ − 1)², unscaled; zero where λ = 0.
+        cross_entropy: cross-entropy of the augmented batch, unscaled.
+        penalty: mean (‖g‖ − 1)², unscaled; zero if λ = 0.
         logits: ``[N, classes]`` of the augmented batch, detached.
-        regularization: sum of the further regularisers; None where there are none.
+        regularization: sum of the further regularisers; None if there are none.
     """
 
     total: Tensor
@@ -56,10 +56,10 @@ def gradient_penalty(apply: Apply, parameters: Tensors, images: Tensor, norm: st
         apply: the network.
         parameters: its parameters by name.
         images: the un-augmented batch ``[N, C, H, W]``.
-        norm: ``pixel``: one norm for each pixel, over C, mean over N·H·W (the published AST code); ``sample``: one
-            norm for each image, over C·H·W, mean over N (WGAN-GP, Gulrajani et al. 2017).
+        norm: ``pixel``: the norm of each pixel over C, averaged over N·H·W (the published AST code); ``sample``: the
+            norm of each image over C·H·W, averaged over N (WGAN-GP, Gulrajani et al. 2017).
     """
-    if torch.compiler.is_compiling():  # of the two ways to a gradient, the one that can be a part of a graph
+    if torch.compiler.is_compiling():  # only torch.func.grad can be traced as a part of a compiled graph
         gradient = grad(lambda at: apply(parameters, at).sum())(images)
     else:
         with torch.enable_grad():
@@ -100,19 +100,19 @@ def expert_objective(
 
 
 class ExpertObjective:
-    """The objective of every expert of a family, compiled once for all of them.
+    """The objective of a set of experts, compiled once for all of them.
 
     Args:
-        network: builds the network of the family.
+        network: builds the network of the experts.
         settings: the regularisers.
-        compilation: whether it is compiled; None for not.
+        compilation: whether to compile; None does not compile.
     """
 
     def __init__(
         self, network: NetworkFactory, settings: ExpertSettings, compilation: Compilation | None = None
     ) -> None:
         self._settings = settings
-        # what experts do not share, parameters and buffers, comes as arguments: their code is the same
+        # parameters and buffers are arguments, so that all experts share the compiled code
         skeleton = ease_second_derivatives(build_network(network, 0, "skeleton").train())
         norm = settings.penalty_norm if settings.gradient_penalty > 0 else None
         parts = [resolve(each, {}, f"expert.regularizers[{i}]") for i, each in enumerate(settings.regularizers)]
@@ -138,7 +138,7 @@ class ExpertObjective:
 
     @property
     def compilation(self) -> Compilation:
-        """Whether it is compiled, and why: the choice, or off with the reason once compilation has failed."""
+        """Whether it is compiled, and why; off with the reason once compilation has failed."""
         return self._terms.choice
 
     def __call__(
@@ -154,8 +154,8 @@ class ExpertObjective:
     ) -> ExpertLoss:
         """The losses of one expert, see :func:`expert_objective`, with the regularisers of the settings.
 
-        Buffers of ``network``, such as running statistics, follow the augmented batch unless ``keep_buffers``; the
-        penalty and the regularisers leave them alone.
+        The forward pass of the augmented batch updates the buffers of ``network``, such as running statistics, unless
+        ``keep_buffers`` is set. The penalty and the regularisers do not update them.
         """
         parameters, buffers = dict(network.named_parameters()), dict(network.named_buffers())
         if keep_buffers:
@@ -171,9 +171,10 @@ class ExpertObjective:
 def _terms(
     apply: Apply, aside: Apply, parameters: Tensors, augmented: Tensor, raw: Tensor, labels: Tensor, norm: str | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy, penalty (0 where ``norm`` is None) and logits: all that needs the network.
+    """Cross-entropy, penalty (0 if ``norm`` is None) and logits: the terms that need the network.
 
-    ``aside`` is the network for the penalty: a derivative that is a part of a graph must change nothing outside it.
+    ``aside`` is the network for the penalty. It must not update buffers: a compiled derivative must have no side
+    effects.
     """
     logits = apply(parameters, augmented)
     cross_entropy = F.cross_entropy(logits, labels)
@@ -191,7 +192,7 @@ def _sum(regularizers: Sequence[Regularizer], *arguments: Any) -> Tensor:
 
 
 def _total(terms: tuple[Tensor, Tensor, Tensor], clip_factor: float, penalty_weight: float) -> ExpertLoss:
-    """Weights stand outside what is compiled: each epoch has another clip factor."""
+    """Combine the terms outside of the compiled function, because the clip factor changes with each epoch."""
     cross_entropy, penalty, logits = terms
     total = clip_factor * cross_entropy + penalty_weight * penalty
     return ExpertLoss(total, cross_entropy.detach(), penalty.detach(), logits)

@@ -1,11 +1,10 @@
-"""The optimiser of an expert: ``expert.optimizer`` names a function of (parameters, settings).
+"""The optimiser of an expert: ``expert.optimizer`` selects a function of (parameters, settings).
 
-It returns a torch optimiser, or Lightning's dictionary of an optimiser and a scheduler. Everything that it does must
-follow from the loss and from what ``state_dict`` holds, so that a resumed run is bit-identical. An optimiser that
-needs several gradients in a step, such as SAM, calls the closure of ``step(closure)`` once for each: every call
-evaluates the loss of the same batch with the same augmentation at the present parameters, and leaves its gradient in
-``.grad``, averaged over devices. This does not work with ``trainer.precision=16-mixed``: the scaler of its gradients
-evaluates the closure itself, once.
+The function returns a torch optimiser, or Lightning's dictionary of an optimiser and a scheduler. All its state must be
+in its ``state_dict``, so that a resumed run is bit-identical. An optimiser that needs several gradients in a step, such
+as SAM, calls the closure of ``step(closure)`` once for each gradient. Each call evaluates the loss of the same batch
+with the same augmentation at the current parameters, and stores the gradient in ``.grad``, averaged over devices. This
+is not supported with ``trainer.precision=16-mixed``, because the gradient scaler evaluates the closure itself, once.
 """
 
 from __future__ import annotations
@@ -26,31 +25,31 @@ OptimizerBuilder = Callable[[Sequence[nn.Parameter], ExpertSettings], Any]
 
 
 class SingleDecay(MultiStepLR):
-    """The learning rate falls once, and momentum starts from zero there, as the published code does.
+    """Decays the learning rate once and resets the momentum at that point, as the published code does.
 
     Args:
-        optimizer: its state is cleared.
-        last_epoch_index: the last epoch at the full rate, counted from 0.
-        factor: of the learning rate; 1 changes nothing.
+        optimizer: the optimiser, whose state is cleared at the decay.
+        last_epoch_index: the last epoch with the initial rate, counted from 0.
+        factor: factor of the learning rate; 1 changes nothing.
     """
 
     def __init__(self, optimizer: Optimizer, last_epoch_index: int, factor: float) -> None:
         super().__init__(optimizer, [last_epoch_index + 1], factor)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Clear the state of the optimiser before the first epoch at the lower rate."""
+        """Clear the state of the optimiser before the first epoch with the lower rate."""
         if epoch in self.milestones and self.gamma != 1:
             self.optimizer.state.clear()
 
 
 def with_decay(optimizer: Optimizer, settings: ExpertSettings) -> OptimizerLRScheduler:
-    """``optimizer`` with the schedule that ``expert.lr_decay`` and ``expert.lr_decay_epoch`` describe."""
+    """``optimizer`` with the schedule of ``expert.lr_decay`` and ``expert.lr_decay_epoch``."""
     decay = SingleDecay(optimizer, settings.decay_after, settings.lr_decay)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay, "interval": "epoch"}}
 
 
 def sgd(parameters: Sequence[nn.Parameter], settings: ExpertSettings) -> OptimizerLRScheduler:
-    """SGD with momentum and L2 decay, and a learning rate that falls once."""
+    """SGD with momentum and weight decay, and a learning rate that decays once."""
     optimizer = SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
     return with_decay(optimizer, settings)
 
@@ -59,10 +58,10 @@ OPTIMIZERS: dict[str, OptimizerBuilder] = {"sgd": sgd}
 
 
 def build_optimizer(parameters: Sequence[nn.Parameter], settings: ExpertSettings) -> OptimizerLRScheduler:
-    """What ``expert.optimizer`` builds.
+    """Build the optimiser that ``expert.optimizer`` selects.
 
     Raises:
-        ConfigurationError: it cannot be imported or called, or returns something else.
+        ConfigurationError: the function cannot be imported or called, or does not return an optimiser.
     """
     built = resolve(settings.optimizer, OPTIMIZERS, "expert.optimizer")(parameters, settings)
     found = built.get("optimizer") if isinstance(built, Mapping) else built

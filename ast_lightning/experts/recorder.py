@@ -1,4 +1,4 @@
-"""The callback that turns a training run into a trajectory."""
+"""The callback that records the trajectory of an expert."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from ast_lightning.trajectories import TrajectoryStore
 
 
 class TrajectoryRecorder(Callback):
-    """Writes the parameters before the first and after every epoch, and logs how far each epoch moved them.
+    """Writes the parameters before the first epoch and after each epoch, and logs the movement of each epoch.
 
-    Which epochs are written is the store's to say. Buffers of the network, such as the statistics of batch
+    Only the epochs in the store's schedule are written. Buffers of the network, such as the statistics of batch
     normalisation, are written with the parameters.
 
-    ``movement`` is ‖θ_{t+1} − θ_t‖₂, the smoothness that clipping loss and gradient penalty are for.
+    ``movement`` is ‖θ_{t+1} − θ_t‖₂. Clipping loss and gradient penalty are designed to make it small.
 
     Args:
-        store: where to write; rank 0 writes. None records the movement only.
+        store: the store, written by rank 0. None only records the movement.
 
     Raises:
-        ConfigurationError: during training, after an epoch in which the parameters diverged, instead of its snapshot.
+        ConfigurationError: during training, if the parameters are no longer finite after an epoch; its snapshot is not
+            written.
     """
 
     def __init__(self, store: TrajectoryStore | None) -> None:
@@ -36,7 +37,7 @@ class TrajectoryRecorder(Callback):
 
     @property
     def movement(self) -> list[float]:
-        """Of every epoch, also where it was trained in an earlier session."""
+        """Movement of each epoch, including epochs of earlier sessions."""
         return [row["trajectory/movement"] for row in self._history]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -48,7 +49,7 @@ class TrajectoryRecorder(Callback):
             self.store.drop_snapshots_after(expert.expert_index, trainer.current_epoch)
             if trainer.current_epoch == 0:
                 self._write(expert, 0)
-            # what is damaged or gone would only be found after hours, when the expert is finished
+            # otherwise damaged or missing snapshots would be found only when the expert is finished
             self.store.check_snapshots(expert.expert_index, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -71,7 +72,7 @@ class TrajectoryRecorder(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         expert = _expert(pl_module)
-        # the history is that of the whole trajectory, also where it was trained in several sessions
+        # the history covers the whole trajectory, including earlier sessions
         if self.store is not None and trainer.is_global_zero and len(self._history) == self.store.epochs:
             self.store.finish(
                 expert.expert_index,
@@ -98,7 +99,7 @@ class TrajectoryRecorder(Callback):
 
 
 def _flat(expert: ExpertModule) -> Tensor:
-    """A copy: on the CPU a detached parameter is the live one."""
+    """The parameters as a flat copy; on the CPU, a detached parameter shares memory with the original."""
     return torch.cat([parameter.detach().reshape(-1) for parameter in expert.network.parameters()]).clone()
 
 

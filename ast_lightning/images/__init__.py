@@ -1,7 +1,7 @@
-"""What images go through on their way to a network: preprocessing and Siamese augmentation.
+"""Preprocessing and Siamese augmentation of images.
 
-Training on a distilled dataset needs these and nothing else of the package, so they import torch, NumPy, safetensors
-and xxhash only.
+Training on a distilled dataset needs only this part of the package. It imports only torch, NumPy, safetensors and
+xxhash.
 """
 
 from ast_lightning.images.augmentation import FAMILIES, AugmentationDraw, SiameseAugmentation

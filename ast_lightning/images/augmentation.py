@@ -1,8 +1,8 @@
-"""Differentiable Siamese augmentation (method section 4): one family a call, one set of parameters per image.
+"""Differentiable Siamese augmentation (method section 4): one transform per call, one set of parameters per image.
 
-Drawing the parameters is separate from applying them, as in kornia, so that an application can be replayed:
-the unroll goes forward and later walks back with the same draws, and each rank takes its rows of one global
-draw. Every family is an affine function of the pixels, differentiable as often as wanted.
+As in kornia, drawing the parameters is separate from applying them, so that a draw can be applied again: the forward
+and the backward pass of the unroll use the same draws, and each rank uses its rows of a global draw. A "family" is a
+type of transform, such as ``crop``. Each one is an affine function of the pixels, differentiable any number of times.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ast_lightning.errors import ConfigurationError
 
 FAMILIES = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
-BRIGHTNESS = 1.0  # width of the range, centred on no change
+BRIGHTNESS = 1.0  # width of the range of the added value, centred on 0
 SATURATION = 2.0  # factors from 0 to this
 CONTRAST = 0.5  # factors from this to this + 1
-CROP_RATIO = 0.125  # largest shift, as a share of the side
-CUTOUT_RATIO = 0.5  # side of the hole, as a share of the side
+CROP_RATIO = 0.125  # largest shift, as a fraction of the side
+CUTOUT_RATIO = 0.5  # side of the hole, as a fraction of the side
 SCALE_RATIO = 1.2  # factors from 1 / this to this
-ROTATION = 15.0  # largest angle in degrees, either way
+ROTATION = 15.0  # largest angle in degrees, in both directions
 
 Values = dict[str, Tensor]
 _Draw = Callable[[int, tuple[int, int], torch.Generator], Values]
@@ -45,16 +45,16 @@ class AugmentationDraw:
     values: Values
 
     def rows(self, index: Tensor) -> AugmentationDraw:
-        """The draw of the samples ``index`` (CPU int64 [K]) of the batch."""
+        """The parameters of the samples ``index`` (CPU int64 [K]) of the batch."""
         return AugmentationDraw(self.family, {name: value[index] for name, value in self.values.items()})
 
 
 class SiameseAugmentation:
-    """Draws and applies the families named.
+    """Draws and applies random transforms.
 
     Args:
-        families: underscore-separated (``"color_crop_cutout_flip_scale_rotate"``) or a sequence of names;
-            None, ``""`` and ``"none"`` mean the identity. Their order does not matter.
+        families: names of the transforms, underscore-separated (``"color_crop_cutout_flip_scale_rotate"``) or as a
+            sequence; None, ``""`` and ``"none"`` mean the identity. Their order does not matter.
 
     Raises:
         ConfigurationError: an unknown or repeated family.
@@ -76,12 +76,12 @@ class SiameseAugmentation:
         self.families: tuple[str, ...] = tuple(name for name in FAMILIES if name in names)
 
     def draw(self, count: int, image_size: tuple[int, int], generator: torch.Generator) -> AugmentationDraw:
-        """Pick one family uniformly and draw its parameters.
+        """Draw one family uniformly, and its parameters.
 
         Args:
             count: N, the number of images (of the global batch).
             image_size: (H, W).
-            generator: a CPU generator; everything drawn comes from it.
+            generator: a CPU generator, used for all draws.
         """
         if not self.families:
             return AugmentationDraw(None, {})
@@ -93,7 +93,7 @@ class SiameseAugmentation:
 
         Args:
             images: float32 or float64 [N, C, H, W], in any value range, on any device.
-            draw: of N samples.
+            draw: a draw for N samples.
 
         Returns:
             A tensor like ``images``: an affine function of it, differentiable any number of times. An
@@ -141,7 +141,7 @@ def _draw_crop(count: int, image_size: tuple[int, int], generator: torch.Generat
 
 
 def _apply_crop(images: Tensor, values: Values) -> Tensor:
-    """out[y, x] = in[y + shift_y, x + shift_x], zero outside: one gather from the padded, flattened image."""
+    """out[y, x] = in[y + shift_y, x + shift_x], zero outside, as one gather from the padded, flattened image."""
     count, channels, height, width = images.shape
     vertical, horizontal = _largest_shift(height), _largest_shift(width)
     padded = F.pad(images, (horizontal, horizontal, vertical, vertical)).flatten(2)
@@ -160,7 +160,7 @@ def _hole(side: int) -> int:
 
 
 def _draw_cutout(count: int, image_size: tuple[int, int], generator: torch.Generator) -> Values:
-    # A hole of even size has its centre between pixels: one more place than there are pixels.
+    # A hole of even size is centred between pixels, so that there is one more position than there are pixels.
     places = [side + 1 - _hole(side) % 2 for side in image_size]
     return {
         "centre_y": torch.randint(places[0], (count,), generator=generator),
@@ -196,7 +196,7 @@ def _draw_scale(count: int, image_size: tuple[int, int], generator: torch.Genera
 
 
 def _apply_scale(images: Tensor, values: Values) -> Tensor:
-    """Sample at (scale_x · x, scale_y · y) about the centre: factors above 1 shrink the picture."""
+    """Sample at (scale_x · x, scale_y · y) relative to the centre; factors above 1 shrink the image."""
     zero = torch.zeros_like(values["scale_x"])
     return _sample(images, (values["scale_x"], zero), (zero, values["scale_y"]))
 
@@ -206,13 +206,13 @@ def _draw_rotate(count: int, image_size: tuple[int, int], generator: torch.Gener
 
 
 def _apply_rotate(images: Tensor, values: Values) -> Tensor:
-    """Sample at the coordinates, −1 … 1 on each axis, turned by ``angle`` (radians)."""
+    """Sample at coordinates, −1 … 1 on each axis, rotated by ``angle`` (radians)."""
     cosine, sine = values["angle"].cos(), values["angle"].sin()
     return _sample(images, (cosine, -sine), (sine, cosine))
 
 
 def _sample(images: Tensor, x_row: tuple[Tensor, Tensor], y_row: tuple[Tensor, Tensor]) -> Tensor:
-    """Sample bilinearly on the pixel grid as transformed by a 2×2 matrix per image, given by its rows."""
+    """Sample bilinearly on the pixel grid, transformed by a 2×2 matrix per image that is given by its rows."""
     zero = torch.zeros_like(x_row[0])
     matrix = torch.stack((*x_row, zero, *y_row, zero), dim=1).view(-1, 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=True)

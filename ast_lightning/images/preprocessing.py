@@ -1,8 +1,7 @@
-"""What stands between a picture and a network: ZCA whitening or standardisation, and the way back.
+"""Preprocessing of images: ZCA whitening or standardisation, and their inverses.
 
-Both are fitted once, on the training split, and travel with everything made from them: trajectories name the
-fingerprint, and a distilled dataset carries the tensors, so that a stranger can normalise test images the
-same way.
+Both are fitted once, on the training split, and stored with all results: trajectories contain the fingerprint, and a
+distilled dataset contains the tensors, so that test images can be normalised in the same way.
 """
 
 from __future__ import annotations
@@ -21,25 +20,25 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import FIELD, read_checked_tensors, tensor_checksum
 from ast_lightning.storage.files import write_tensors
 
-_CHUNK_BYTES = 256 * 2**20  # pixels handled at once by a matrix product or a conversion from uint8
+_CHUNK_BYTES = 256 * 2**20  # size of the chunks for matrix products and conversions from uint8
 _GIB = 2**30
 
 
 class Preprocessing(ABC):
-    """An invertible affine map of images, the same for every image.
+    """An invertible affine map, the same for every image.
 
-    Images are floating point [N, C, H, W] on any device; the statistics follow their device and dtype.
+    Images are floating point [N, C, H, W] on any device; the statistics are converted to their device and dtype.
     """
 
     kind: str
 
     @abstractmethod
     def apply(self, images: Tensor) -> Tensor:
-        """Pictures in [0, 1] to what networks see. Differentiable."""
+        """Preprocess images in [0, 1]. Differentiable."""
 
     @abstractmethod
     def invert(self, images: Tensor) -> Tensor:
-        """Back to the space of pictures in [0, 1], without clamping. Differentiable."""
+        """Convert preprocessed images back to images in [0, 1], without clamping. Differentiable."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -50,10 +49,10 @@ class Preprocessing(ABC):
         return {"kind": self.kind}
 
     def difference(self, other: Preprocessing) -> str | None:
-        """What differs from ``other`` by more than the last digits, which are not the same on all machines.
+        """What differs from ``other`` by more than rounding errors, which depend on the machine.
 
         Returns:
-            ``kind``, the name of a statistic, or None.
+            ``kind``, the name of a statistic, or None if they are equal.
         """
         if self.kind != other.kind:
             return "kind"
@@ -64,7 +63,7 @@ class Preprocessing(ABC):
         return None
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change when the kind or any statistic does."""
+        """Checksum of the kind and all statistics, 16 hexadecimal digits."""
         digest = hashlib.sha256(self.kind.encode())
         for name, tensor in sorted(self.tensors().items()):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
@@ -77,7 +76,7 @@ class Preprocessing(ABC):
 
 
 class NoPreprocessing(Preprocessing):
-    """Networks see the pictures in [0, 1] as they are."""
+    """No preprocessing: networks are given images in [0, 1]."""
 
     kind = "none"
 
@@ -126,7 +125,7 @@ class ZcaWhitening(Preprocessing):
         mean: float32 [D], D = C·H·W.
         transform: W, float32 [D, D].
         inverse: U (S + eps)^(1/2) Uᵀ, float32 [D, D].
-        eps: what was added to the covariance's eigenvalues.
+        eps: constant that was added to the eigenvalues of the covariance.
     """
 
     kind = "zca"
@@ -159,17 +158,18 @@ def fit_preprocessing(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Preprocessing:
-    """Fit on the training images.
+    """Fit the preprocessing on the training images.
 
     Args:
         kind: ``standardize``, ``zca`` or ``none``.
         images_uint8: uint8 [N, C, H, W].
-        zca_eps: added to the covariance's eigenvalues, in units of squared pixel values in [0, 1].
-        zca_max_features: ZCA is refused for images of more values than this, for its memory.
-        mean, std: published per-channel constants that ``"standardize"`` takes instead of fitting its own.
+        zca_eps: added to the eigenvalues of the covariance, in units of squared pixel values in [0, 1].
+        zca_max_features: ZCA is rejected for images with more values than this, because of its memory.
+        mean, std: per-channel constants that ``"standardize"`` uses instead of fitted ones.
 
     Raises:
-        ConfigurationError: unknown kind, ZCA that is too large, constants that do not fit the images.
+        ConfigurationError: the kind is unknown, the images are too large for ZCA, or the constants do not match the
+            images.
     """
     if kind == "standardize":
         return _standardization(images_uint8, mean, std)
@@ -181,7 +181,7 @@ def fit_preprocessing(
 
 
 def preprocess(preprocessing: Preprocessing, images_uint8: Tensor) -> Tensor:
-    """uint8 [N, C, H, W] to preprocessed float32 of that shape, with no second float copy of all images."""
+    """Convert uint8 [N, C, H, W] to preprocessed float32 of that shape, in chunks to save memory."""
     result = torch.empty(images_uint8.shape, dtype=torch.float32)
     size = _chunk_length(images_uint8)
     for part, out in zip(images_uint8.split(size), result.split(size), strict=True):
@@ -197,10 +197,10 @@ def save_preprocessing(path: str | Path, preprocessing: Preprocessing) -> None:
 
 
 def load_preprocessing(path: str | Path) -> Preprocessing:
-    """Read back what :func:`save_preprocessing` wrote.
+    """Read a file written by :func:`save_preprocessing`.
 
     Raises:
-        ValueError: the file is not such a file, or does not fit its checksum.
+        ValueError: the file has another format, or does not match its checksum.
         OSError: it cannot be read.
     """
     metadata, tensors = read_checked_tensors(Path(path))
@@ -233,14 +233,14 @@ def _standardization(images: Tensor, mean: Sequence[float] | None, std: Sequence
 def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (over N) of each channel of uint8 images, as values in [0, 1].
 
-    They come from a histogram: exact, so that every machine and thread count finds the same bits.
+    They are computed from an exact histogram, so that the result is bit-identical for every machine and thread count.
     """
     counts = torch.stack([torch.bincount(channel.reshape(-1), minlength=256) for channel in images.unbind(1)])
     weights = counts.to(torch.float64) / counts.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = (weights * values).sum(1)
     std = (weights * (values - mean[:, None]) ** 2).sum(1).sqrt()
-    # A channel without contrast has nothing to scale; far below one grey level's step, it is rounding.
+    # A channel without contrast is not scaled; a deviation far below one grey level is a rounding error.
     return mean, torch.where(std < 1e-9, torch.ones_like(std), std)
 
 
@@ -257,7 +257,7 @@ def _zca(images: Tensor, eps: float, max_features: int) -> ZcaWhitening:
         raise ConfigurationError("data.preprocessing", "zca", problem, remedy)
     if not eps > 0:
         raise ConfigurationError("data.zca_eps", eps, "it has to be positive", "use 0.1, as published")
-    from kornia.enhance import zca_mean  # late: whoever loads what was fitted does without kornia
+    from kornia.enhance import zca_mean  # late: loading fitted statistics does not need kornia
 
     transform, mean, inverse = zca_mean(images.float().div_(255), eps=float(eps), return_inverse=True)
     assert inverse is not None
@@ -273,6 +273,6 @@ def _chunk_length(images: Tensor) -> int:
 
 
 def _in_chunks(images: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """A function of flattened images, applied to as many at a time as ``_CHUNK_BYTES`` allow."""
+    """Apply a function of flattened images in chunks of ``_CHUNK_BYTES``."""
     parts = [function(part.flatten(1)) for part in images.split(_chunk_length(images))]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(images.shape)

@@ -1,4 +1,4 @@
-"""Student and expert architectures, and the functional view of any of them."""
+"""Architectures of students and experts, and the functional view of a network."""
 
 from ast_lightning.networks.convnet import ConvNet
 from ast_lightning.networks.convolution import ease_second_derivatives

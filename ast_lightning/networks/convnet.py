@@ -1,4 +1,4 @@
-"""ConvNet, the backbone on which the field reports its numbers."""
+"""ConvNet, the standard architecture of dataset distillation."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ast_lightning.errors import ConfigurationError
 
 
 class InstanceNorm(nn.GroupNorm):
-    """GroupNorm with one channel a group; written out where it is compiled.
+    """GroupNorm with one channel per group; under torch.compile, written as sums and elementwise operations.
 
-    torch's own kernel is opaque to the compiler, and its second derivatives decompose into many passes over memory.
+    torch's own kernel cannot be fused by the compiler, and its second derivatives need many passes over memory.
 
     Args:
-        width: channels.
+        width: number of channels.
 
     Shape:
-        ``[N, width, H, W]`` → the same.
+        ``[N, width, H, W]`` → ``[N, width, H, W]``.
     """
 
     def __init__(self, width: int) -> None:
@@ -31,7 +31,7 @@ class InstanceNorm(nn.GroupNorm):
         if not torch.compiler.is_compiling():
             return super().forward(input)
         if torch.is_autocast_enabled(input.device.type):
-            input = input.float()  # as autocast has torch's own normalisations
+            input = input.float()  # autocast runs torch's own normalisations in float32
         number, width, height, breadth = input.shape
 
         def rows(statistic: Tensor) -> Tensor:
@@ -47,9 +47,9 @@ class InstanceNorm(nn.GroupNorm):
 
 
 class ReLU(nn.ReLU):
-    """max(x, 0); where it is compiled, as a product with a step of zeros and ones.
+    """max(x, 0); under torch.compile, computed as x multiplied by a 0/1 step function.
 
-    torch's own derivative keeps a mask of bytes, which compiled CPU code writes twenty times slower than numbers.
+    torch's own derivative stores a boolean mask, which compiled CPU code writes twenty times slower than floats.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -84,24 +84,24 @@ class ConvNet(nn.Module):
     """Blocks of 3×3 convolution, normalisation, activation and 2×2 pooling, then one linear layer.
 
     Args:
-        channels: image channels.
+        channels: number of image channels.
         num_classes: number of logits.
         image_size: (height, width) in pixels.
-        width: channels of every convolution.
-        depth: number of blocks; 3 at 28 and 32 px, 4 at 64 px, 5 at 128 px.
-        normalization: ``instance`` (GroupNorm with one channel a group), ``batch``, ``layer`` (GroupNorm with one
-            group: a weight for each channel), ``layer_chw`` (the published codes' LayerNorm over C, H and W: a weight
-            for each element), ``group`` or ``none``.
+        width: output channels of every convolution.
+        depth: number of blocks; 3 for 28 and 32 px, 4 for 64 px, 5 for 128 px.
+        normalization: ``instance`` (GroupNorm with one channel per group), ``batch``, ``layer`` (GroupNorm with one
+            group: a weight for each channel), ``layer_chw`` (LayerNorm over C, H and W as in the published codes: a
+            weight for each element), ``group`` or ``none``.
         activation: ``relu``, ``leaky_relu``, ``gelu``, ``silu`` or ``sigmoid``.
         pooling: ``avg``, ``max`` or ``none``.
-        first_padding: of the first convolution. None: 3 for one-channel images of 28×28, which become 32×32, otherwise
-            1. The published codes have 3 for one-channel images of any size.
+        first_padding: padding of the first convolution. None: 3 for one-channel images of 28×28, which become 32×32,
+            otherwise 1. The published codes use 3 for one-channel images of any size.
 
     Shape:
         ``[N, channels, H, W]`` → ``[N, num_classes]``.
 
     Raises:
-        ConfigurationError: an unknown choice, or more poolings than the image size allows.
+        ConfigurationError: an unknown choice, or too many pooling layers for the image size.
 
     >>> import torch
     >>> network = ConvNet(3, 10, (32, 32))
@@ -122,7 +122,7 @@ class ConvNet(nn.Module):
         first_padding: int | None = None,
     ) -> None:
         super().__init__()
-        ConvNetSettings(  # rejects what cannot work
+        ConvNetSettings(  # validates the options
             width=width,
             depth=depth,
             normalization=normalization,

@@ -1,8 +1,8 @@
-"""Convolutions whose second derivative costs no more than it must.
+"""Convolutions with efficient second derivatives.
 
-torch differentiates the gradient of a convolution with respect to its input by a convolution in which batch and
-channels change places and whole images are the kernel; it runs at a third of the usual rate. Here that gradient is a
-transposed convolution, whose derivatives are ordinary convolutions.
+To differentiate the input gradient of a convolution, torch uses a convolution with batch and channels exchanged and
+whole images as kernels, which runs at a third of the usual speed. Here the input gradient is a transposed convolution,
+whose derivatives are ordinary convolutions.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ Padding = tuple[int, ...]
 
 
 def ease_second_derivatives(network: nn.Module) -> nn.Module:
-    """Replace every plain Conv2d of ``network`` by one whose gradient is cheap to differentiate; parameters stay.
+    """Replace every plain Conv2d of ``network`` by one whose gradient is cheap to differentiate.
 
-    Values are the same up to rounding. Convolutions with strides, dilation, groups or another padding than zeros stay.
+    The new layers share the parameters, and results are equal up to rounding. Convolutions with stride, dilation or
+    groups, and those with a padding mode other than zeros, are not replaced.
 
     Returns:
-        ``network``, changed in place, or its replacement if it is such a convolution itself.
+        ``network``, changed in place, or its replacement if it is a plain Conv2d itself.
     """
     if type(network) is nn.Conv2d and _is_plain(network):
         channels = network.in_channels, network.out_channels
@@ -43,14 +44,14 @@ def _is_plain(module: nn.Conv2d) -> bool:
 class _Conv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         tensors = [input, self.weight, self.bias]
-        if torch.is_autocast_enabled(input.device.type):  # derivatives are taken outside of autocast
+        if torch.is_autocast_enabled(input.device.type):  # the backward pass runs outside of autocast
             dtype = torch.get_autocast_dtype(input.device.type)
             tensors = [None if each is None else each.to(dtype) for each in tensors]
         convolved: Tensor = _convolve(*tensors, self.padding)
         return convolved
 
 
-@torch.compiler.allow_in_graph  # traced whole: torch.compile would drop the second derivative of what it looks into
+@torch.compiler.allow_in_graph  # if torch.compile traced into it, its second derivative would be lost
 def _convolve(images: Tensor, weight: Tensor, bias: Tensor | None, padding: Padding) -> Any:
     return _Convolution.apply(images, weight, bias, padding)
 

@@ -1,8 +1,8 @@
 """A network as a pure function of one flat parameter vector.
 
-Trajectory matching compares, adds and differentiates whole parameter vectors. Everything after expert training
-therefore sees a network as ``logits = network(theta, images)`` with ``theta`` of shape ``[P]``; this file is the
-only place that knows how the vector is cut into the tensors of a module.
+Trajectory matching compares, adds and differentiates whole parameter vectors. After expert training, a network is
+therefore used as ``logits = network(theta, images)`` with ``theta`` of shape ``[P]``. Only this file converts between
+the vector and the tensors of a module.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from ast_lightning.errors import ConfigurationError, raised
 from ast_lightning.randomness import Key, keyed_global_state
 
 NetworkFactory = Callable[[], nn.Module]
-"""Builds a freshly initialised network; randomness comes from torch's global CPU generator."""
+"""Builds a newly initialised network, using torch's global CPU generator."""
 
 ParameterLayout = list[tuple[str, tuple[int, ...]]]
 """Names and shapes in the order of ``module.named_parameters()``."""
 
 
 def build_network(factory: NetworkFactory, *key: Key) -> nn.Module:
-    """A network whose initial parameters depend on ``key`` alone: drawn on the CPU, in float32 at every precision.
+    """Build a network whose initial parameters depend only on ``key``: on the CPU, in float32 at every precision.
 
     Raises:
-        ConfigurationError: the factory does not take the arguments it is given, or parameters are missing or frozen.
+        ConfigurationError: the factory raises or does not return a module, or parameters are missing or frozen.
     """
     try:
         with keyed_global_state(*key), _float32_by_default():
             network = factory()
     except ConfigurationError:
         raise
-    except Exception as error:  # of a class that is not ours
+    except Exception as error:  # raised by user code
         problem = f"it cannot be built: {raised(error)}"
         raise ConfigurationError("network", _qualified(factory), problem, "correct its options") from error
     if not isinstance(network, nn.Module):
@@ -56,7 +56,7 @@ def build_network(factory: NetworkFactory, *key: Key) -> nn.Module:
 
 @contextmanager
 def _float32_by_default() -> Iterator[None]:
-    before = torch.get_default_dtype()  # a Trainer of another precision changes it around each step
+    before = torch.get_default_dtype()  # a Trainer with another precision changes it in each step
     torch.set_default_dtype(torch.float32)
     try:
         yield
@@ -65,7 +65,7 @@ def _float32_by_default() -> Iterator[None]:
 
 
 def mathematical_attention() -> Any:
-    """A context in which attention is computed by matrix products: fused kernels have no second derivatives."""
+    """Context manager that disables fused attention kernels, which have no second derivatives."""
     return sdpa_kernel(SDPBackend.MATH)
 
 
@@ -75,16 +75,16 @@ def parameter_layout(network: nn.Module) -> ParameterLayout:
 
 
 def describe_network(factory: NetworkFactory) -> dict[str, Any]:
-    """What a stored trajectory records of its network: the class, its arguments, names and shapes of its parameters.
+    """Describe a network for a trajectory store: its class, its arguments, names and shapes of its parameters.
 
-    A network with buffers that belong to its state, such as the statistics of batch normalisation, has theirs as well.
+    Names and shapes of persistent buffers, such as the statistics of batch normalisation, are included.
     """
     network = build_network(factory, 0, "describe")
     layout = parameter_layout(network)
     state = network.state_dict()
     buffers = [[name, list(buffer.shape)] for name, buffer in network.named_buffers() if name in state]
     arguments: dict[str, Any] = {}
-    if isinstance(factory, functools.partial):  # a partial of a partial is flat already
+    if isinstance(factory, functools.partial):  # nested partials are flattened by functools
         arguments = inspect.signature(factory.func).bind_partial(*factory.args, **factory.keywords).arguments
     return {
         "target": _qualified(factory),
@@ -105,7 +105,7 @@ def _qualified(target: Any) -> str:
 
 
 def _plain(value: Any, option: str) -> Any:
-    """An argument of a network as JSON can hold it; classes and functions by their names."""
+    """Convert an argument of a network to plain JSON values; classes and functions become their names."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
@@ -121,10 +121,10 @@ def _plain(value: Any, option: str) -> Any:
 class FunctionalNetwork:
     """A stateless view of the networks that ``factory`` builds.
 
-    Batch normalisation uses the statistics of the batch at hand, and dropout is off: running statistics and random
-    numbers are state, which a pure function cannot have. State in other layers is found by :meth:`require_pure`. The
-    module inside is a skeleton: its own parameter values are never used, and it is no ``nn.Module`` attribute of
-    anything, so that no optimiser or DistributedDataParallel finds it.
+    Batch normalisation uses the statistics of the current batch, and dropout is switched off, because a pure function
+    has no running statistics and draws no random numbers. :meth:`require_pure` detects state in other layers. The
+    parameter values of the module inside are never used. It is not registered as a submodule, so that optimisers and
+    DistributedDataParallel ignore it.
 
     Args:
         factory: builds the network.
@@ -142,10 +142,10 @@ class FunctionalNetwork:
                 module.eval()
 
     def impurity(self, image: Tensor) -> str | None:
-        """What the logits depend on beside parameters and images, or None; to be asked before :meth:`to`.
+        """Why the logits depend on more than parameters and images, or None. Call it before :meth:`to`.
 
         Args:
-            image: any one, ``[C, H, W]``.
+            image: any image, ``[C, H, W]``.
         """
         before = {name: buffer.clone() for name, buffer in self._skeleton.named_buffers()}
         with keyed_global_state(0, "impurity"), torch.no_grad():
@@ -162,22 +162,22 @@ class FunctionalNetwork:
         return None if name is None else f"its buffer {name} changes when it is evaluated"
 
     def require_pure(self, image: Tensor, num_classes: int | None = None, batch: int = 2) -> None:
-        """Refuse a network that cannot be a student.
+        """Reject a network that cannot be used as a student.
 
         Args:
-            image: any one, ``[C, H, W]``.
-            num_classes: how many logits it must give, where that is known.
+            image: any image, ``[C, H, W]``.
+            num_classes: required number of logits, if known.
             batch: size of the smallest batch that it will be trained on.
 
         Raises:
-            ConfigurationError: it gives no logits, or logits that depend on more than its parameters and the images.
+            ConfigurationError: the output is not ``[batch, classes]``, or depends on more than parameters and images.
         """
         name = _qualified(self.factory)
         try:
             with keyed_global_state(0, "logits"), torch.no_grad():
                 images = image.detach().to("cpu", torch.float32).expand(batch, *image.shape)
                 logits = self(self.initial_parameters(0, "skeleton"), images)
-        except Exception as error:  # of a class that is not ours
+        except Exception as error:  # raised by user code
             remedy = f"make it take a batch {[batch, *image.shape]}" + (", or choose another batch size" * (batch == 1))
             raise ConfigurationError("network", name, raised(error), remedy) from error
         found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
@@ -194,7 +194,7 @@ class FunctionalNetwork:
             raise ConfigurationError("network", name, problem, remedy)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> FunctionalNetwork:
-        """Move the skeleton's constant buffers, and convert the floating ones; parameters come with every call."""
+        """Move the buffers and convert floating-point ones to ``dtype``. Parameters are arguments of every call."""
         self._skeleton.to(device, dtype)
         return self
 
@@ -205,15 +205,15 @@ class FunctionalNetwork:
         return logits
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
-        """The named tensors that ``theta`` ``[P]`` is made of, as views."""
+        """Split ``theta`` ``[P]`` into named tensors, which are views."""
         pieces = torch.split(theta, self.sizes)
         return {name: piece.view(shape) for (name, shape), piece in zip(self.layout, pieces, strict=True)}
 
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The inverse of :meth:`unflatten`: one vector ``[P]`` in the order of the layout."""
+        """The inverse of :meth:`unflatten`: concatenate tensors to a vector ``[P]`` in the order of the layout."""
         return torch.cat([tensors[name].reshape(-1) for name, _ in self.layout])
 
     def initial_parameters(self, *key: Key) -> Tensor:
-        """A fresh initialisation ``[P]``, float32 on the CPU, that depends on ``key`` alone."""
+        """A random initialisation ``[P]``, float32 on the CPU, that depends only on ``key``."""
         network = build_network(self.factory, *key)
         return self.flatten({name: parameter.detach() for name, parameter in network.named_parameters()})

@@ -1,1 +1,1 @@
-"""Files that are whole or not there, checksums, and what an artifact records of its making."""
+"""Atomic file writing, checksums, and the provenance recorded with every artifact."""

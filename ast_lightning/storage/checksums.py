@@ -1,8 +1,8 @@
-"""Checksums: what is read equals what was written, or is rejected.
+"""Checksums: files whose content has changed since they were written are rejected.
 
-XXH3, 128 bits: made to find accidents, not forgeries, and far faster than the disk. A checksum of tensors covers their
-names, types, shapes and values, and whatever else must belong to them (which expert, which epoch), so that files that
-changed places are found as well as bits that flipped.
+The checksums are 128-bit XXH3: they detect accidental changes, not forgeries, and are much faster than the disk. A
+checksum of tensors covers their names, dtypes, shapes and values, and metadata such as expert and epoch. It therefore
+detects swapped files as well as flipped bits.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ FIELD = "checksum"
 
 
 class Damaged(ValueError):
-    """Content that does not fit its checksum."""
+    """The content of a file is damaged, e.g. it does not match its checksum."""
 
 
 def tensor_checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> str:
-    """32 hexadecimal digits of named tensors and of what they belong to; the order of neither matters.
+    """Checksum of named tensors and their metadata, 32 hexadecimal digits; independent of the order of the entries.
 
     Args:
-        tensors: of any type and shape, on the CPU.
-        about: what must not be separated from them, e.g. ``{"expert": "3", "epoch": "17"}``.
+        tensors: tensors of any dtype and shape, on the CPU.
+        about: metadata of the tensors, e.g. ``{"expert": "3", "epoch": "17"}``.
     """
-    import torch  # late: this module also serves what must start without torch
+    import torch  # late: some importers of this module must start without torch
 
     state = xxhash.xxh3_128(json.dumps(sorted((about or {}).items())).encode())
     for name, tensor in sorted(tensors.items()):
@@ -43,11 +43,11 @@ def tensor_checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str] | No
 def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a safetensors file.
 
-    The file is read, not mapped into memory: a file that is cut short meanwhile, or a disk that fails, is an error
-    here and not a signal that ends the process.
+    The file is read, not memory-mapped. A truncated file or a disk failure therefore raises an error here, instead of
+    terminating the process with a signal later.
 
     Raises:
-        Damaged: it is no safetensors file.
+        Damaged: it is not a safetensors file.
         OSError: it cannot be read.
     """
     from safetensors.torch import load  # late: as above
@@ -56,16 +56,16 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    except Exception as error:  # what a damaged file makes safetensors raise is not documented
+    except Exception as error:  # safetensors does not document its errors for damaged files
         raise Damaged(f"it is cut short or no safetensors file ({error})") from error
     return header.get("__metadata__") or {}, tensors
 
 
 def read_checked_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """As :func:`read_tensors`, of a file whose metadata have a ``checksum`` of its tensors and of all the rest.
+    """Like :func:`read_tensors`, for a file whose metadata contain a ``checksum`` of its tensors and other metadata.
 
     Raises:
-        Damaged: it is no safetensors file, has no checksum, or does not fit it.
+        Damaged: it is not a safetensors file, has no checksum, or does not match it.
         OSError: it cannot be read.
     """
     metadata, tensors = read_tensors(path)
@@ -78,16 +78,16 @@ def read_checked_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain containers with a ``checksum`` of all the rest; white space and the order of keys do not count."""
+    """Add a ``checksum`` of all other entries, which does not depend on white space and the order of keys."""
     rest = {key: value for key, value in content.items() if key != FIELD}
     return {**rest, FIELD: _content_checksum(rest)}
 
 
 def unseal(content: Any) -> dict[str, Any]:
-    """What :func:`seal` was given.
+    """Verify and remove the checksum that :func:`seal` added.
 
     Raises:
-        Damaged: it is no sealed content, or was changed.
+        Damaged: there is no checksum, or it does not match.
     """
     if not isinstance(content, dict) or not isinstance(content.get(FIELD), str):
         raise Damaged("it has no checksum")
@@ -98,7 +98,7 @@ def unseal(content: Any) -> dict[str, Any]:
 
 
 def bytes_checksum(content: bytes) -> str:
-    """32 hexadecimal digits of a file's content."""
+    """Checksum of a file's content, 32 hexadecimal digits."""
     return xxhash.xxh3_128(content).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Writing files: a kill or power failure at any instant leaves the old content or the new, never a piece of either."""
+"""Atomic writing: after a kill or power failure, a file has either its old or its new content, never a part of it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     from torch import Tensor
 
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # of vfat, FUSE, network drives
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # errors of vfat, FUSE and network drives
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` beside ``path`` and rename it into place."""
+    """Write ``content`` to a temporary file in the folder of ``path``, and rename it to ``path``."""
     write_file(path, lambda stream: stream.write(content))
 
 
 def write_file(path: Path, fill: Callable[[BinaryIO], object], keep: Path | None = None) -> None:
-    """Let ``fill`` write into a file beside ``path``, and rename it into place.
+    """Let ``fill`` write to a temporary file in the folder of ``path``, and rename it to ``path``.
 
     Args:
-        path: the file; its folder is made.
-        fill: writes all of it.
-        keep: where the file that is replaced goes, in the same folder; for an instant, that is the only one.
+        path: the file; its folder is created if needed.
+        fill: writes the whole content.
+        keep: path in the same folder that the replaced file is renamed to. Between the two renames, only ``keep``
+            exists.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     hidden = _hidden(path)
@@ -44,8 +45,8 @@ def write_file(path: Path, fill: Callable[[BinaryIO], object], keep: Path | None
         _rename(hidden, path)
     except BaseException as error:
         hidden.unlink(missing_ok=True)
-        trouble = error if isinstance(error, OSError) else error.__context__  # torch.save hides it behind its own
-        if isinstance(trouble, OSError) and trouble.errno and not trouble.filename:  # a full disk names no file
+        trouble = error if isinstance(error, OSError) else error.__context__  # torch.save raises another
+        if isinstance(trouble, OSError) and trouble.errno and not trouble.filename:  # on a full disk, there is none
             trouble.filename = str(path)
             raise trouble from None
         raise
@@ -57,20 +58,20 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read what :func:`write_json` wrote."""
+    """Read a JSON file written by :func:`write_json`."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors as one safetensors file; the same ones give the same bytes."""
-    from safetensors.torch import save  # late: this module also serves what must start without torch
+    """Write named tensors to one safetensors file; equal tensors give identical bytes."""
+    from safetensors.torch import save  # late: some importers of this module must start without torch
 
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, _settled(save(plain, metadata=dict(metadata) if metadata else None)))
 
 
 def _settled(content: bytes) -> bytes:
-    """A safetensors file with its metadata in order: the library writes them in another one each time."""
+    """Sort the metadata of a safetensors file, because the library writes them in varying order."""
     begin = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:begin])
     header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
@@ -80,10 +81,10 @@ def _settled(content: bytes) -> bytes:
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Make the folder ``path`` in one instant: ``fill`` writes into a hidden folder beside it, which is then renamed.
+    """Create the folder ``path`` atomically: ``fill`` writes to a hidden folder next to it, which is then renamed.
 
-    Give it a ``path`` that is not there yet: where one is, it is moved aside first, and a kill between the two renames
-    leaves it aside, under a hidden name that ends in ``.old``.
+    ``path`` should not exist. If it does, it is renamed first; a kill between the two renames leaves it under a hidden
+    name that ends in ``.old``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     hidden = _hidden(path)
@@ -103,9 +104,10 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Tidy up after writers that were killed: for the one who alone may write into ``folder``.
+    """Remove temporary files of killed writers. Call it only while no other process writes to ``folder``.
 
-    What was being written is deleted; what had been moved aside for it returns where its place is still empty.
+    Incomplete files are deleted. Folders that had been renamed to ``.old`` are restored if their path is free, and
+    deleted otherwise.
     """
     for path in folder.glob(".*.old"):
         place = path.with_name(path.name.removeprefix(".").removesuffix(".old").rpartition(".")[0])
@@ -121,10 +123,10 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def set_aside(path: Path) -> Path | None:
-    """Move a file or folder to a free name in ``earlier/`` beside it.
+    """Move a file or folder to a free name in the folder ``earlier/`` next to it.
 
     Returns:
-        Where it is now; None where there was nothing.
+        The new path; None if ``path`` does not exist.
     """
     if not path.exists():
         return None
@@ -136,10 +138,10 @@ def set_aside(path: Path) -> Path | None:
 
 
 def point_to(link: Path, target: Path) -> None:
-    """Make ``link`` a relative symbolic link to ``target``, replacing the one that is there in one instant.
+    """Make ``link`` a relative symbolic link to ``target``, replacing an existing link atomically.
 
-    A folder in its place, which copying a run with ``cp -rL`` or ``scp -r`` leaves, is moved aside. Where the file
-    system has no links, ``link`` becomes a copy of the folder ``target``.
+    If ``link`` is a folder, which results from copying a run with ``cp -rL`` or ``scp -r``, it is moved to
+    ``earlier/``. If the file system does not support links, ``link`` becomes a copy of the folder ``target``.
     """
     hidden = link.with_name(f".{link.name}.partial")
     hidden.unlink(missing_ok=True)
@@ -162,14 +164,14 @@ def _copy(source: Path, folder: Path) -> None:
 
 
 def _hidden(path: Path) -> Path:
-    """A name beside ``path`` that no other writer uses; :func:`clear_leftovers` knows it."""
+    """A unique temporary name in the folder of ``path``, recognised by :func:`clear_leftovers`."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def _rename(path: Path, place: Path) -> None:
-    """Rename ``path`` to ``place`` in its folder, so that it holds after a power failure too."""
+    """Rename ``path`` to ``place`` in the same folder, and flush the folder so that it survives a power failure."""
     os.replace(path, place)
-    with suppress(OSError):  # not every file system can put a folder's names on the disk at once
+    with suppress(OSError):  # not every file system can flush a folder
         folder = os.open(place.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

@@ -1,6 +1,6 @@
-"""What the commands that look at files share: findings, tables, and errors that are one line.
+"""Shared code of the commands that inspect files: findings, tables, and one-line errors.
 
-This module starts without torch.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from rich.table import Table
 
 from ast_lightning.errors import ConfigurationError, printable
 
-_PAGE_WIDTH = 120  # where the output is no terminal
+_PAGE_WIDTH = 120  # if the output is not a terminal
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know about a file.
+    """A problem with a file, or a note about it.
 
     Attributes:
-        file: which file or folder.
+        file: the file or folder.
         problem: what is wrong with it, as a sentence without a full stop.
-        remedy: what to do, as a sentence without a full stop; empty for a note, which is no problem.
+        remedy: what to do, as a sentence without a full stop; empty for a note.
     """
 
     file: str
@@ -38,19 +38,19 @@ class Finding:
 
     @classmethod
     def of(cls, path: Path, error: ConfigurationError) -> Finding:
-        """What an error of reading a file reports."""
+        """The finding that corresponds to an error raised while reading a file."""
         return cls(str(path), error.problem, error.remedy)
 
 
 def run_command(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> int:
-    """Run the subcommand that the parser sets as ``run``, which takes the options and returns the exit status.
+    """Run the subcommand that the parser stores as ``run``, a function of the options that returns the exit status.
 
     Args:
-        parser: of the command line.
-        words: of the command line; None takes the process's.
+        parser: parser of the command line.
+        words: arguments of the command line; None uses ``sys.argv``.
 
     Returns:
-        The exit status: that of the subcommand, or 2 for what the user can fix, which is printed in a line.
+        The exit status of the subcommand, or 2 for an error that the user can fix, which is printed in one line.
     """
     options = parser.parse_args(words)
     try:
@@ -64,16 +64,16 @@ def run_command(parser: argparse.ArgumentParser, words: Sequence[str] | None) ->
 
 
 def print_findings(findings: Iterable[Finding], what: str, about: dict[str, Any], *, as_json: bool) -> int:
-    """Print findings and a verdict.
+    """Print findings and a summary.
 
     Args:
-        findings: problems, and notes.
-        what: was verified, for people.
-        about: the same for programs, which find it beside the keys ``findings`` and ``notes``.
-        as_json: whether a program reads it.
+        findings: problems and notes.
+        what: description of what was verified, for the text output.
+        about: description of what was verified, for the JSON output, in addition to ``findings`` and ``notes``.
+        as_json: print JSON instead of text.
 
     Returns:
-        The exit status: 1 where there are problems.
+        The exit status: 1 if there are problems, else 0.
     """
     problems = [each for each in findings if each.remedy]
     notes = [each for each in findings if not each.remedy]
@@ -90,12 +90,12 @@ def print_findings(findings: Iterable[Finding], what: str, about: dict[str, Any]
 
 
 def print_json(content: Any) -> None:
-    """Print plain containers for a program."""
+    """Print plain containers as JSON."""
     print(json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; its texts may come from files of others."""
+    """Print a table. Cells are escaped, because they may come from untrusted files."""
     table = Table(title=cell(title))
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -105,15 +105,15 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 def console() -> Console:
-    """The terminal, or a page of a fixed width."""
+    """A console with the width of the terminal, or with a fixed width if the output is not a terminal."""
     return Console() if sys.stdout.isatty() else Console(width=_PAGE_WIDTH)
 
 
 def cell(value: object) -> str:
-    """Any text for rich, without markup and control characters."""
+    """Escape a value for rich: no markup, no control characters."""
     return escape(printable(str(value)))
 
 
 def count(number: int, word: str) -> str:
-    """E.g. ``1 store``, ``2 stores``."""
+    """A number with its noun, e.g. ``1 store``, ``2 stores``."""
     return f"{number} {word}" if number == 1 else f"{number} {word}s"

@@ -1,6 +1,6 @@
-"""What a result was made with: versions of packages, the revision of the code, the command and the time.
+"""Provenance of a result: versions of packages, the revision of the code, the command and the time.
 
-Every artifact carries it, so that a number can be made again years later. Nothing here names the machine.
+It is stored in every artifact, so that a result can be reproduced later. It does not identify the machine.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ PACKAGES = (
     "numpy",
     "safetensors",
 )
-"""What takes part in the numbers, by the names of their distributions."""
+"""Names of the distributions that affect numerical results."""
 
 _remembered: list[str] = []
 
 
 def provenance() -> dict[str, Any]:
-    """The keys ``versions``, ``git``, ``command`` and ``time``, as plain containers for an artifact's description."""
+    """The entries ``versions``, ``git``, ``command`` and ``time`` of an artifact's description, as plain containers."""
     return {
         "versions": versions(),
         "git": git_revision(Path(ast_lightning.__file__).parent, Path.cwd()),
@@ -48,22 +48,22 @@ def provenance() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Version by package, of this one, of Python and of ``PACKAGES``."""
+    """Versions of this package, of Python and of ``PACKAGES``, by name."""
     own = {"ast_lightning": ast_lightning.__version__, "python": platform.python_version()}
     installed = {}
     for name in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # to train on a set, torch is enough
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # training on a set needs only torch
             installed[name] = importlib.metadata.version(name)
-    return {**own, **installed, "torch": torch.__version__}  # torch itself names the build as well
+    return {**own, **installed, "torch": torch.__version__}  # torch.__version__ includes the build
 
 
 def remember_command(words: Sequence[str]) -> None:
-    """Let :func:`command_words` give these words: a job of a multirun is made again by a command of its own."""
+    """Set the result of :func:`command_words`, so that each job of a multirun records its own command."""
     _remembered[:] = words
 
 
 def command_words() -> list[str]:
-    """The command line as it was typed, with the script by its name alone."""
+    """The command line as it was entered, with the script's name without its path."""
     if _remembered:
         return list(_remembered)
     spec = getattr(sys.modules["__main__"], "__spec__", None)
@@ -73,11 +73,11 @@ def command_words() -> list[str]:
 
 @functools.cache
 def git_revision(package: Path, working: Path) -> dict[str, Any] | None:
-    """The revision of the package's code, or else of the working directory, when this process first asked for it.
+    """The git revision of the package, or else of the working directory, at the first call in this process.
 
     Returns:
-        ``{"of": "package" | "working directory", "commit": …, "dirty": …}``: dirty where a tracked file was changed.
-        None outside of a checkout, and where git is not installed.
+        ``{"of": "package" | "working directory", "commit": …, "dirty": …}``: dirty if a tracked file was changed.
+        None outside of a git repository, or if git is not installed.
     """
     tracked = _git(package, "ls-files", "__init__.py")
     of, folder = ("package", package) if tracked else ("working directory", working)
@@ -86,7 +86,7 @@ def git_revision(package: Path, working: Path) -> dict[str, Any] | None:
 
 
 def _git(folder: Path, *words: str) -> str:
-    """What git prints; nothing where it fails, is missing, or takes too long."""
+    """The output of a git command; empty if it fails, git is missing, or it takes too long."""
     command = ["git", "--no-optional-locks", "-C", str(folder), *words]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()

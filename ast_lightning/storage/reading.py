@@ -1,4 +1,4 @@
-"""What goes wrong while a file is read, as one line for its user."""
+"""Conversion of errors while reading files into one-line messages."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 from ast_lightning.errors import ConfigurationError
 
 BROKEN = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
-"""What reading a damaged file raises: JSON, a checksum, what relies on its content."""
+"""Exceptions raised for damaged files, by JSON, by checksums and by code that uses their content."""
 UNREADABLE = "let this user read it, or check the disk: it need not be damaged, so delete nothing"
 
 
 @contextmanager
 def reading(path: Path, remedy: str, option: str, value: object) -> Iterator[None]:
-    """Name the file in place of an error of reading it.
+    """Convert errors of reading a file into a :class:`ConfigurationError` that names the file.
 
     Args:
         path: the file that is read in the ``with`` block.
-        remedy: what to do where it is missing or damaged.
-        option: the option that led to the file.
-        value: the value of that option: the file, or the folder that it is in.
+        remedy: what to do if it is missing or damaged.
+        option: the option that specifies the file.
+        value: the value of that option: the file or its folder.
 
     Raises:
-        ConfigurationError: in place of an ``OSError`` and of the errors that damaged content leads to.
+        ConfigurationError: instead of an ``OSError`` and of the errors that damaged content causes.
     """
     name = "it" if path == value else path
     try:

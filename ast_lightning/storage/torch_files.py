@@ -1,7 +1,7 @@
-"""Files of torch.save: read without running anything that they may hold, and written all together or not at all.
+"""Files of torch.save: read without executing pickled code, and written atomically as a group.
 
-The field exchanges its buffers and synthetic sets as pickles, which can carry code. Here a file is read by torch's
-``weights_only`` reader, which knows tensors and plain containers and nothing else.
+Published buffers and synthetic sets are pickles, which can contain code. Here files are read with
+``torch.load(weights_only=True)``, which accepts only tensors and plain containers.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ _COPY = "copy it once more from where it came, or save it again as plain tensors
 
 
 def load_plain(path: Path, option: str) -> Any:
-    """The tensors and plain containers of a file, on the CPU.
+    """Load the tensors and plain containers of a file to the CPU.
 
-    A file of today's format is mapped into memory, so that its tensors are read from the disk when they are used; one
-    of the format before torch 1.6 is read whole.
+    A file in the current (zip) format is memory-mapped, so that tensors are read from disk when they are used. A file
+    in the format before torch 1.6 is read completely.
 
     Args:
         path: the file.
         option: the option that named it, for error messages.
 
     Raises:
-        ConfigurationError: the file cannot be read, is damaged, or holds anything else. Nothing of it was run.
+        ConfigurationError: the file cannot be read, is damaged, or contains other objects, which are not executed.
     """
     with reading(path, _COPY, option, path):
         return _load(path, "cpu", mmap=is_zip(path))
 
 
 def is_zip(path: Path) -> bool:
-    """Whether a file begins as those do that torch has written since version 1.6."""
+    """Whether a file has the zip format that torch has written since version 1.6."""
     with path.open("rb") as stream:
         return stream.read(len(_ZIP)) == _ZIP
 
@@ -56,15 +56,15 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
     with path.open("rb") as stream:
         try:
             yield zipfile.ZipFile(stream)
-        except Exception as error:  # what a damaged file makes zipfile raise is not documented
+        except Exception as error:  # zipfile does not document its errors for damaged files
             raise Damaged(f"it was changed or cut short ({error})") from error
 
 
 def check_records(path: Path) -> None:
-    """Compare all that a file of today's format holds with its checksums, a CRC-32 a record; nothing is unpickled.
+    """Verify the CRC-32 checksum of each record of a file in the zip format; nothing is unpickled.
 
     Raises:
-        Damaged: bits of it have changed, it was cut short, or it has another format.
+        Damaged: a checksum does not match, the file is truncated, or it has another format.
         OSError: it cannot be read.
     """
     with _archive(path) as archive:
@@ -74,10 +74,10 @@ def check_records(path: Path) -> None:
 
 
 def load_checked(path: Path, map_location: Any = "cpu") -> Any:
-    """The tensors and plain containers of a file of today's format, after :func:`check_records`.
+    """Load the tensors and plain containers of a file in the zip format, after :func:`check_records`.
 
     Raises:
-        Damaged: bits of it have changed, it was cut short, or it holds anything else. Nothing of it was run.
+        Damaged: a checksum does not match, the file is truncated, or it contains other objects, which are not executed.
         OSError: it cannot be read.
     """
     check_records(path)
@@ -89,7 +89,7 @@ def _load(path: Path, map_location: Any, *, mmap: bool) -> Any:
         return torch.load(path, map_location, weights_only=True, mmap=mmap)
     except OSError:
         raise
-    except Exception as error:  # what a damaged file makes torch raise is not documented
+    except Exception as error:  # torch does not document its errors for damaged files
         pickled = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if pickled:
             raise Damaged(f"it holds a pickled {pickled[1]}, which was not run") from error
@@ -97,10 +97,10 @@ def _load(path: Path, map_location: Any, *, mmap: bool) -> Any:
 
 
 def check_content(path: Path, option: str) -> None:
-    """:func:`check_records` for a file that an option names; the format before torch 1.6 has no checksums.
+    """Call :func:`check_records` for a file that an option names; the format before torch 1.6 has no checksums.
 
     Raises:
-        ConfigurationError: bits of it have changed, or it cannot be read.
+        ConfigurationError: a checksum does not match, or the file cannot be read.
     """
     with reading(path, _COPY, option, path):
         if is_zip(path):
@@ -108,10 +108,12 @@ def check_content(path: Path, option: str) -> None:
 
 
 def fingerprint(path: Path, option: str = "buffers") -> str:
-    """32 hexadecimal digits of a file's content, from the checksums that its format has; else from all its bytes.
+    """Checksum of a file's content, 32 hexadecimal digits; computed from the CRC-32 values in the zip format.
+
+    For other formats, it is computed from all bytes.
 
     Raises:
-        ConfigurationError: it is cut short or otherwise damaged where its checksums stand.
+        ConfigurationError: the file is truncated, or its zip directory is damaged.
     """
     with reading(path, _COPY, option, path):
         if not is_zip(path):
@@ -122,18 +124,18 @@ def fingerprint(path: Path, option: str = "buffers") -> str:
 
 
 def save_together(folder: Path, contents: Mapping[str, Callable[[], Any]]) -> list[Path]:
-    """Write files into a folder that appear when the last of them is written; a failure leaves none.
+    """Write several files to a folder. They become visible after the last one is written; a failure leaves none.
 
-    They are written into a hidden folder inside ``folder`` and renamed in the end, the first one last: where a kill
-    falls between two renames, the first one is missing. What a kill leaves in the hidden folder is deleted by the next
-    call for the same files.
+    The files are written to a hidden folder inside ``folder`` and then renamed in reverse order. If the process is
+    killed between two renames, the first file is missing. The next call for the same files deletes what remains in the
+    hidden folder.
 
     Args:
-        folder: is made, and may hold other files.
-        contents: what makes the content of each file, by its name; one content is in memory at a time.
+        folder: the output folder, created if needed; it may contain other files.
+        contents: functions that return the content of each file, by name; one content is in memory at a time.
 
     Returns:
-        The files.
+        The paths of the files.
     """
     hidden = folder / f".{next(iter(contents))}.partial"
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ __all__ = ["DistilledDataset", "TrainingSet", "load_distilled", "picture", "save
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name when it is first asked for: the command line answers ``--help`` without torch."""
+    """Import a name on first access, so that the command line prints ``--help`` without importing torch."""
     for module in ("dataset", "pictures", "training_set") if name in __all__ else ():
         found = vars(import_module(f"{__name__}.{module}")).get(name)
         if found is not None:

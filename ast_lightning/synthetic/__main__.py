@@ -1,4 +1,4 @@
-"""``python -m ast_lightning.synthetic``: look at distilled datasets, verify them, exchange them with other codes."""
+"""``python -m ast_lightning.synthetic``: inspect, verify, export and import distilled datasets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run a subcommand.
 
     Returns:
-        The exit status: 0, 1 where ``verify`` finds damage, 2 for what the user can fix, which is named.
+        The exit status: 0 on success, 1 if ``verify`` finds damage, 2 for an error that the user can fix.
     """
     return run_command(_parser(), words)
 
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 def _info(options: argparse.Namespace) -> int:
     from ast_lightning.synthetic.dataset import load_distilled, read_description  # late, as below: they import torch
 
-    load_distilled(options.folder, "folder")  # only a sound set is described
+    load_distilled(options.folder, "folder")  # raises if the dataset is damaged
     description = read_description(options.folder, "folder")
     if options.json:
         print_json({"folder": str(options.folder), **description})

@@ -1,13 +1,14 @@
-"""A distilled dataset on disk: self-describing, and usable without anything else of this package.
+"""A distilled dataset on disk: self-describing, and usable without the rest of this package.
 
 <folder>/
-  dataset.json                what it is: classes, accuracy, protocol, configuration, ancestry; checksums of all below
+  dataset.json                classes, accuracy, protocol, configuration, inputs; checksums of all files below
   images.safetensors          images [N, C, H, W] float32, labels [N] int64, learning_rate []
-  preprocessing.safetensors   what must be done to real test images before a network sees them
+  preprocessing.safetensors   statistics of the preprocessing, which must also be applied to real test images
   images.png                  the images with the preprocessing inverted
-  images_raw.png              the images as networks see them, stretched to the range of the picture
+  images_raw.png              the preprocessed images, each scaled to the range of the picture
 
-What is read equals what was written, or is rejected by name; damaged pictures are found by ``verify`` only.
+Checksums are compared when the dataset is read, and damaged files are rejected. The pictures are checked by ``verify``
+only.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 2
 PICTURES = ("images.png", "images_raw.png")
 AVERAGE = "average"
-"""Folder in that of a dataset with the average of its images over the last iterations, a dataset as well."""
+"""Subfolder with the average of the images over the last iterations, which is a distilled dataset itself."""
 FILES = ("dataset.json", "images.safetensors", "preprocessing.safetensors")
 _COPY = "take another copy of the whole folder, or distil again"
 _ANOTHER = "it is not the file that dataset.json was written with"
@@ -48,16 +49,16 @@ _DESCRIBED = ("format", "shape", "learning_rate", "preprocessing", "class_names"
 
 @dataclass(eq=False)
 class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
-    """A few synthetic images for each class, and what is needed to train on them and to test honestly.
+    """Synthetic images of each class, with everything needed to train on them and to test on real images.
 
     Attributes:
         images: ``[N, C, H, W]`` float32, already preprocessed: train on them as they are.
         labels: ``[N]`` int64.
         learning_rate: the learned student learning rate, for SGD with momentum.
-        preprocessing: what :meth:`transform` applies to real images.
-        class_names: by label.
-        augmentation: names of the Siamese families that :meth:`augment` draws from, joined by underscores; None for
-            none.
+        preprocessing: applied to real images by :meth:`transform`.
+        class_names: names of the classes, by label.
+        augmentation: names of the Siamese transforms that :meth:`augment` draws from, joined by underscores; None for
+            no augmentation.
         metadata: plain containers: ``accuracy``, ``iteration``, ``network``, ``data``, ``evaluation``, ``config``, ….
     """
 
@@ -73,7 +74,7 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     def from_training(
         cls, training_set: TrainingSet, data: ImageDataModule, metadata: Mapping[str, Any] | None = None
     ) -> DistilledDataset:
-        """The set as it is now (``DistillModule.training_set()``), with what travels along from the real data."""
+        """Build a dataset from the current set (``DistillModule.training_set()``) and the module of its real data."""
         return cls(
             training_set.images.cpu().clone(),
             training_set.labels.cpu().clone(),
@@ -99,12 +100,12 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def classes(self) -> list[str]:
-        """The class names, under the name that torchvision's datasets give them."""
+        """The class names, as in torchvision's datasets."""
         return list(self.class_names)
 
     @property
     def targets(self) -> Tensor:
-        """The labels, under the name that torchvision's datasets give them."""
+        """The labels, as in torchvision's datasets."""
         return self.labels
 
     @property
@@ -113,7 +114,7 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.images) // len(self.class_names)
 
     def transform(self, image: Any) -> Tensor:
-        """Real images as a network trained on this set must see them.
+        """Preprocess real images for a network that was trained on this set.
 
         Args:
             image: a PIL image of mode L or RGB; or a tensor or array-like of uint8 in 0 … 255 or floating point in
@@ -123,7 +124,7 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
             float32, ``[C, H, W]`` or ``[N, C, H, W]``.
 
         Raises:
-            ValueError: another mode, type, range, number of channels or size.
+            ValueError: the mode, type, range, number of channels or size is not supported.
         """
         tensor = _unit_range(image)
         if tensor.shape[-3:] != self.images.shape[1:]:
@@ -133,18 +134,18 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         return self.preprocessing.apply(batch).view(tensor.shape)
 
     def augment(self, images: Tensor, *key: int) -> Tensor:
-        """One draw of the Siamese augmentation that the evaluation trains with.
+        """Apply one draw of the Siamese augmentation that the evaluation uses for training.
 
         Args:
             images: ``[N, C, H, W]``.
-            key: numbers that name the draw, e.g. (seed, step); the same key draws the same.
+            key: numbers that determine the draw, e.g. (seed, step).
         """
         augmentation, (height, width) = SiameseAugmentation(self.augmentation), images.shape[-2:]
         draw = augmentation.draw(len(images), (height, width), keyed_generator("augment", *key))
         return augmentation.apply(images, draw)
 
     def checksum(self) -> str:
-        """32 hexadecimal digits of images, labels and learning rate: names the set, wherever it lies."""
+        """Checksum of images, labels and learning rate, 32 hexadecimal digits; independent of the location on disk."""
         return tensor_checksum(self._tensors())
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -157,14 +158,14 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _unit_range(image: Any) -> Tensor:
-    """An image or images as floating-point numbers in [0, 1].
+    """Convert an image or images to floating-point numbers in [0, 1].
 
     Raises:
-        ValueError: it is not known how to convert them.
+        ValueError: the mode, type or range is not supported.
     """
-    if hasattr(image, "getbands"):  # an image of Pillow, which need not be installed
+    if hasattr(image, "getbands"):  # a Pillow image; Pillow may not be installed
         if image.mode not in ("L", "RGB"):
-            deep = image.mode[0] in "IF"  # which convert() would clip
+            deep = image.mode[0] in "IF"  # convert() would clip these modes
             give = "an array of its pixels in [0, 1]" if deep else "image.convert('RGB') or image.convert('L')"
             raise ValueError(f"this image has mode {image.mode}; give {give}")
         pixels = torch.from_numpy(np.array(image))
@@ -180,7 +181,7 @@ def _unit_range(image: Any) -> Tensor:
 
 
 def save_distilled(folder: Path | str, dataset: DistilledDataset) -> Path:
-    """Write the directory of a distilled dataset; it appears complete or not at all."""
+    """Write the folder of a distilled dataset atomically."""
     folder = Path(folder)
 
     def fill(hidden: Path) -> None:
@@ -208,15 +209,15 @@ def save_distilled(folder: Path | str, dataset: DistilledDataset) -> Path:
 
 
 def load_distilled(folder: Path | str, option: str = "synthetic") -> DistilledDataset:
-    """Read the directory of a distilled dataset.
+    """Read the folder of a distilled dataset.
 
     Args:
-        folder: the directory.
+        folder: the folder.
         option: the option that named it, for error messages.
 
     Raises:
-        ConfigurationError: it is missing, incomplete, damaged, put together of several, written by another version, or
-            its values are not finite or do not fit its classes.
+        ConfigurationError: it is missing, incomplete or damaged, its files belong to different datasets, another
+            version wrote it, its values are not finite, or its labels do not match its classes.
     """
     folder = Path(folder)
     description = read_description(folder, option)
@@ -236,7 +237,7 @@ def load_distilled(folder: Path | str, option: str = "synthetic") -> DistilledDa
 
 
 def _impossible(dataset: DistilledDataset) -> str:
-    """Why no network can be trained on the values of a set; empty where one can."""
+    """Why the values of a set cannot be used for training; empty if they can."""
     labels, classes = dataset.labels, len(dataset.class_names)
     if dataset.images.ndim != 4 or not classes or not 0 < len(dataset) == classes * dataset.ipc:
         return f"its images are {list(dataset.images.shape)}, not [N, C, H, W] with as many of {classes} classes each"
@@ -251,7 +252,7 @@ def _impossible(dataset: DistilledDataset) -> str:
 
 
 def read_description(folder: Path | str, option: str = "synthetic") -> dict[str, Any]:
-    """The content of ``dataset.json``, compared with its checksum.
+    """The content of ``dataset.json``, after comparing its checksum.
 
     Raises:
         ConfigurationError: a file of the dataset is missing, the description is damaged, or another version wrote it.
@@ -280,10 +281,10 @@ def read_description(folder: Path | str, option: str = "synthetic") -> dict[str,
 
 
 def read_images(folder: Path, description: Mapping[str, Any], option: str) -> dict[str, Tensor]:
-    """``images``, ``labels`` and ``learning_rate``.
+    """Read ``images``, ``labels`` and ``learning_rate``.
 
     Raises:
-        ConfigurationError: they are not what the description was written with.
+        ConfigurationError: they do not match the checksum in the description.
     """
     path = folder / "images.safetensors"
     with reading(path, _COPY, option, folder):
@@ -296,10 +297,10 @@ def read_images(folder: Path, description: Mapping[str, Any], option: str) -> di
 
 
 def read_preprocessing(folder: Path, description: Mapping[str, Any], option: str) -> Preprocessing:
-    """The statistics to apply to real images.
+    """Read the preprocessing of real images.
 
     Raises:
-        ConfigurationError: they are not what the description was written with.
+        ConfigurationError: it does not match the checksum in the description.
     """
     path = folder / "preprocessing.safetensors"
     with reading(path, _COPY, option, folder):

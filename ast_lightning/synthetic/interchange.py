@@ -1,7 +1,7 @@
-"""Synthetic sets as the published codes exchange them: ``images_<name>.pt``, ``labels_<name>.pt``, ``lr_<name>.pt``.
+"""Synthetic sets in the format of the published codes: ``images_<name>.pt``, ``labels_<name>.pt``, ``lr_<name>.pt``.
 
-These files hold tensors and nothing that says how test data must be preprocessed, or what the classes are called. An
-import takes that from a trajectory store or from a distilled dataset of the same data.
+These files contain only tensors. The preprocessing of test data and the class names are taken from a trajectory store
+or from a distilled dataset of the same data.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ IMAGES, LABELS, RATE = "images", "labels", "lr"
 
 @dataclass(frozen=True)
 class Likeness:
-    """What published files do not say.
+    """Properties of the data that published files do not contain.
 
     Attributes:
-        preprocessing: to apply to real images.
-        class_names: by label.
-        augmentation: Siamese families joined by underscores; None for none, or where it is not known.
-        shape: of an image, (C, H, W).
+        preprocessing: applied to real images.
+        class_names: names of the classes, by label.
+        augmentation: Siamese transforms joined by underscores; None if there are none or they are unknown.
+        shape: shape of an image, (C, H, W).
         data: the description of the data.
-        origin: where this was taken from, for the record.
+        origin: the store or dataset that these properties were read from, to be recorded.
     """
 
     preprocessing: Preprocessing
@@ -52,15 +52,15 @@ class Likeness:
 def export_published(dataset: DistilledDataset, folder: Path | str, name: str | None = None) -> list[Path]:
     """Write a set as ``images_<name>.pt`` (float32), ``labels_<name>.pt`` (int64) and ``lr_<name>.pt`` (a 0-d float32).
 
-    They appear when all three are written.
+    The files become visible only after all three are written.
 
     Args:
-        dataset: what to write.
-        folder: where; it is made.
-        name: the iteration by default. The field's programs look for ``best``.
+        dataset: the dataset to write.
+        folder: the output folder, created if needed.
+        name: the iteration by default. The published programs look for ``best``.
 
     Raises:
-        ConfigurationError: such a file is there already, or ``name`` is no part of a file's name.
+        ConfigurationError: such a file exists already, or ``name`` contains a slash.
     """
     folder = Path(folder)
     name = str(dataset.metadata.get("iteration", "last")) if name is None else name
@@ -78,16 +78,17 @@ def export_published(dataset: DistilledDataset, folder: Path | str, name: str | 
 
 
 def import_published(images: Path | str, like: Likeness, learning_rate: float | None = None) -> DistilledDataset:
-    """Read a set from its files; rows are brought into the order of their classes.
+    """Read a set from its files and sort it by class.
 
     Args:
-        images: ``images_<name>.pt``, beside which ``labels_<name>.pt`` and, unless ``learning_rate`` is given,
-            ``lr_<name>.pt`` are; or a folder with one such set.
-        like: of the same data and preprocessing.
-        learning_rate: of SGD on this set; None reads ``lr_<name>.pt``.
+        images: ``images_<name>.pt``, in the same folder as ``labels_<name>.pt`` and, unless ``learning_rate`` is given,
+            ``lr_<name>.pt``; or a folder with one such set.
+        like: properties of the data; data and preprocessing must be those of the set.
+        learning_rate: learning rate of SGD on this set; None reads ``lr_<name>.pt``.
 
     Raises:
-        ConfigurationError: a file is missing, damaged or would run code; images or labels do not fit ``like``.
+        ConfigurationError: a file is missing, damaged or contains pickled code, or images or labels do not match
+            ``like``.
     """
     path = _images_file(Path(images))
     labels_path, rate_path = (path.with_name(path.name.replace(IMAGES, kind, 1)) for kind in (LABELS, RATE))
@@ -111,7 +112,7 @@ def import_published(images: Path | str, like: Likeness, learning_rate: float | 
 
 
 def read_likeness(folder: Path | str, option: str = "like") -> Likeness:
-    """What a trajectory store, or a distilled dataset, says of its data.
+    """Read the properties of the data from a trajectory store or a distilled dataset.
 
     Raises:
         ConfigurationError: the folder is neither, or is damaged.
@@ -151,7 +152,7 @@ def _images_file(path: Path) -> Path:
 
 
 def _content(path: Path, kinds: tuple[type, ...]) -> Tensor:
-    """What a file holds, which is of one of ``kinds``, as a tensor."""
+    """The content of a file as a tensor; its type must be one of ``kinds``."""
     content = load_plain(path, "images")
     check_content(path, "images")
     if not isinstance(content, kinds) or getattr(content, "layout", torch.strided) != torch.strided:
@@ -170,7 +171,7 @@ def _learning_rate(path: Path) -> float:
 
 
 def _read_pixels(path: Path, like: Likeness) -> Tensor:
-    """float32, of the shape that the data have, finite."""
+    """The images as float32; they must be finite and have the shape of the data."""
     images = _content(path, (Tensor,))
     if images.shape[1:] != like.shape or not len(images):
         wanted = ", ".join(map(str, ("N", *like.shape)))
@@ -183,7 +184,7 @@ def _read_pixels(path: Path, like: Likeness) -> Tensor:
 
 
 def _read_labels(path: Path, images: int, classes: int) -> Tensor:
-    """int64 ``[N]``, as many of each class."""
+    """The labels, int64 ``[N]``; the classes must have equal counts."""
     labels = _content(path, (Tensor,))
     if labels.shape != (images,) or not torch.equal(labels.long().to(labels.dtype), labels):
         problem = f"{labels.dtype} {list(labels.shape)} is no whole number for each of {images} images"

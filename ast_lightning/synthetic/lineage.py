@@ -1,4 +1,4 @@
-"""Where a distilled dataset comes from, as a table."""
+"""The origin of a distilled dataset, as a table."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from rich.table import Table
 from ast_lightning.storage.inspection import cell
 
 _FIRST = ("shape", "class_names", "learning_rate", "preprocessing", "augmentation", "accuracy", "iteration")
-_LONG = ("parameters", "buffers")  # of a network: names and shapes that its arguments imply
+_LONG = ("parameters", "buffers")  # names and shapes of a network, which its arguments imply
 
 
 def ancestry_page(folder: str, description: Mapping[str, Any]) -> Table:
-    """The content of ``dataset.json``, a row for each entry; entries that have parts, such as data, get a row for each.
+    """The content of ``dataset.json``, with one row for each entry and for each part of a nested entry, such as data.
 
-    Of the configuration, it has the method only: the command and the other entries imply the rest.
+    The configuration is reduced to the method: the command and the other entries imply the rest.
 
     Args:
-        folder: for the title.
+        folder: path of the dataset, for the title.
         description: the content of ``dataset.json``.
     """
     table = Table(title=f"distilled dataset {cell(folder)}", show_header=False, title_justify="left")
@@ -36,7 +36,7 @@ def ancestry_page(folder: str, description: Mapping[str, Any]) -> Table:
 
 
 def _text(value: Any, separator: str = ", ") -> str:
-    """A value in a line: of a long list, its first ten entries."""
+    """A value in one line; a long list is cut after ten entries."""
     if isinstance(value, Mapping):
         return separator.join(f"{key} {_text(each)}" for key, each in value.items() if key not in _LONG)
     if not isinstance(value, list | tuple):

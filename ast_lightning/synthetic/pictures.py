@@ -1,4 +1,4 @@
-"""Grids of images for people to look at."""
+"""Grids of images for visual inspection."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ SMALLEST_SIDE = 64
 
 
 def picture(images: Tensor, ipc: int, *, stretch: bool = False) -> Tensor:
-    """A grid ``[C, H, W]`` in [0, 1]: a row for each class, or ten classes a row where there is one image each.
+    """A grid ``[C, H, W]`` in [0, 1] with one row per class, or ten classes per row if ``ipc`` is 1.
 
     Args:
-        images: ``[N, C, H, W]`` grouped by class; at most ten of a class are shown, small ones enlarged.
+        images: ``[N, C, H, W]`` grouped by class; at most ten per class are shown, and small images are enlarged.
         ipc: images per class.
-        stretch: map the range of each image to [0, 1] instead of taking the values as they are.
+        stretch: map the range of each image to [0, 1] instead of using the values as they are.
     """
     from torchvision.utils import (
-        make_grid,  # late, as below: whoever loads a distilled dataset does without torchvision
+        make_grid,  # late, as below: loading a distilled dataset does not need torchvision
     )
 
     images = images.detach().float().cpu()

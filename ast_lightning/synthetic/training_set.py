@@ -1,4 +1,4 @@
-"""What a network is trained on in place of real images."""
+"""The training set of an evaluation network."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class TrainingSet(NamedTuple):
-    """What an evaluation network is trained on.
+    """Images, labels and learning rate for the training of an evaluation network.
 
     Attributes:
         images: ``[N, C, H, W]`` preprocessed.
         labels: ``[N]`` int64 or ``[N, classes]`` float.
-        learning_rate: of SGD, unless the settings name one.
+        learning_rate: learning rate of SGD, unless the settings specify one.
     """
 
     images: Tensor

@@ -1,4 +1,4 @@
-"""Whether the files of a distilled dataset are what was written, each by itself."""
+"""Verification of each file of a distilled dataset against its checksum."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _COPY = "take another copy of it; no program reads it"
 
 
 def verify_distilled(folder: Path | str, option: str = "folder") -> list[Finding]:
-    """Compare every file with what was written; pictures, which nothing reads, and the average beside it as well.
+    """Compare every file with its checksum, including the pictures and the averaged dataset in the folder.
 
     Returns:
-        The problems, and a note for each file that belongs to no distilled dataset.
+        The problems, and a note for each file that does not belong to a distilled dataset.
 
     Raises:
-        ConfigurationError: there is no such folder.
+        ConfigurationError: the folder does not exist.
     """
     folder = Path(folder)
     if not folder.is_dir():

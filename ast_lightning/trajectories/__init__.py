@@ -9,7 +9,7 @@ __all__ = ["TrajectoryStore"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the store when it is first asked for: the command line answers ``--help`` without torch."""
+    """Import the store on first access, so that the command line prints ``--help`` without importing torch."""
     if name == "TrajectoryStore":
         from ast_lightning.trajectories.store import TrajectoryStore
 

@@ -1,4 +1,4 @@
-"""Look at stored trajectories, and export them: ``python -m ast_lightning.trajectories verify|ls|info|export DIR``."""
+"""Inspect and export stored trajectories: ``python -m ast_lightning.trajectories verify|ls|info|export DIR``."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run a subcommand.
 
     Returns:
-        The exit status: 0, or 1 where ``verify`` finds a problem, or 2 for what the user can fix.
+        The exit status: 0 on success, 1 if ``verify`` finds a problem, 2 for an error that the user can fix.
     """
     return run_command(parser(), words)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line: each subcommand sets ``run``, which takes the options and returns the exit status."""
+    """The parser. Each subcommand sets ``run``, a function of the options that returns the exit status."""
     whole = argparse.ArgumentParser(
         "python -m ast_lightning.trajectories", description="Look at stored trajectories, and export them."
     )
@@ -54,8 +54,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def verify(options: argparse.Namespace) -> int:
-    """Read every byte of all stores at and below a folder."""
-    from ast_lightning.trajectories.verification import verify_store  # late: it brings torch
+    """Read every byte of all stores in a folder and its subfolders."""
+    from ast_lightning.trajectories.verification import verify_store  # late: it imports torch
 
     folders = listing.find_stores(options.folder)
     findings = [each for folder in folders for each in verify_store(folder)]
@@ -66,7 +66,7 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def ls(options: argparse.Namespace) -> int:
-    """The stores below a folder, or the experts of a store."""
+    """List the stores below a folder, or the experts of a store."""
     folder: Path = options.folder
     is_store = (folder / STORE_FILE).exists()
     rows = listing.list_experts(folder) if is_store else [*map(listing.list_store, listing.find_stores(folder))]
@@ -84,7 +84,7 @@ def ls(options: argparse.Namespace) -> int:
 
 
 def info(options: argparse.Namespace) -> int:
-    """What made each store."""
+    """Print the description of each store: network, data, settings, versions."""
     described = [listing.describe_store(folder) for folder in listing.find_stores(options.folder)]
     if options.json:
         print_json(described[0] if len(described) == 1 else described)
@@ -98,8 +98,8 @@ def info(options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
-    """Write a store in the published form."""
-    from ast_lightning.trajectories.interchange import export_buffers  # late: it brings torch
+    """Write a store in the published format."""
+    from ast_lightning.trajectories.interchange import export_buffers  # late: it imports torch
     from ast_lightning.trajectories.store import TrajectoryStore
 
     files = export_buffers(TrajectoryStore.open(options.folder), options.into, options.per_file)

@@ -1,8 +1,8 @@
-"""The field's trajectories, ``replay_buffer_<n>.pt``, into a store and back.
+"""Import and export of trajectories in the published format, ``replay_buffer_<n>.pt``.
 
-The published codes of MTT, FTD, DATM and AST save a list of trajectories to a file, each a list of E + 1 lists of
-tensors in the order of ``module.parameters()`` (method section 5). They do not say what made them: the network and the
-data are named by whoever imports them, and every tensor is held against that network.
+The published codes of MTT, FTD, DATM and AST save a list of trajectories to each file. A trajectory is a list of E + 1
+lists of tensors in the order of ``module.parameters()`` (method section 5). The files do not describe the network and
+the data: the user specifies both at import, and the shape of every tensor is compared with that network.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _SAME_NETWORK = (
 _NOT_PUBLISHED = "name files that the published codes wrote"
 
 Evaluate = Callable[[int, "Source", Tensor], Mapping[str, float]]
-"""(expert, its source, its final parameters ``[P]``) → metrics for the expert's summary."""
+"""(index of the expert, its source, its final parameters ``[P]``) → metrics for the expert's summary."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where an expert comes from.
+    """The file that an expert is imported from.
 
     Attributes:
         file: a ``replay_buffer_<n>.pt``.
@@ -50,12 +50,12 @@ class Source:
         return f"{self.file.name}, trajectory {self.trajectory}"
 
     def record(self) -> dict[str, Any]:
-        """For the expert's summary."""
+        """The source as recorded in the expert's summary."""
         return {"file": self.file.name, "trajectory": self.trajectory, "checksum": fingerprint(self.file, OPTION)}
 
 
 def buffer_files(folder: Path | str) -> list[Path]:
-    """The files of a folder, ``replay_buffer_2`` before ``replay_buffer_10``.
+    """The files of a folder in natural order, ``replay_buffer_2`` before ``replay_buffer_10``.
 
     Raises:
         ConfigurationError: there are none.
@@ -71,19 +71,19 @@ def buffer_files(folder: Path | str) -> list[Path]:
 
 
 def scan_buffers(folder: Path | str, layout: ParameterLayout, count: int | None = None) -> tuple[list[Source], int]:
-    """Look through the files for what does not fit, before anything is imported; values are not read.
+    """Check structure and shapes of all files before anything is imported.
 
     Args:
-        folder: with ``replay_buffer_<n>.pt`` files.
-        layout: names and shapes of the network that they are trajectories of.
-        count: how many trajectories are wanted, the first ones in natural order; None for all.
+        folder: contains ``replay_buffer_<n>.pt`` files.
+        layout: names and shapes of the network's parameters.
+        count: number of trajectories to use, from the first one in natural order; None uses all.
 
     Returns:
-        The sources by the number of the expert that each becomes, and E, the number of epochs that all have.
+        The sources, indexed by the expert that each becomes, and E, the number of epochs of all trajectories.
 
     Raises:
-        ConfigurationError: a file cannot be read or would run code; a tensor has not the shape that the network's has;
-            trajectories differ in length, or do not move; there are fewer than ``count``.
+        ConfigurationError: a file cannot be read or contains pickled code; the shape of a tensor differs from that of
+            the network; trajectories differ in length, or are constant; there are fewer than ``count``.
     """
     sources: list[Source] = []
     epochs = 0
@@ -111,18 +111,18 @@ def import_buffers(
     experts: Iterable[int] | None = None,
     evaluate: Evaluate = lambda expert, source, theta: {},
 ) -> None:
-    """Copy trajectories into the store, a snapshot at a time; experts that are complete already stay as they are.
+    """Copy trajectories to the store, one snapshot at a time. Experts that are already complete are not changed.
 
-    Values become float32, which half precision fits into without loss.
+    Values are converted to float32; for half precision, this conversion is exact.
 
     Args:
-        store: of the network and the number of epochs that the sources were scanned for.
+        store: a store for the network and the number of epochs that :func:`scan_buffers` was called with.
         sources: see :func:`scan_buffers`.
-        experts: the numbers to import; None for all.
-        evaluate: measures the final parameters; the result is kept in the expert's summary.
+        experts: indices of the experts to import; None for all.
+        evaluate: evaluates the final parameters; the result is stored in the expert's summary.
 
     Raises:
-        ConfigurationError: a file is damaged, a value is not finite, or an expert that is complete came from another
+        ConfigurationError: a file is damaged, a value is not finite, or a complete expert was imported from another
             trajectory.
     """
     checked: set[Path] = set()
@@ -139,10 +139,10 @@ def import_buffers(
 
 
 def check_sources(store: TrajectoryStore, folder: Path | str, experts: Sequence[int]) -> None:
-    """Compare the files that experts were imported from, where they still are there, with what they were then.
+    """Check that the files that experts were imported from have not changed since. Missing files are ignored.
 
     Raises:
-        ConfigurationError: one has changed.
+        ConfigurationError: a file has changed.
     """
     for expert in experts:
         source = store.summary(expert).get("source") or {}
@@ -152,15 +152,15 @@ def check_sources(store: TrajectoryStore, folder: Path | str, experts: Sequence[
 
 
 def export_buffers(store: TrajectoryStore, folder: Path | str, per_file: int = 1) -> list[Path]:
-    """Write the complete experts of a store in the published form; the files appear when all of them are written.
+    """Write the complete experts of a store in the published format. Files become visible after all are written.
 
     Args:
         store: all its complete experts are written, in ascending order.
         folder: a folder without such files.
-        per_file: trajectories in a file: 1 as in AST, 10 as in MTT. As many are in memory at once.
+        per_file: trajectories per file: 1 as in AST, 10 as in MTT. This many are in memory at once.
 
     Returns:
-        The files, ``replay_buffer_0.pt`` and on.
+        The files, ``replay_buffer_0.pt``, ``replay_buffer_1.pt``, ….
 
     Raises:
         ConfigurationError: the store has no complete expert or does not hold every epoch, a snapshot is damaged, or
@@ -183,7 +183,7 @@ def export_buffers(store: TrajectoryStore, folder: Path | str, per_file: int = 1
 
 
 def final_parameters(source: Source) -> Tensor:
-    """The parameters ``[P]`` after the last epoch, float32; :func:`scan_buffers` has looked at them."""
+    """The parameters ``[P]`` after the last epoch, float32. Call :func:`scan_buffers` first, which checks the file."""
     return torch.cat([each.detach().float().reshape(-1) for each in _trajectories(source.file)[source.trajectory][-1]])
 
 
@@ -254,7 +254,7 @@ def _check_same(store: TrajectoryStore, expert: int, source: Source) -> None:
 
 
 def _published(store: TrajectoryStore, experts: Sequence[int]) -> list[list[list[Tensor]]]:
-    """For each expert E + 1 lists of tensors, none of which shares memory with another."""
+    """For each expert, E + 1 lists of tensors that do not share memory."""
     sizes = [torch.Size(shape).numel() for _, shape in store.layout]
 
     def tensors(theta: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What is recorded of the experts that something was made from."""
+"""Description of the experts that a distilled dataset was made from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OF_STORE = ("epochs", "seed", "expert", "preprocessing_fingerprint", "versions"
 
 
 def experts_checksum(store: TrajectoryStore, experts: Sequence[int]) -> str:
-    """16 hexadecimal digits of all snapshots of these experts, from the checksums in their records.
+    """Checksum of all snapshots of these experts, 16 hexadecimal digits, computed from the checksums in their records.
 
     Raises:
         ConfigurationError: a record is missing or damaged.
@@ -23,7 +23,7 @@ def experts_checksum(store: TrajectoryStore, experts: Sequence[int]) -> str:
 
 
 def describe_experts(store: TrajectoryStore, experts: Sequence[int]) -> dict[str, Any]:
-    """Plain containers for the lineage of a distilled dataset: which experts, and what they were trained with."""
+    """Experts and their training settings, as plain containers for the lineage of a distilled dataset."""
     data = store.metadata.get("data") or {}
     imported = {str(expert): store.summary(expert).get("source") for expert in experts}
     return {

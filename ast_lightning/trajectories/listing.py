@@ -1,6 +1,6 @@
-"""What stores there are, and what made them: plain containers for people and programs, without reading a snapshot.
+"""Lists and descriptions of stores, as plain containers; snapshots are not read.
 
-This module starts without torch, for the command line.
+This module does not import torch, so that the command line starts fast.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ast_lightning.trajectories.records import EXPERT_FILE, OPTION, STORE_FILE, 
 
 
 def find_stores(folder: Path) -> list[Path]:
-    """The stores at and below ``folder``, also those that lost their ``store.json``.
+    """The stores in ``folder`` and its subfolders, including stores without ``store.json``.
 
-    Symbolic links are followed; a store that can be reached in several ways is listed once.
+    Symbolic links are followed; a store with several paths is listed once.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is no store.
     """
     found: list[Path] = []
     seen: set[str] = set()
@@ -40,13 +40,13 @@ def find_stores(folder: Path) -> list[Path]:
 
 
 def expert_folders(folder: Path) -> list[tuple[int, Path]]:
-    """The experts of a store that have any snapshot or record, with their folders, in ascending order."""
+    """The experts of a store that have a snapshot or a record, with their folders, in ascending order."""
     there = numbered_folders(folder)
     return [(number, path) for number, path in there if (path / EXPERT_FILE).exists() or snapshot_files(path)]
 
 
 def numbered_folders(folder: Path) -> list[tuple[int, Path]]:
-    """The folders of a store that are named as those of experts, whatever they hold, in ascending order."""
+    """All folders of a store whose name is that of an expert, including empty ones, in ascending order."""
     return _numbered(folder, "expert_", "")
 
 
@@ -64,9 +64,9 @@ def list_experts(folder: Path) -> list[dict[str, Any]]:
     """The experts of a store.
 
     Returns:
-        For each, ``expert``: its index; ``complete``: whether it was trained to its end; ``epochs``: the snapshots that
-        are there; ``bytes``: of these; ``test_accuracy``: of the final network, in per cent, and ``problem``: with its
-        record, or None.
+        For each expert, ``expert``: its index; ``complete``: whether its training is complete; ``epochs``: epochs of
+        its snapshots; ``bytes``: size of its snapshots; ``test_accuracy``: of the final network, in per cent;
+        ``problem``: a problem with its record or snapshots, or None.
 
     Raises:
         ConfigurationError: ``store.json`` is damaged.
@@ -97,12 +97,13 @@ def _expert(expert: int, folder: Path, store: str) -> dict[str, Any]:
 
 
 def list_store(folder: Path) -> dict[str, Any]:
-    """A store at a glance.
+    """Summary of a store.
 
     Returns:
-        ``folder``; ``network``: its class; ``data``: the name of its images; ``seed``; ``epochs``: E; ``stored``: how
-        many snapshots a complete expert has; ``complete`` and ``incomplete``: how many experts are; ``bytes``: of all
-        snapshots; ``problem``: with ``store.json``, or None. What a damaged ``store.json`` cannot give is None.
+        ``folder``; ``network``: its class; ``data``: name of the dataset; ``seed``; ``epochs``: E; ``stored``: number
+        of snapshots of a complete expert; ``complete`` and ``incomplete``: numbers of experts; ``bytes``: size of all
+        snapshots; ``problem``: a problem with ``store.json``, or None. If ``store.json`` is damaged, the values that
+        depend on it are None.
     """
     experts = [path for _, path in expert_folders(folder)]
     complete = sum((path / EXPERT_FILE).exists() for path in experts)
@@ -131,7 +132,7 @@ def _size(folder: Path) -> int:
 
 
 def describe_store(folder: Path) -> dict[str, Any]:
-    """All that the record of a store holds, with its size and experts.
+    """The content of ``store.json``, with the size of the store and its numbers of experts.
 
     Raises:
         ConfigurationError: there is no store, or it is damaged.

@@ -1,6 +1,6 @@
 """The records of a store and of its experts: ``store.json`` and ``expert.json``, with a checksum of their content.
 
-This module starts without torch, for the command line.
+This module does not import torch, so that the command line starts fast.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ STORE_FILE = "store.json"
 EXPERT_FILE = "expert.json"
 PREPROCESSING_FILE = "preprocessing.safetensors"
 IDENTITY = ("network", "data", "expert", "epochs", "seed", "arithmetic")
-"""The keys of ``store.json`` that determine trajectories: two stores that agree in them hold the same experts."""
+"""The keys of ``store.json`` that determine the trajectories: if they are equal, two stores hold the same experts."""
 
 
 def identity(metadata: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits of what determines the trajectories; the same on every machine."""
+    """Checksum of the keys ``IDENTITY``, 16 hexadecimal digits; the same on every machine."""
     content = {key: metadata.get(key) for key in IDENTITY}
     return bytes_checksum(json.dumps(content, sort_keys=True).encode())[:16]
 
@@ -39,7 +39,7 @@ def read_store_record(folder: Path) -> dict[str, Any]:
     """The content of ``store.json``.
 
     Raises:
-        ConfigurationError: there is none, it is damaged, or another version of this package wrote it.
+        ConfigurationError: it is missing or damaged, or another version of this package wrote it.
     """
     path = folder / STORE_FILE
     if not path.exists():
@@ -60,7 +60,7 @@ def read_store_record(folder: Path) -> dict[str, Any]:
 
 
 def _described(content: dict[str, Any]) -> dict[str, Any]:
-    """The content, which has what every reader relies on."""
+    """Check that the content has the required entries, and return it."""
     sections = content["network"], content.get("data") or {}, content.get("expert") or {}
     fits = all(isinstance(each, dict) for each in sections) and isinstance(sections[0]["parameters"], list)
     pairs = sections[0]["parameters"] if fits else [None]
@@ -71,11 +71,11 @@ def _described(content: dict[str, Any]) -> dict[str, Any]:
 
 
 class ExpertRecord(NamedTuple):
-    """What ``expert.json`` records, which makes an expert complete.
+    """The content of ``expert.json``. An expert is complete if this file exists.
 
     Attributes:
-        snapshots: the checksum of each stored epoch.
-        summary: what training found.
+        snapshots: the checksum of each stored snapshot, by epoch.
+        summary: results of the training, such as metrics.
     """
 
     snapshots: dict[int, str]
@@ -88,10 +88,10 @@ def write_expert_record(folder: Path, expert: int, store: str, record: ExpertRec
 
 
 def read_expert_record(folder: Path, expert: int, store: str) -> ExpertRecord:
-    """Read ``expert.json``, and make sure that it is that of ``expert`` of the store with the id ``store``.
+    """Read ``expert.json``, and check that it belongs to ``expert`` of the store with the id ``store``.
 
     Raises:
-        ConfigurationError: it was changed, belongs to something else, or cannot be read.
+        ConfigurationError: it was changed, belongs to another expert or store, or cannot be read.
     """
     with reading(folder / EXPERT_FILE, expert_remedy(folder), OPTION, folder.parent):
         content = unseal(read_json(folder / EXPERT_FILE))
@@ -102,12 +102,12 @@ def read_expert_record(folder: Path, expert: int, store: str) -> ExpertRecord:
 
 
 def expert_remedy(folder: Path) -> str:
-    """What to do where a file in the folder of an expert is missing or damaged."""
+    """The remedy for a missing or damaged file in the folder of an expert."""
     return f"restore a copy of it, or delete {folder} and run train_experts.py again"
 
 
 def _write_sealed(path: Path, content: Mapping[str, Any]) -> None:
-    write_json(path, seal(json.loads(json.dumps(content))))  # sealed as it will be read: lists, and texts as keys
+    write_json(path, seal(json.loads(json.dumps(content))))  # converted as JSON does: lists, string keys
 
 
 def first_difference(stored: Any, wanted: Any, field: str = "") -> tuple[str, Any, Any] | None:
@@ -123,5 +123,5 @@ def first_difference(stored: Any, wanted: Any, field: str = "") -> tuple[str, An
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, the way JSON gives them back."""
+    """Convert tuples to lists, as JSON does."""
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,7 +1,7 @@
-"""One snapshot, one safetensors file: written with a checksum, and never read without comparing it.
+"""Snapshots: one safetensors file each, with a checksum that is compared at every read.
 
-The checksum covers names, types, shapes and values, and which expert, epoch and store they belong to, so that a file
-that took another's place is found as well as a flipped bit.
+The checksum covers names, dtypes, shapes and values, and the expert, epoch and store that they belong to. It therefore
+detects swapped files as well as flipped bits.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ast_lightning.storage.files import write_tensors
 
 @dataclass(frozen=True)
 class SnapshotFormat:
-    """What every snapshot of a store holds.
+    """The content of all snapshots of a store.
 
     Args:
         store: the id of the store.
-        parameters: names and shapes, in flat order.
-        statistics: names and shapes of the network's buffers, such as running means; a snapshot holds all of them, in
-            their own types, or none.
-        dtype: of the parameters in the file.
+        parameters: names and shapes, in the order in which vectors are flattened.
+        statistics: names and shapes of the network's buffers, such as running means. A snapshot holds either all of
+            them, in their own dtypes, or none.
+        dtype: dtype of the parameters in the file.
     """
 
     store: str
@@ -39,12 +39,12 @@ class SnapshotFormat:
 
     @property
     def num_parameters(self) -> int:
-        """P."""
+        """P, the number of parameters."""
         return sum(math.prod(shape) for _, shape in self.parameters)
 
     @property
     def num_bytes(self) -> int:
-        """Size of a file, a little more than exactly: 160 bytes of header for each tensor."""
+        """Upper estimate of the size of a file, with 160 bytes of header for each tensor."""
         statistics = 8 * sum(math.prod(shape) for _, shape in self.statistics)
         header = 160 * (len(self.parameters) + len(self.statistics) + 2)
         return self.num_parameters * self.dtype.itemsize + statistics + header
@@ -53,14 +53,14 @@ class SnapshotFormat:
         """Write a snapshot.
 
         Args:
-            path: the file, which appears complete or not at all.
-            expert: whose parameters they are.
-            epoch: after which epoch.
-            tensors: the parameters by name, and the statistics where they are to be kept; others are passed over.
+            path: the file, which is written atomically.
+            expert: index of the expert.
+            epoch: number of completed epochs.
+            tensors: the parameters by name, and all statistics or none; other tensors are ignored.
 
         Raises:
-            ValueError: a parameter or a part of the statistics is missing, or a shape is another.
-            ConfigurationError: a parameter is too large for the type.
+            ValueError: a parameter or a part of the statistics is missing, or has another shape.
+            ConfigurationError: a parameter exceeds the range of the dtype.
             OSError: the file cannot be written.
         """
         layout = dict(self.parameters)
@@ -83,7 +83,7 @@ class SnapshotFormat:
             The flat parameters ``[P]``, float32 on the CPU, and the checksum of the file.
 
         Raises:
-            Damaged: it was changed, or is another one.
+            Damaged: it was changed, or belongs to another expert, epoch or store.
             OSError: it cannot be read.
         """
         found, tensors = read_checked_tensors(path)

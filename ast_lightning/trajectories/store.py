@@ -1,15 +1,16 @@
-"""Expert trajectories on disk: one folder for a family of runs, one folder an expert, one file a snapshot.
+"""Expert trajectories on disk: one folder per set of experts, one subfolder per expert, one file per snapshot.
 
     store/
-      store.json                  what made it: data, preprocessing, network, expert settings, seed, versions
+      store.json                  its inputs: data, preprocessing, network, expert settings, seed, versions
       preprocessing.safetensors   the statistics that were applied to the images
       expert_0000/
         epoch_0000.safetensors    the initialisation, tensors under their parameter names
         epoch_0001.safetensors    …
         expert.json               written last, with the checksum of every snapshot: the expert is complete
 
-A window of snapshots is a few small files, so that reading it costs the bytes of the window. Every file comes into
-being by a rename and carries a checksum that every read compares; a folder without ``expert.json`` is work in progress.
+A window of snapshots consists of a few small files, so that only the bytes of the window are read. Every file is
+written atomically and has a checksum, which is compared at every read. If ``expert.json`` is missing, the training of
+the expert is not complete.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ from ast_lightning.trajectories.records import (
 from ast_lightning.trajectories.snapshots import SnapshotFormat
 
 CHECKPOINT = 4 * 4
-"""Bytes a parameter that the checkpoints take beside the snapshots: parameters and momentum, old and new."""
+"""Bytes per parameter of the checkpoints: parameters and momentum, in the old and the new checkpoint."""
 
 
 class TrajectoryStore:
-    """A folder of expert trajectories. Make one with :meth:`create` or :meth:`open`.
+    """A folder of expert trajectories. Use :meth:`create` or :meth:`open`.
 
     Attributes:
-        folder: where the store is.
+        folder: the folder of the store.
         metadata: the content of ``store.json``: plain containers with the keys ``network``, ``data``, ``expert``,
             ``epochs``, ``seed``, ``versions``, ``format`` and ``id``.
         schedule: which epochs are stored.
@@ -77,16 +78,16 @@ class TrajectoryStore:
 
     @classmethod
     def create(cls, folder: Path | str, metadata: Mapping[str, Any]) -> TrajectoryStore:
-        """Make the store, or open it where it exists and was made from the same things.
+        """Create the store, or open it if it exists and has the same inputs.
 
         Args:
             folder: a new folder, or one that holds a store.
             metadata: ``network`` (from :func:`~ast_lightning.networks.describe_network`), ``data`` (from
                 ``ImageDataModule.describe``), ``expert`` (the method settings), ``epochs``, ``seed`` and ``versions``.
-                Of ``expert``, the store itself obeys ``snapshot_dtype``, ``every_n_epochs`` and ``max_epoch``.
+                The store uses ``snapshot_dtype``, ``every_n_epochs`` and ``max_epoch`` of ``expert``.
 
         Raises:
-            ConfigurationError: the folder holds trajectories of something else.
+            ConfigurationError: the folder holds trajectories with other inputs.
             OSError: it cannot be written.
         """
         folder = Path(folder)
@@ -96,7 +97,7 @@ class TrajectoryStore:
                 store.require(key, metadata.get(key))
             return store
         store = cls(folder, {"format": FORMAT_VERSION, "id": identity(metadata), **metadata})
-        for expert in store.experts():  # of a store that lost its store.json
+        for expert in store.experts():  # if store.json was lost
             store.record(expert)
         write_store_record(folder, metadata)
         return cls.open(folder)
@@ -106,22 +107,22 @@ class TrajectoryStore:
         """Open an existing store.
 
         Raises:
-            ConfigurationError: there is none, it is damaged, or another version of this package wrote it.
+            ConfigurationError: there is no store, it is damaged, or another version of this package wrote it.
         """
         folder = Path(folder)
         with reading(folder / STORE_FILE, "restore a copy of it", OPTION, folder):
             return cls(folder, read_store_record(folder))
 
     def require(self, key: str, expected: Any, *, partly: bool = False) -> None:
-        """Reject a store that was made from another ``key`` (``network``, ``data``, …).
+        """Reject a store whose entry ``key`` of ``metadata`` (``network``, ``data``, …) differs from ``expected``.
 
         Args:
-            key: of ``metadata``.
-            expected: its content.
-            partly: whether to compare only what ``expected`` holds.
+            key: a key of ``metadata``.
+            expected: the expected content.
+            partly: compare only the entries that ``expected`` has.
 
         Raises:
-            ConfigurationError: naming the first field that differs and both its values.
+            ConfigurationError: an entry differs; the message gives the first one with both values.
         """
         recorded = self.metadata.get(key)
         if partly and recorded is not None:
@@ -138,7 +139,7 @@ class TrajectoryStore:
 
     @property
     def id(self) -> str:
-        """16 hexadecimal digits of what determines the trajectories."""
+        """Checksum of the inputs that determine the trajectories, 16 hexadecimal digits."""
         return str(self.metadata.get("id") or identity(self.metadata))
 
     @property
@@ -152,7 +153,7 @@ class TrajectoryStore:
         return self.schedule.epochs
 
     def expert_folder(self, expert: int) -> Path:
-        """Where the snapshots of an expert are."""
+        """The folder of an expert's snapshots."""
         return self.folder / f"expert_{expert:04d}"
 
     def snapshot_path(self, expert: int, epoch: int) -> Path:
@@ -160,7 +161,7 @@ class TrajectoryStore:
         return self.expert_folder(expert) / f"epoch_{epoch:04d}.safetensors"
 
     def is_complete(self, expert: int) -> bool:
-        """Whether the expert was trained to its end."""
+        """Whether the training of the expert is complete."""
         return (self.expert_folder(expert) / EXPERT_FILE).exists()
 
     def experts(self) -> list[int]:
@@ -172,20 +173,20 @@ class TrajectoryStore:
         return [expert for expert, _ in expert_folders(self.folder) if not self.is_complete(expert)]
 
     def record(self, expert: int) -> ExpertRecord:
-        """What :meth:`finish` recorded of a complete expert; read once.
+        """The record that :meth:`finish` wrote for a complete expert; cached after the first read.
 
         Raises:
-            ConfigurationError: it is damaged, or that of another expert or store.
+            ConfigurationError: it is damaged, or belongs to another expert or store.
         """
         if expert not in self._records:
             self._records[expert] = read_expert_record(self.expert_folder(expert), expert, self.id)
         return self._records[expert]
 
     def check_preprocessing(self) -> None:
-        """Make sure that the statistics of the preprocessing are those that ``store.json`` names, if it names any.
+        """Check that the preprocessing file matches the fingerprint in ``store.json``, if there is one.
 
         Raises:
-            ConfigurationError: they are missing, damaged, or others.
+            ConfigurationError: the file is missing or damaged, or has another fingerprint.
         """
         path, fingerprint = self.folder / PREPROCESSING_FILE, self.metadata.get("preprocessing_fingerprint")
         if fingerprint is None and not path.exists():
@@ -200,21 +201,21 @@ class TrajectoryStore:
                 raise Damaged(f"it is not the one that {STORE_FILE} names")
 
     def summary(self, expert: int) -> dict[str, Any]:
-        """The summary that :meth:`finish` was given of a complete expert."""
+        """The summary of a complete expert, as passed to :meth:`finish`."""
         return self.record(expert).summary
 
     def write_snapshot(self, expert: int, epoch: int, tensors: Mapping[str, Tensor]) -> None:
         """Write the parameters after ``epoch`` epochs.
 
         Args:
-            expert: its index.
-            epoch: one of ``schedule``; an expert whose snapshot is written is complete no more.
-            tensors: parameters and, where they are to be kept, all buffers of the network, by name.
+            expert: index of the expert, which becomes incomplete.
+            epoch: an epoch of ``schedule``.
+            tensors: parameters and, optionally, all buffers of the network, by name.
 
         Raises:
-            ConfigurationError: a parameter is too large for the type of the snapshots.
+            ConfigurationError: a parameter exceeds the range of the snapshots' dtype.
             OSError: the file cannot be written.
-            ValueError: another epoch, another shape.
+            ValueError: the epoch is not in the schedule, or a shape differs.
         """
         if not self.schedule.holds(epoch):
             raise ValueError(f"epoch {epoch} is none of those that {self.folder} stores: {self.schedule}")
@@ -222,9 +223,9 @@ class TrajectoryStore:
         self._forget(expert)
 
     def drop_snapshots_after(self, expert: int, epoch: int) -> None:
-        """Delete the snapshots beyond ``epoch``, and pieces: what an interrupted run wrote after its checkpoint.
+        """Delete temporary files and the snapshots after ``epoch``, which are newer than the checkpoint to resume from.
 
-        An expert that loses a snapshot is complete no more.
+        If a snapshot is deleted, the expert becomes incomplete.
         """
         folder = self.expert_folder(expert)
         beyond = [path for number, path in snapshot_files(folder) if number > epoch]
@@ -234,7 +235,7 @@ class TrajectoryStore:
             path.unlink(missing_ok=True)
 
     def check_snapshots(self, expert: int, epoch: int) -> dict[int, str]:
-        """Read every snapshot up to ``epoch``.
+        """Read and verify every snapshot up to ``epoch``.
 
         Returns:
             Their checksums by epoch.
@@ -245,7 +246,7 @@ class TrajectoryStore:
         return {each: self._read(expert, each)[1] for each in self.schedule.stored() if each <= epoch}
 
     def finish(self, expert: int, summary: Mapping[str, Any]) -> None:
-        """Mark an expert complete, after reading all its snapshots once more.
+        """Mark an expert as complete, after reading and verifying all its snapshots.
 
         Raises:
             ConfigurationError: a snapshot is missing or damaged.
@@ -259,32 +260,32 @@ class TrajectoryStore:
         """The flat parameters ``[P]``, float32 on the CPU.
 
         Raises:
-            ConfigurationError: the file is missing or damaged, or not that of this expert and epoch.
+            ConfigurationError: the file is missing or damaged, or belongs to another expert or epoch.
         """
         return self._read(expert, epoch)[0]
 
     def read_window(self, expert: int, start: int, length: int) -> Tensor:
-        """The snapshots after epochs ``start``, ``start + n``, … ``start + length``, where every n-th epoch is stored.
+        """The snapshots after epochs ``start``, ``start + n``, … ``start + length`` if every n-th epoch is stored.
 
         Returns:
             ``[length // n + 1, P]``, float32 on the CPU.
 
         Raises:
-            ConfigurationError: a file is missing or damaged, or not that of this expert and epoch.
+            ConfigurationError: a file is missing or damaged, or belongs to another expert or epoch.
         """
         epochs = range(start, start + length + 1, self.schedule.every_n_epochs)
         return torch.stack([self._read(expert, epoch)[0] for epoch in epochs])
 
     def bytes_to_write(self, experts: Iterable[int], *, anew: bool = False) -> int:
-        """Bytes of the snapshots that these experts do not have yet; of all of them where they begin ``anew``."""
+        """Size in bytes of the missing snapshots of these experts, or of all their snapshots with ``anew``."""
         paths = (self.snapshot_path(expert, epoch) for expert in experts for epoch in self.schedule.stored())
         return self.format.num_bytes * sum(anew or not path.exists() for path in paths)
 
     def check_room(self, experts: Iterable[int], *, anew: bool = False) -> None:
-        """Reject a run that the disk cannot hold, before it begins.
+        """Reject a run if the disk space is not sufficient, before it starts.
 
         Raises:
-            ConfigurationError: it has too little room for what is still to be written.
+            ConfigurationError: the free disk space is smaller than the files still to be written.
             OSError: the folder cannot be written.
         """
         needed = self.bytes_to_write(experts, anew=anew) + CHECKPOINT * self.format.num_parameters
@@ -308,6 +309,6 @@ class TrajectoryStore:
         return theta, checksum
 
     def _forget(self, expert: int) -> None:
-        """Make an expert incomplete."""
+        """Mark an expert as incomplete."""
         self._records.pop(expert, None)
         (self.expert_folder(expert) / EXPERT_FILE).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Reading every byte of a store, and naming whatever is wrong with it."""
+"""Verification of a store: read every byte and list all problems."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _RERUN = "run train_experts.py with the same settings: it resumes this expert, o
 
 
 def verify_store(folder: Path) -> list[Finding]:
-    """Read every file of a store; nothing is written.
+    """Read every file of a store, without writing anything.
 
-    Damage, what is missing, files that belong elsewhere, pieces of files, experts that are not complete, and damaged
-    checkpoints of those. An expert that a process trains at this moment is a note, and is not read.
+    Reports damaged, missing, misplaced and partially written files, incomplete experts, and their damaged checkpoints.
+    An expert that is being trained by another process is not read and is reported as a note.
     """
     made_by = FolderLock(folder / "store").held_by()
     found = [] if made_by else _pieces(folder)
@@ -50,7 +50,7 @@ def _expert(store: TrajectoryStore, expert: int, folder: Path) -> Iterator[Findi
     checkpoints = [path for name in ("last.ckpt", "previous.ckpt") if (path := folder / "resume" / name).exists()]
     if complete:
         damaged = _problem(folder / EXPERT_FILE, store.record, expert)
-        if damaged:  # every read of this expert fails in the same way
+        if damaged:  # every read of this expert would report the same problem
             yield from damaged
             return
     elif there or checkpoints:
@@ -78,6 +78,6 @@ def _problem(path: Path, read: Callable[..., object], *arguments: object) -> lis
 
 
 def _pieces(folder: Path) -> list[Finding]:
-    """Pieces that are there after a look at the lock: no writer that has given it back leaves any."""
+    """Partially written files. Check the lock first: a writer that has released it leaves none."""
     what = "it is a piece of a file that an interrupted run was writing"
     return [Finding(str(path), what, "delete it") for path in sorted(folder.glob(".*.partial"))]

@@ -1,4 +1,4 @@
-"""Trajectory matching: a student follows a window of an expert trajectory (MTT, CVPR 2022; AST, arXiv 2310.10541)."""
+"""Trajectory matching: match students with windows of expert trajectories (MTT, CVPR 2022; AST, arXiv 2310.10541)."""
 
 from ast_lightning.distillation.trajectory_matching.adjoint import StepChooser
 from ast_lightning.distillation.trajectory_matching.inner import InnerProblem

@@ -1,22 +1,22 @@
-"""Exact meta-gradients in constant memory: the unroll's adjoint.
+"""Exact meta-gradients in constant memory: the adjoint of the unrolled training.
 
-Forward, without a graph, with g_k = c ∇_θ ℓ(θ_k, x_k, y_k):
+The forward pass, without a graph, with g_k = c ∇_θ ℓ(θ_k, x_k, y_k):
 
     b_{k+1} = μ b_k + g_k,   θ_{k+1} = θ_k − α b_{k+1}
 
-Let λ be the derivative of the outer loss with respect to θ_{k+1} through everything after it. The momentum carries λ to
-every earlier gradient, so that what g_k is weighted with is w_k = λ_{k+1} + μ w_{k+1}. Walking back from
-λ = ∂L/∂θ_K, w = 0, for k = K − 1 … 0:
+Let λ be the derivative of the outer loss with respect to θ_{k+1} through all later steps. Because of the momentum, λ
+also depends on all earlier gradients, and g_k is weighted with w_k = λ_{k+1} + μ w_{k+1}. The backward pass starts from
+λ = ∂L/∂θ_K, w = 0. For k = K − 1 … 0:
 
     w ← μ w + λ
     ᾱ ← ᾱ − ⟨g_k, w⟩
     λ ← λ − α ∇_θ ⟨g_k, w⟩,   x̄_k = −α ∇_x ⟨g_k, w⟩,   ȳ_k = −α ∇_y ⟨g_k, w⟩
-    λ ← λ + ∂L/∂θ_k   where θ_k is matched
+    λ ← λ + ∂L/∂θ_k   if θ_k is matched
 
-⟨g_k, w⟩ is a by-product of its own gradients, so that neither b nor a division by α is needed; at k = 0 no ∇_θ is.
-The walk begins at the last θ_k that the loss uses. x̄_k and ȳ_k flow on to the tensors of the synthetic set through the
-batch of step k, made again from the same draws. Memory: one step's graph and θ_0 … θ_K; with ``recompute``, θ and b at
-every ⌈√K⌉-th step and the steps between two of them.
+⟨g_k, w⟩ is computed together with its gradients, so that neither b nor a division by α is needed. At k = 0, ∇_θ is not
+needed. The backward pass starts at the last θ_k that the loss uses. x̄_k and ȳ_k are backpropagated to the tensors of
+the synthetic set through the batch of step k, which is recomputed from the same random draws. Memory: the graph of one
+step and θ_0 … θ_K; with ``recompute``, θ and b at every ⌈√K⌉-th step and the steps between two of them.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from torch.autograd.function import once_differentiable
 from ast_lightning.distillation.trajectory_matching.inner import InnerProblem
 
 StepBatch = Callable[..., tuple[Tensor, Tensor]]
-"""(inner step k, tensors of the set) → what step k trains on: images ``[B, C, H, W]``, labels ``[B]`` or
+"""(inner step k, tensors of the set) → the batch of step k: images ``[B, C, H, W]``, labels ``[B]`` or
 ``[B, classes]``."""
 
 
 class StepChooser(Protocol):
-    """Decides which θ_k enter the loss once it has seen them all."""
+    """Selects which θ_k enter the loss after seeing all of them."""
 
     def see(self, step: int, theta: Tensor) -> None:
-        """Look at θ_k ``[P]``, without a graph; called once for each k = 1 … K, in order."""
+        """Receive θ_k ``[P]``, without a graph. Called once for each k = 1 … K, in order."""
 
     def chosen(self) -> Collection[int]:
-        """The steps whose parameters are wanted, in 1 … K; asked after all were seen."""
+        """The selected steps, in 1 … K. Called after :meth:`see` was called for all steps."""
 
 
 Steps = Collection[int] | StepChooser
@@ -52,15 +52,15 @@ Steps = Collection[int] | StepChooser
 
 @dataclass(frozen=True)
 class Student:
-    """The student's training but for the synthetic set and α.
+    """The training of a student, without the synthetic set and α.
 
     Attributes:
         problem: the inner loss and its derivatives.
-        batch: of each step; a pure function.
+        batch: the batch of each step, as a pure function.
         steps: K.
         momentum: μ.
         loss_scale: c.
-        recompute: whether to keep every ⌈√K⌉-th step only.
+        recompute: store only every ⌈√K⌉-th step.
     """
 
     problem: InnerProblem
@@ -72,7 +72,7 @@ class Student:
 
     @property
     def stride(self) -> int:
-        """Steps of a segment; the walk back holds the parameters of one segment at a time."""
+        """Number of steps in a segment; the backward pass holds the parameters of one segment at a time."""
         return math.ceil(math.sqrt(self.steps)) if self.recompute else self.steps
 
     def segment(self, start: int) -> range:
@@ -83,7 +83,7 @@ class Student:
         self, theta: Tensor, velocity: Tensor, steps: range, tensors: tuple[Tensor, ...], learning_rate: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Train over ``steps``: the parameters before each step and after the last ``[len(steps) + 1, P]``, and b."""
-        # one piece of memory: many of this size between the larger ones of each step would scatter those
+        # one allocation: many small ones between the larger ones of each step would fragment the memory
         thetas = theta.new_empty(len(steps) + 1, len(theta))
         thetas[0] = theta
         for place, step in enumerate(steps):
@@ -95,9 +95,9 @@ class Student:
 
 
 class AdjointUnroll(torch.autograd.Function):
-    """(α, tensors of the set) → the matched θ_k, with the derivatives of the module's docstring.
+    """(α, tensors of the set) → the matched θ_k, with the derivatives given in the module's docstring.
 
-    The steps that were matched are appended to ``matched``, in the order of the results.
+    The matched steps are appended to ``matched``, in the order of the results.
     """
 
     @staticmethod
@@ -117,7 +117,7 @@ class AdjointUnroll(torch.autograd.Function):
             segment = student.segment(start)
             before = velocity
             thetas, velocity = student.walk(theta, velocity, segment, tensors, learning_rate)
-            # the outputs are copies: whoever changes one in place must not change the walk back
+            # the outputs are copies, so that in-place changes of them do not affect the backward pass
             found.update({step + 1: thetas[step + 1 - start].clone() for step in segment if step + 1 in known})
             if not isinstance(wanted, Collection):
                 for step in segment:
@@ -141,10 +141,10 @@ class AdjointUnroll(torch.autograd.Function):
 
 
 def chosen_steps(wanted: Steps, steps: int) -> list[int]:
-    """The steps k that are wanted, in ascending order.
+    """The selected steps k, in ascending order.
 
     Raises:
-        ValueError: there are none, or one outside 1 … K.
+        ValueError: no step is selected, or one is outside 1 … K.
     """
     chosen = sorted({*(wanted if isinstance(wanted, Collection) else wanted.chosen())})
     if not chosen or chosen[0] < 1 or chosen[-1] > steps:
@@ -159,7 +159,7 @@ def _again(
     tensors: tuple[Tensor, ...],
     learning_rate: Tensor,
 ) -> Tensor:
-    """θ after ``step`` steps, which nobody asked for before the walk."""
+    """θ after ``step`` steps, selected only after the forward pass."""
     start, thetas, velocity = kept[(step - 1) // student.stride]
     if student.recompute:
         thetas, _ = student.walk(thetas[0], velocity, range(start, step), tensors, learning_rate)
@@ -173,7 +173,7 @@ def walk_back(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     by_rate, by_tensors = ctx.needs_input_grad[0], ctx.needs_input_grad[5:]
     into = dict(zip(ctx.matched, cotangents, strict=True))
     last = max(into)
-    # stand-ins for the tensors that gather what each step's batch sends back
+    # detached copies of the tensors that accumulate the gradients of all steps
     gathered = [each.detach().requires_grad_(wanted) for each, wanted in zip(tensors, by_tensors, strict=True)]
     to_rate = torch.zeros_like(learning_rate)
     adjoint = weight = torch.zeros_like(cotangents[0])
@@ -189,7 +189,7 @@ def walk_back(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
                 x, y = student.batch(step, *gathered)
             wanted = (step > 0, x.requires_grad, y.requires_grad)
             direction = student.loss_scale * weight
-            theta = thetas[step - start].clone()  # forward mode takes no row of another tensor
+            theta = thetas[step - start].clone()  # forward mode does not support a view of another tensor
             found = student.problem.products(theta, x.detach(), y.detach(), direction, wanted)
             to_rate = to_rate - found.slope
             if found.theta is not None:

@@ -1,4 +1,4 @@
-"""The inner problem: the student's loss, its gradient, and the one second derivative that the adjoint needs."""
+"""The inner problem: the student's loss, its gradient, and the second derivative that the adjoint needs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Products(NamedTuple):
 
     Attributes:
         slope: ⟨g, u⟩, the derivative of the loss in the direction u.
-        theta: ``[P]``, or None where it was not asked for.
+        theta: ``[P]``, or None if it was not requested.
         images: like the images, or None.
         labels: like the labels, or None.
     """
@@ -41,11 +41,12 @@ class Products(NamedTuple):
 class InnerProblem:
     """ℓ(θ, x, y) = CE(net_θ(x), y) and its derivatives.
 
-    Uncompiled, the product differentiates the gradient once more. Compiled, it differentiates the directional
-    derivative Dℓ(θ)[u] = ⟨g, u⟩, which forward mode gives without forming g: eight passes through the convolutions in
-    place of nine. Forward mode's many small operations cost more than that saves unless they are fused. And torch
-    cannot differentiate every layer's forward mode: that of batch and layer normalisation loses terms without a word.
-    So both ways are compared once, in float64 on two images, and forward mode is taken where they agree.
+    Uncompiled, the product is computed by differentiating the gradient again. Compiled, it is computed by
+    differentiating the directional derivative Dℓ(θ)[u] = ⟨g, u⟩, which forward mode computes without forming g. This
+    takes eight passes through the convolutions instead of nine, but it is only faster if the many small operations of
+    forward mode are fused. torch cannot differentiate the forward mode of every layer: for batch and layer
+    normalisation, terms are silently missing. Therefore both ways are compared once, in float64 on two images, and
+    forward mode is used only if they agree.
 
     Args:
         network: the student, a pure function.
@@ -61,7 +62,7 @@ class InnerProblem:
 
     @property
     def compilation(self) -> Compilation:
-        """Whether both derivatives are compiled, and why: the choice, or off with the reason once one has failed."""
+        """Whether both derivatives are compiled, and why; off with the reason once a compilation has failed."""
         choices = [each.choice for each in (self._gradient, *self._products.values())]
         return next((choice for choice in choices if not choice.enabled), self._choice)
 
@@ -70,23 +71,23 @@ class InnerProblem:
         return F.cross_entropy(self.network(theta, images), labels)
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """g = ∇_θ ℓ, ``[P]``, with no graph."""
+        """g = ∇_θ ℓ, ``[P]``, without a graph."""
         gradient: Tensor = self._gradient(theta, images, labels)
         return gradient
 
     def products(
         self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: tuple[bool, bool, bool]
     ) -> Products:
-        """The derivatives of ⟨g, direction⟩ in those of (theta, images, labels) that are ``wanted``.
+        """The derivatives of ⟨g, direction⟩ with respect to those of (theta, images, labels) that are ``wanted``.
 
         Args:
             theta: ``[P]``.
             images: ``[B, C, H, W]``.
             labels: ``[B]`` or ``[B, classes]``.
             direction: u, ``[P]``.
-            wanted: what is not wanted is None in the result, and is not computed where that saves anything.
+            wanted: which derivatives are needed; the others may be None in the result.
         """
-        # the last step of the walk back could do without ∇_θ, but would have to be compiled for itself
+        # the last step of the backward pass does not need ∇_θ, but omitting it would need a second compilation
         asked = (wanted[0] or self._choice.enabled, *wanted[1:])
         places = tuple(place for place, each in enumerate(asked) if each)
         if places not in self._products:
@@ -100,7 +101,7 @@ class InnerProblem:
         return Products(slope, *found)
 
     def _fused_loss(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss with channels last in memory on the CPU: there, all that is fused and most convolutions like it."""
+        """The loss, in channels-last memory format on the CPU, where most operations are faster in this format."""
         if images.device.type == "cpu" and images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
         return self.loss(theta, images, labels)
@@ -132,20 +133,20 @@ class InnerProblem:
 
 
 def forward_mode_is_exact(loss: Loss, theta: Tensor, images: Tensor, labels: Tensor) -> bool:
-    """Whether the directional derivative has the same gradients by forward as by reverse mode, in float64.
+    """Whether forward and reverse mode give the same gradients of the directional derivative, in float64.
 
     Args:
         loss: (theta ``[P]``, images, labels) → a scalar.
-        theta: where; every tensor is taken in float64.
-        images: a few.
-        labels: theirs.
+        theta: parameters; floating-point tensors are converted to float64.
+        images: a few images.
+        labels: their labels.
     """
     direction = torch.randn(theta.shape, generator=keyed_generator("direction"), dtype=torch.float64)
     try:
         doubled = [each.detach().double() if each.is_floating_point() else each for each in (theta, images, labels)]
         doubled.append(direction.to(theta.device))
         forward, reverse = (_products(slope(loss), (0, 1))(*doubled) for slope in (_forward_slope, _reverse_slope))
-    except (RuntimeError, TypeError):  # no forward mode for a layer, or no float64 on this device
+    except (RuntimeError, TypeError):  # a layer has no forward mode, or the device has no float64
         return False
     return all(bool((a - b).norm() < 1e-6 * b.norm()) for a, b in zip(forward, reverse, strict=True))
 
@@ -167,7 +168,7 @@ def _reverse_slope(loss: Loss) -> Slope:
 
 
 def _products(slope: Slope, places: tuple[int, ...]) -> Callable[..., tuple[Tensor, ...]]:
-    """⟨g, u⟩ and its gradients in those of (theta, images, labels) that ``places`` name, as one pure function."""
+    """A pure function that returns ⟨g, u⟩ and its gradients in the arguments ``places`` of (theta, images, labels)."""
 
     def products(theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor) -> tuple[Tensor, ...]:
         if not places:

@@ -1,4 +1,7 @@
-"""The matching loss: how far from the expert a student ends (MTT) and is on the way (AST, arXiv 2310.10541)."""
+"""The matching loss: distance between student and expert at the end of a window (MTT) and at intermediate epochs (AST).
+
+References: MTT, CVPR 2022; AST, arXiv 2310.10541.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ class MatchingLoss(NamedTuple):
     """Scalars of one window.
 
     Attributes:
-        total: the loss L that is differentiated.
-        parts: its terms, detached, by the expert epoch (offset 1 … M in the window) that each compares with.
+        total: the loss L, which is differentiated.
+        parts: its terms, detached, by the matched expert epoch (offset 1 … M in the window).
     """
 
     total: Tensor
@@ -25,11 +28,11 @@ class MatchingLoss(NamedTuple):
 
 
 class Guide(NamedTuple):
-    """What the student of one window is compared with.
+    """The parameters that the student of one window is compared with.
 
     Attributes:
-        start: θ_0 ``[P]``, perturbed where the student started from a perturbed point.
-        targets: θ*_{s+n}, θ*_{s+2n}, … θ*_{s+M}, ``[M / n, P]``; every epoch's, ``[M, P]``, where n = 1.
+        start: θ_0 ``[P]``, the initial parameters of the student, including the perturbation.
+        targets: θ*_{s+n}, θ*_{s+2n}, … θ*_{s+M}, ``[M / n, P]``; ``[M, P]`` if every epoch is stored (n = 1).
         start_epoch: s.
         iteration: the outer iteration, counted from 0.
     """
@@ -44,21 +47,21 @@ class Match(Protocol):
     """The comparison of one student with its window.
 
     Attributes:
-        match_at: the steps k whose θ_k enter the loss; or a ``StepChooser``, which sees every θ_k before it names them.
+        match_at: the steps k whose θ_k enter the loss; or a ``StepChooser``, which selects them after seeing every θ_k.
     """
 
     match_at: Steps
 
     def loss(self, matched: Mapping[int, Tensor]) -> MatchingLoss:
-        """The loss from θ_k ``[P]`` by step k."""
+        """The loss, given θ_k ``[P]`` by step k."""
 
 
 Matching = Callable[[Guide, TrajectoryMatchingSettings], Match]
-"""Makes the comparison of one window; what ``distill.matching`` names."""
+"""The type of ``distill.matching``: builds the comparison of one window."""
 
 
 class TrajectoryMatch:
-    """The loss of MTT and, with intermediate terms, of AST: :func:`matching_loss` at :func:`matching_steps`.
+    """The loss of MTT and, with intermediate terms, of AST; see :func:`matching_loss` and :func:`matching_steps`.
 
     Args:
         guide: start and targets.
@@ -79,10 +82,10 @@ MATCHING: dict[str, Matching] = {"trajectory": TrajectoryMatch}
 
 
 def matching_steps(syn_steps: int, expert_epochs: int, intermediate: str, every_n_epochs: int = 1) -> dict[int, int]:
-    """Which expert epoch (offset in the window) each inner step is matched with: {k: i}.
+    """The matched expert epoch (offset i in the window) of each matched inner step k: {k: i}.
 
-    The last step K is matched with epoch M; with intermediate matching, step (K // M) · i with epoch i < M, for the
-    stored epochs i = n, 2n, …
+    The last step K is matched with epoch M. With intermediate matching, step (K // M) · i is also matched with epoch
+    i < M, for the stored epochs i = n, 2n, …
 
     Args:
         syn_steps: K.
@@ -119,8 +122,8 @@ def matching_loss(
     Args:
         matched: student parameters ``[P]`` by inner step, from ``unroll``.
         steps: {inner step: epoch offset}, from :func:`matching_steps`; its last offset is M.
-        start: θ_0 ``[P]``, perturbed where the student started from a perturbed point.
-        targets: θ*_{s+n}, θ*_{s+2n}, … θ*_{s+M}, ``[M / n, P]``; every epoch's, ``[M, P]``, where n = 1.
+        start: θ_0 ``[P]``, the initial parameters of the student, including the perturbation.
+        targets: θ*_{s+n}, θ*_{s+2n}, … θ*_{s+M}, ``[M / n, P]``; ``[M, P]`` if every epoch is stored (n = 1).
         intermediate: ``none``, ``aggregate`` or ``adaptive``.
     """
     expert_epochs = max(steps.values())

@@ -1,4 +1,4 @@
-"""Trajectory matching (MTT, CVPR 2022) with the parts of AST: a student follows a window of an expert trajectory."""
+"""Trajectory matching (MTT, CVPR 2022) with the extensions of AST (arXiv 2310.10541)."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.lineage import describe_experts, experts_checksum
 
 PASSES_OF_A_STEP = 11
-"""Forward passes' worth of operations in an inner step, with its way back."""
+"""Operations of an inner step, including its backward pass, in forward passes."""
 
 Perturbation = Callable[[Tensor, ParameterLayout, torch.Generator, TrajectoryMatchingSettings], Tensor]
-"""(θ*_s ``[P]``, names and shapes of its tensors, CPU generator, settings) → θ_0; what ``distill.perturbation``
-names."""
+"""The type of ``distill.perturbation``: (θ*_s ``[P]``, names and shapes of its tensors, CPU generator, settings) →
+θ_0."""
 Balance = Callable[[int, TrajectoryMatchingSettings], float]
-"""(start epoch s, settings) → c(s), the scale of the inner loss; what ``distill.balance`` names."""
+"""The type of ``distill.balance``: (start epoch s, settings) → c(s), the scale of the inner loss."""
 
 
 class TrajectoryMatching(Method):
-    """Items are windows; the loss of one compares the unrolled training of a student with the expert's.
+    """Matches the unrolled training of students with windows of expert trajectories. Each work item is a window.
 
-    Several ranks divide the windows of an iteration, or the rows of every inner batch (``distill.split``).
+    The windows of an iteration, or the rows of every inner batch, are divided among the ranks (``distill.split``).
 
     Args:
         settings: the options.
-        network: builds the student; the architecture of the trajectories.
+        network: builds the student, with the architecture of the experts.
         store: the trajectories.
-        experts: which to use; None for all complete ones.
-        augmentation: Siamese augmentation of inner batches; None for none.
-        seed: of every draw.
-        compilation: whether the student's derivatives are compiled; None for not.
+        experts: which experts to use; None uses all complete ones.
+        augmentation: Siamese augmentation of inner batches; None disables it.
+        seed: seed of all random draws.
+        compilation: whether the student's derivatives are compiled; None does not compile.
 
     Logged, as means over the windows of an iteration: ``train/loss``, ``train/match_<i>`` (the weighted term of expert
     epoch s + i), ``train/start_distance`` ‖θ_0 − θ*_{s+M}‖, ``train/start_epoch``.
 
     Raises:
-        ConfigurationError: the store does not hold such windows, or the network cannot be a student.
+        ConfigurationError: the store does not hold these windows, or the network cannot be used as a student.
     """
 
     Settings = TrajectoryMatchingSettings
@@ -189,10 +189,10 @@ class TrajectoryMatching(Method):
         return loss.total, measured
 
     def inner_batches(self, window_index: int, synthetic: SyntheticSet) -> StepBatch:
-        """The augmented batch of each inner step of the student that follows window ``window_index``.
+        """The augmented batches of the inner steps for window ``window_index``.
 
-        Random permutations of the set in chunks of ``batch_syn``; where it does not divide the set, the small chunk
-        leads, as in the published code.
+        Batches are chunks of ``batch_syn`` items of random permutations of the set. If ``batch_syn`` does not divide
+        the set, the smaller chunk comes first, as in the published code.
         """
         count, *_, height, width = synthetic.shape
         size = self.settings.batch_syn or count
@@ -214,13 +214,13 @@ class TrajectoryMatching(Method):
 
 
 def forward_passes(settings: TrajectoryMatchingSettings, images: int, ranks: int) -> int:
-    """The work of a run of so many synthetic images on each of so many devices, in forward passes of one image."""
+    """The work of a run per device, in forward passes of one image, for ``images`` synthetic images."""
     steps = settings.max_steps * settings.windows_of_a_device(ranks) * settings.syn_steps
     return steps * (settings.batch_syn or images) * PASSES_OF_A_STEP
 
 
 def _perturbation(settings: TrajectoryMatchingSettings) -> Perturbation:
-    """What ``distill.perturbation`` means: a number is η of AST's weight perturbation."""
+    """The function for ``distill.perturbation``; a number is η of AST's weight perturbation."""
     scale = settings.perturbation
     if isinstance(scale, int | float):
         return lambda theta, layout, generator, settings: perturb(theta, layout, scale, generator)
@@ -229,7 +229,7 @@ def _perturbation(settings: TrajectoryMatchingSettings) -> Perturbation:
 
 
 def _balance(settings: TrajectoryMatchingSettings) -> Balance:
-    """What ``distill.balance`` means: AST's c(s) where it is true, 1 where it is false."""
+    """The function for ``distill.balance``: AST's c(s) if it is true, 1 if it is false."""
     if settings.balance is True:
         return lambda start_epoch, settings: balance_factor(start_epoch, settings.max_start_epoch)
     if settings.balance is False:

@@ -1,4 +1,4 @@
-"""Weight perturbation of the student's start (AST, arXiv 2310.10541)."""
+"""Weight perturbation of the student's initial parameters (AST, arXiv 2310.10541)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ def perturb(theta: Tensor, layout: ParameterLayout, scale: float, generator: tor
     """w ← w + η · d ⊙ w for each convolution weight w, with d ~ N(0, I) scaled to ‖d‖_F = 1.
 
     Args:
-        theta: ``[P]``, any device; left as it is.
-        layout: names and shapes; the tensors with four dimensions are perturbed.
+        theta: ``[P]``, on any device; not modified.
+        layout: names and shapes; tensors with four dimensions are perturbed.
         scale: η ≥ 0; 0 returns ``theta``.
         generator: CPU generator of the directions.
     """
@@ -24,7 +24,7 @@ def perturb(theta: Tensor, layout: ParameterLayout, scale: float, generator: tor
     for _, shape in layout:
         size = torch.Size(shape).numel()
         if len(shape) == 4:
-            # drawn in float32 whatever torch's default is: the same draw at every precision
+            # always drawn in float32, so that the draw is the same at every precision
             direction = torch.randn(size, generator=generator, dtype=torch.float32).to(theta.dtype)
             direction = (direction / direction.norm()).to(theta.device)
             perturbed[offset : offset + size] *= 1 + scale * direction

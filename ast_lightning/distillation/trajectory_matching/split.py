@@ -1,9 +1,10 @@
-"""An inner batch split over processes: each takes its rows, and what they find is summed.
+"""Inner batches split over processes: each process computes its rows, and the results are summed.
 
-ℓ is a mean over the B rows of a batch. The process with b of them scales what it finds by b / B, so that the sums are
-those of the whole batch: of the gradient, and of ⟨g, u⟩ and its ∇_θ. θ, and the adjoint λ on the way back, are then
-the same on all. The derivatives in images and labels stay where their rows are, multiplied by the number of processes:
-their mean over processes, taken once at the end of an outer iteration, is that of the whole batch.
+ℓ is a mean over the B rows of a batch. A process with b rows scales its results by b / B, so that the sums over
+processes are those of the whole batch: the gradient, ⟨g, u⟩ and its ∇_θ. θ and, in the backward pass, the adjoint λ are
+then the same on all processes. The derivatives with respect to images and labels stay on the process that has the rows,
+multiplied by the number of processes. Their mean over processes, taken once at the end of an outer iteration, is that
+of the whole batch.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from ast_lightning.networks import NetworkFactory, build_network
 
 
 class SplitProblem(InnerProblem):
-    """An inner problem whose batches are divided among the processes of a group, which all call it with the same.
+    """An inner problem whose batches are divided among the processes of a group. All call it with the same arguments.
 
     Args:
-        network: the student, a pure function that sees each image by itself, see :func:`check_network`.
+        network: the student, a pure function that treats images independently, see :func:`check_network`.
         compilation: whether both derivatives are compiled.
-        group: the processes; None takes all.
+        group: the process group; None uses all processes.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class SplitProblem(InnerProblem):
         self.ranks = torch.distributed.get_world_size(group)
 
     def rows(self, count: int) -> slice:
-        """Which of ``count`` rows this process takes; none where there are fewer rows than processes."""
+        """The rows of this process out of ``count``; may be empty if there are fewer rows than processes."""
         return slice(count * self.rank // self.ranks, count * (self.rank + 1) // self.ranks)
 
     def gradient(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
@@ -52,9 +53,9 @@ class SplitProblem(InnerProblem):
     def products(
         self, theta: Tensor, images: Tensor, labels: Tensor, direction: Tensor, wanted: tuple[bool, bool, bool]
     ) -> Products:
-        """As of :class:`InnerProblem`; those in images and labels are 0 in the rows of other processes."""
+        """As in :class:`InnerProblem`; derivatives of images and labels are 0 in the rows of other processes."""
         rows, share = self._share(len(images))
-        total = theta.new_zeros(1 + (len(theta) if wanted[0] else 0))  # the slope and ∇_θ, in one message
+        total = theta.new_zeros(1 + (len(theta) if wanted[0] else 0))  # the slope and ∇_θ, in one all-reduce
         parts = [torch.zeros_like(images) if wanted[1] else None, torch.zeros_like(labels) if wanted[2] else None]
         if share:
             found = super().products(theta, images[rows], labels[rows], share * direction, wanted)
@@ -75,10 +76,10 @@ class SplitProblem(InnerProblem):
 
 
 def check_network(network: NetworkFactory) -> None:
-    """Refuse students whose layers look at the whole batch: a device would see a part of it.
+    """Reject students with batch normalisation: each device would use the statistics of its part of the batch.
 
     Raises:
-        ConfigurationError: naming the layer.
+        ConfigurationError: the network has such a layer, which the message names.
     """
     for name, module in build_network(network, 0, "skeleton").named_modules():
         if isinstance(module, _BatchNorm):

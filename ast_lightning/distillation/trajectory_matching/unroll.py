@@ -1,11 +1,11 @@
-"""The student's training, unrolled: parameters after K steps as a differentiable function of the synthetic images.
+"""The unrolled training of the student: parameters after K steps as a differentiable function of the synthetic images.
 
-With the heavy-ball momentum μ and the gradient g_k = c · ∇_θ CE(net_θk(x_k), y_k):
+With momentum μ and the gradient g_k = c · ∇_θ CE(net_θk(x_k), y_k):
 
     b_1 = g_0,   b_{k+1} = μ b_k + g_k,   θ_{k+1} = θ_k − α b_{k+1}
 
-Tensors in, tensors out: nothing here knows of files, trainers or configuration. Two engines give the same results:
-``adjoint`` (adjoint.py) in constant memory, and ``autograd``, which keeps the graph of all K steps and is the oracle.
+There are two engines with the same results: ``adjoint`` (adjoint.py) in constant memory, and ``autograd``, which keeps
+the graph of all K steps and serves as the reference.
 """
 
 from __future__ import annotations
@@ -44,26 +44,26 @@ def unroll(
 
     Args:
         problem: the inner problem, or the student itself, uncompiled.
-        theta: θ_0, ``[P]`` float32 or float64; no gradient flows to it.
-        tensors: what batches are made of, e.g. X ``[N, C, H, W]`` and Y, ``[N]`` int64 or ``[N, classes]`` float.
-        batch: (k, *tensors) → what step k trains on, differentiable in the tensors. The adjoint engine calls it more
-            than once for a step and must be given the same batch each time.
+        theta: θ_0, ``[P]`` float32 or float64; it gets no gradient.
+        tensors: inputs of ``batch``, e.g. X ``[N, C, H, W]`` and Y, ``[N]`` int64 or ``[N, classes]`` float.
+        batch: (k, *tensors) → images and labels of step k, differentiable in the tensors. It must be deterministic,
+            because the adjoint engine calls it more than once for each step.
         learning_rate: α, a scalar tensor.
         steps: K ≥ 1.
         momentum: μ in [0, 1).
         loss_scale: c, the balance factor of the inner loss.
-        match_at: numbers of steps, in 1 … K, after which the parameters are wanted; or a :class:`StepChooser`, which
-            sees each θ_k first.
+        match_at: the steps, in 1 … K, after which the parameters are returned; or a :class:`StepChooser`, which selects
+            them after seeing each θ_k.
         engine: ``adjoint``: memory of one step and K·P floats; ``autograd``: memory of K steps.
-        recompute: the adjoint engine keeps every ⌈√K⌉-th step only, and takes the others again on its way back.
+        recompute: the adjoint engine stores only every ⌈√K⌉-th step, and recomputes the others in the backward pass.
 
     Returns:
-        θ_k ``[P]`` by k for every k wanted; differentiable once in the tensors and α with ``adjoint``, any number
-        of times with ``autograd``. Autocast does not reach in here.
+        θ_k ``[P]`` by k for every selected k; differentiable once in the tensors and α with ``adjoint``, any number
+        of times with ``autograd``. Autocast is disabled inside.
 
     Raises:
-        ValueError: a matching step outside 1 … K, or another engine.
-        TypeError: parameters of 16 bits.
+        ValueError: a matching step is outside 1 … K, or the engine is unknown.
+        TypeError: the parameters are neither float32 nor float64.
 
     >>> linear = lambda theta, images: images.flatten(1) @ theta.view(1, 2)
     >>> x, y = torch.ones(1, 1, 1, 1, requires_grad=True), torch.tensor([0])

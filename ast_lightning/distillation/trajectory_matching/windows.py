@@ -1,4 +1,4 @@
-"""Trajectory windows: which expert, from which epoch, in a reproducible stream."""
+"""Trajectory windows: a reproducible stream of (expert, start epoch) and their snapshots."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ast_lightning.trajectories import TrajectoryStore
 
 
 class Window(NamedTuple):
-    """A piece of an expert trajectory for one student to follow.
+    """A part of an expert trajectory that one student is matched with.
 
     Attributes:
-        index: number of the window in the stream; keys every draw of the student that follows it.
+        index: index of the window in the stream; part of the key of all random draws of its student.
         expert: the expert's index in the store.
         start_epoch: s.
         start: θ*_s, ``[P]`` float32.
-        targets: θ*_{s+1} … θ*_{s+M}, ``[M, P]`` float32; where a store holds every n-th epoch, ``[M / n, P]``.
+        targets: θ*_{s+1} … θ*_{s+M}, ``[M, P]`` float32; ``[M / n, P]`` if the store holds every n-th epoch.
     """
 
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody wants of a window
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not used
     expert: int
     start_epoch: int
     start: Tensor
@@ -39,9 +39,9 @@ class Window(NamedTuple):
 def choose_window(
     index: int, experts: Sequence[int], max_start_epoch: int, seed: int, every_n_epochs: int = 1
 ) -> tuple[int, int]:
-    """(expert, start epoch) of window ``index``: a fresh order of all experts each pass, s ~ U{0 … T⁺ − 1}.
+    """(expert, start epoch) of window ``index``: a new permutation of the experts for each pass, s ~ U{0 … T⁺ − 1}.
 
-    Where every n-th epoch is stored, s is drawn uniformly among those: 0, n, 2n, … < T⁺.
+    If every n-th epoch is stored, s is drawn uniformly from 0, n, 2n, … < T⁺.
     """
     turn, position = divmod(index, len(experts))
     order = torch.randperm(len(experts), generator=keyed_generator(seed, "expert order", turn))
@@ -51,28 +51,29 @@ def choose_window(
 
 
 WindowSchedule = Callable[[int, Sequence[int], int, TrajectoryMatchingSettings, int], tuple[int, int]]
-"""(window index, experts, n of every n-th stored epoch, settings, seed) → (expert, start epoch s), a stored epoch: a
-pure function, which ``distill.windows`` names. The outer iteration is index // ``settings.windows_per_step``."""
+"""The type of ``distill.windows``, a pure function: (window index, experts, n if every n-th epoch is stored, settings,
+seed) → (expert, start epoch s). s must be a stored epoch. The outer iteration is index //
+``settings.windows_per_step``."""
 
 
 def uniform(
     index: int, experts: Sequence[int], every_n_epochs: int, settings: TrajectoryMatchingSettings, seed: int
 ) -> tuple[int, int]:
-    """All experts in turn, s ~ U{0 … T⁺ − 1}: :func:`choose_window`."""
+    """Cycle through all experts in random order, s ~ U{0 … T⁺ − 1}; see :func:`choose_window`."""
     return choose_window(index, experts, settings.max_start_epoch, seed, every_n_epochs)
 
 
 class TrajectoryWindows:
-    """The endless series of windows that distillation trains on, each a pure function of its index.
+    """The endless sequence of windows that distillation trains on. Each window is a pure function of its index.
 
     Args:
         store: the trajectories.
-        settings: M, T⁺ and the schedule.
-        seed: of the schedule.
-        experts: which experts to use; None for all complete ones.
+        settings: M, T⁺ and the schedule of windows.
+        seed: seed of the schedule.
+        experts: which experts to use; None uses all complete ones.
 
     Raises:
-        ConfigurationError: the store has no complete expert, or does not hold the epochs of such windows.
+        ConfigurationError: the store has no complete expert, or does not hold the epochs of these windows.
     """
 
     def __init__(
@@ -99,10 +100,10 @@ class TrajectoryWindows:
         check_window(settings.expert_epochs, settings.max_start_epoch, store.schedule)
 
     def stream(self, first: int, stride: int = 1) -> Iterator[Window]:
-        """Windows ``first``, ``first + stride``, … without end.
+        """Endless iterator over windows ``first``, ``first + stride``, ….
 
-        While a window is in use, a thread reads the next one. What goes wrong with a window is raised where that window
-        is asked for, and no earlier. The thread ends with the iteration.
+        While a window is in use, a thread reads the next one. An error while reading a window is raised when that
+        window is requested. The thread ends with the iterator.
         """
         with ThreadPoolExecutor(1, "next window") as reader:
             ahead = reader.submit(self.window, first)
@@ -123,10 +124,10 @@ class TrajectoryWindows:
 
 
 def check_window(expert_epochs: int, max_start_epoch: int, schedule: Schedule) -> None:
-    """Reject windows that the stored epochs do not hold.
+    """Reject windows that need epochs that are not stored.
 
-    M must be a multiple of n, and the last start below T⁺ plus M must not exceed the last epoch; with every epoch
-    stored: T⁺ + M − 1 ≤ E.
+    M must be a multiple of n, and the largest stored start epoch below T⁺, plus M, must not exceed the last stored
+    epoch. If every epoch is stored, this means T⁺ + M − 1 ≤ E.
 
     Args:
         expert_epochs: M.
@@ -134,7 +135,7 @@ def check_window(expert_epochs: int, max_start_epoch: int, schedule: Schedule) -
         schedule: the stored epochs.
 
     Raises:
-        ConfigurationError: with the largest value that works.
+        ConfigurationError: a condition is violated; the message gives the largest valid value.
     """
     every = schedule.every_n_epochs
     if expert_epochs % every:
