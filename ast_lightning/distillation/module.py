@@ -156,7 +156,7 @@ class DistillModule(LightningModule):
             self._recover(*problem, optimizer)
 
     def _recover(self, problem: str, remedy: str, optimizer: torch.optim.Optimizer) -> None:
-        never_good = self.recovery.kept_at == 0 and self.global_step + 1 >= self.settings.max_steps
+        never_good = len(self.recovery.events) + 1 >= self.settings.max_steps  # not one iteration
         if never_good or len(self.recovery.events) >= self.settings.recoveries:
             raise DistillationDiverged(self.global_step, problem, remedy)
         schedulers = [each.scheduler for each in self.trainer.lr_scheduler_configs]
