@@ -20,13 +20,17 @@ _SCRIPTS = re.compile(r"(?<![\w/.-])(train_experts|distill|evaluate)\.py\b")
 
 
 def printable(text: str) -> str:
-    """Format a text for the terminal: one line, without control characters, with the user's command names.
+    """Format a text for the terminal: one line, without control characters.
 
     The text may come from a file, so that it may contain control sequences that a terminal would execute.
     """
-    if program := os.environ.get(PROGRAM):
-        text = _SCRIPTS.sub(rf"{program} \1", text)
     return "".join(each if each.isprintable() else " " if each == "\n" else "?" for each in text)
+
+
+def as_started(text: str) -> str:
+    """Replace the names of the scripts in a message of this package by the command that the user started."""
+    program = os.environ.get(PROGRAM)
+    return _SCRIPTS.sub(rf"{program} \1", text) if program else text
 
 
 def _short(text: str, longest: int = 400) -> str:

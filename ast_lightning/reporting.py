@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ast_lightning.errors import WorkerFailed, foreseen, place, printable
+from ast_lightning.errors import WorkerFailed, as_started, foreseen, place, printable
 
 _INTERRUPTED = "interrupted; rerun the command without fresh=true to resume"
 _log_folders: list[Path] = []
@@ -70,7 +70,7 @@ def outcome(error: BaseException) -> tuple[str, int]:
     if isinstance(error, KeyboardInterrupt):
         return _INTERRUPTED, 130
     if foreseen(error) or isinstance(error, WorkerFailed):
-        return printable(str(error)), getattr(error, "status", 2)
+        return printable(as_started(str(error))), getattr(error, "status", 2)
     trace = "".join(traceback.format_exception(error)).rstrip()
     return trace if _shows_tracebacks() else f"{describe(error)}. {_write_log(trace)}", 1
 

@@ -7,7 +7,7 @@ import threading
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm import tqdm
 
-from ast_lightning.errors import printable
+from ast_lightning.errors import as_started, printable
 
 tqdm.set_lock(threading.RLock())  # tqdm's default lock starts a resource tracker process
 
@@ -26,7 +26,7 @@ def say(text: str) -> None:
     """Print a line on rank 0, above the progress bar if there is one."""
     if is_rank_zero():
         with tqdm.external_write_mode():
-            print(printable(text), flush=True)
+            print(printable(as_started(text)), flush=True)
 
 
 def format_seconds(seconds: float) -> str:

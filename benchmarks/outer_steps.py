@@ -15,6 +15,7 @@ import io
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -101,8 +102,7 @@ class Outcome:
 def run_of(cell: Cell, options: argparse.Namespace, *overrides: str) -> Run:
     """The run of an arm."""
     words = [*cell.data, f"distill.ipc={cell.ipc}", f"output_dir={options.folder}", "logger=csv"]
-    words += [f"trainer={options.trainer}"]
-    words += ["trainer.enable_progress_bar=false", "data.validation_fraction=0.2"]
+    words += [f"trainer={options.trainer}", "trainer.enable_progress_bar=false", "data.validation_fraction=0.2"]
     words += [f"distill.max_steps={options.steps}", f"distill.eval_every={max(1, options.steps // 3)}"]
     words += [f"evaluation.networks={options.networks}", "evaluation.epochs=300", *overrides]
     with initialize_config_dir(str(CONFIGURATION), version_base="1.3"):
@@ -118,8 +118,7 @@ def outcome_of(cell: Cell, name: str, options: argparse.Namespace) -> Outcome:
     found = Outcome()
     if not diverged.exists():
         try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                metrics = distill(run)
+            metrics = distill(run)
             tests = metrics["test_accuracy"], metrics["test_accuracy_std"], metrics["validation_accuracy"]
             found = Outcome(*tests, curve_of(run))
         except DistillationDiverged as error:
@@ -130,8 +129,7 @@ def outcome_of(cell: Cell, name: str, options: argparse.Namespace) -> Outcome:
 
 def experts_of(cell: Cell, options: argparse.Namespace) -> None:
     """Train the experts of a cell, unless they exist."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        train_experts(run_of(cell, options))
+    train_experts(run_of(cell, options))
     report(f"{cell.name}: experts")
 
 
@@ -142,8 +140,13 @@ def first_of_each(chosen: list[Cell]) -> list[Cell]:
 
 def real_images(cell: Cell, options: argparse.Namespace) -> dict[str, float]:
     """Accuracies of random and of representative real images in per cent."""
+    return evaluate(run_of(cell, options, "baselines=[random,representative]"))
+
+
+def silent(task: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function without what it prints to standard output."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return evaluate(run_of(cell, options, "baselines=[random,representative]"))
+        return task(*arguments)
 
 
 def curve_of(run: Run) -> tuple[tuple[int, float], ...]:
@@ -199,10 +202,10 @@ def main(arguments: list[str] | None = None) -> None:
     folders: dict[str, Any] = {name: getattr(options, name) for name in ("fashion_mnist", "cifar10", "tiny_imagenet")}
     chosen = [cell for cell in cells(folders) if fnmatchcase(cell.name, options.only)]
     in_parallel = Parallel(n_jobs=options.workers)
-    in_parallel(delayed(experts_of)(cell, options) for cell in first_of_each(chosen))
+    in_parallel(delayed(silent)(experts_of, cell, options) for cell in first_of_each(chosen))
     tasks = [(cell, name) for cell in chosen for name in arms()]
-    outcomes = dict(zip(tasks, in_parallel(delayed(outcome_of)(*task, options) for task in tasks), strict=True))
-    real = in_parallel(delayed(real_images)(cell, options) for cell in chosen)
+    outcomes = dict(zip(tasks, in_parallel(delayed(silent)(outcome_of, *task, options) for task in tasks), strict=True))
+    real = in_parallel(delayed(silent)(real_images, cell, options) for cell in chosen)
     rows = [HEADER, ["---"] * len(HEADER)]
     for cell, accuracies in zip(chosen, real, strict=True):
         rows.append(row_of(cell, {name: outcomes[cell, name] for name in arms()}, accuracies, options))

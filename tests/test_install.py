@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from ast_lightning.errors import PROGRAM, as_started
+from ast_lightning.storage.inspection import cell
 from ast_lightning.synthetic import load_distilled
 
 ROOT = Path(__file__).parents[1]
@@ -92,3 +94,10 @@ def test_the_commands_are_listed(words: list[str], status: int) -> None:
     ended = subprocess.run([sys.executable, "-m", "ast_lightning", *words], capture_output=True, text=True)
     assert ended.returncode == status
     assert "train_experts" in ended.stdout + ended.stderr
+
+
+def test_recorded_commands_are_shown_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PROGRAM, "ast-lightning")
+    assert as_started("run train_experts.py with x") == "run ast-lightning train_experts with x"
+    assert as_started("/home/me/distill.py") == "/home/me/distill.py"
+    assert cell("distill.py seed=1") == "distill.py seed=1"  # of a file that records what it was made by

@@ -25,6 +25,7 @@ from torchvision.transforms.v2 import functional as transforms
 from ast_lightning.data.sources import LabelledImages, RawDataset
 from ast_lightning.data.splits import check_memory
 from ast_lightning.errors import ConfigurationError, printable
+from ast_lightning.storage.inspection import count
 from ast_lightning.storage.reading import UNREADABLE
 from ast_lightning.terminal import say
 
@@ -89,8 +90,7 @@ def image_folder(
             say(f"cannot be read: {line}")
         more = f", and {len(problems) - 1} more that are named above" if len(problems) > 1 else ""
         raise _wrong(folder, f"this image cannot be read: {problems[0]}{more}", "repair or remove the files")
-    classes = f"{len(train)} class{'es' * (len(train) != 1)}"
-    say(f"{folder}: {len(decoded[0])} training and {len(decoded[1])} test images of {classes}")
+    say(f"{folder}: {len(decoded[0])} training and {len(decoded[1])} test images of {count(len(train), 'class')}")
     return RawDataset(folder.resolve().name, decoded[0], decoded[1], tuple(train))
 
 
@@ -118,8 +118,8 @@ def _list_split(folder: Path, split: str) -> dict[str, list[str]]:
     left_out = [each.path for each in visible if not each.is_dir()]
     left_out += [file for name, files in found.items() for file in sorted({*files} - {*classes[name]})]
     if left_out:
-        where = f"{len(left_out)} file{'s' * (len(left_out) != 1)} in {path}, the first is {left_out[0]}"
-        say(printable(f"warning: only files in class folders that end with {kinds} are images; left out are {where}"))
+        where = f"{count(len(left_out), 'file')} in {path}, the first is {left_out[0]}"
+        say(f"warning: only files in class folders that end with {kinds} are images; left out are {where}")
     if empty := [f"{split}/{name}" for name, files in classes.items() if not files]:
         remedy = f"put images there ({kinds}) or remove the class"
         raise _wrong(folder, f"no images in {', '.join(empty)}", remedy)

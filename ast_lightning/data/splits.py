@@ -27,9 +27,10 @@ def check_raw(raw: RawDataset, source: object, root: str | None = None) -> None:
         ConfigurationError: a type, shape or range is wrong, or a class has no training images.
     """
     if problem := next(_problems(raw), None):
-        option, value = ("data.source", describe_part(source)) if callable(source) else ("data.root", root)
-        remedy = "return an ast_lightning.data.RawDataset of uint8 images [N, C, H, W] and int64 labels"
-        remedy = remedy if callable(source) else "correct that in the files"
+        option, value, remedy = "data.root", root, "correct that in the files"
+        if callable(source):
+            option, value = "data.source", describe_part(source)
+            remedy = "return an ast_lightning.data.RawDataset of uint8 images [N, C, H, W] and int64 labels"
         raise ConfigurationError(option, value, *problem, *([remedy] if len(problem) == 1 else []))
     known = {image.tobytes() for image in raw.train.images.numpy()}
     repeated = sum(image.tobytes() in known for image in raw.test.images.numpy())

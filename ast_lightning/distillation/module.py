@@ -156,8 +156,8 @@ class DistillModule(LightningModule):
             self._recover(*problem, optimizer)
 
     def _recover(self, problem: str, remedy: str, optimizer: torch.optim.Optimizer) -> None:
-        never_good = len(self.recovery.events) + 1 >= self.settings.max_steps  # not one iteration
-        if never_good or len(self.recovery.events) >= self.settings.recoveries:
+        # at least one iteration has to succeed
+        if len(self.recovery.events) >= min(self.settings.recoveries, self.settings.max_steps - 1):
             raise DistillationDiverged(self.global_step, problem, remedy)
         schedulers = [each.scheduler for each in self.trainer.lr_scheduler_configs]
         event = self.recovery.go_back(self.global_step, problem, self.synthetic, optimizer, schedulers)

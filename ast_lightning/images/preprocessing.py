@@ -177,7 +177,8 @@ def fit_preprocessing(
         return _zca(images_uint8, zca_eps, zca_max_features)
     if kind == "none":
         return NoPreprocessing()
-    raise ConfigurationError("data.preprocessing", kind, "no such choice", "use one of standardize, zca, none")
+    kinds = ", ".join(each.kind for each in (Standardization, ZcaWhitening, NoPreprocessing))
+    raise ConfigurationError("data.preprocessing", kind, "no such choice", f"use one of {kinds}")
 
 
 def preprocess(preprocessing: Preprocessing, images_uint8: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ast_lightning.errors import ConfigurationError, printable
+from ast_lightning.errors import ConfigurationError, as_started, printable
 
 _PAGE_WIDTH = 120  # if the output is not a terminal
 
@@ -59,7 +59,7 @@ def run_command(parser: argparse.ArgumentParser, words: Sequence[str] | None) ->
         problem = str(error)
     except OSError as error:
         problem = f"{error.filename or 'the disk'}: {error.strerror or error}"
-    print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
+    print(f"error: {printable(as_started(problem))}", file=sys.stderr, flush=True)
     return 2
 
 
@@ -84,7 +84,8 @@ def print_findings(findings: Iterable[Finding], what: str, about: dict[str, Any]
     else:
         for each in (*notes, *problems):
             problem = each.problem.removeprefix(each.file).strip()
-            print(printable(f"{each.file}: {problem}." + (f" Remedy: {each.remedy}." if each.remedy else "")))
+            remedy = f" Remedy: {as_started(each.remedy)}." if each.remedy else ""
+            print(printable(f"{each.file}: {problem}.{remedy}"))
         print(f"{printable(what)}: {count(len(problems), 'problem') if problems else 'no problems'}")
     return 1 if problems else 0
 
@@ -115,5 +116,6 @@ def cell(value: object) -> str:
 
 
 def count(number: int, word: str) -> str:
-    """A number with its noun, e.g. ``1 store``, ``2 stores``."""
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+    """A number with its noun, e.g. ``1 store``, ``2 stores``, ``2 classes``."""
+    plural = "es" if word.endswith("s") else "s"
+    return f"{number} {word}{plural * (number != 1)}"
