@@ -66,6 +66,7 @@ RULES: dict[str, Callable[..., float | str]] = {
     "distill.max_start_epoch": start_epochs,
     "distill.syn_steps": inner_steps,
     "distill.lr_teacher": student_rate,
+    "distill.schedule": lambda distill, **others: distill["schedule"],
     "distill.lr_img": lambda distill, **others: distill["lr_img"],
     "distill.alpha": lambda distill, **others: distill["alpha"],
     "distill.lr_lr": lambda distill, **others: distill["lr_lr"],

@@ -13,8 +13,9 @@ INITS = ("representative", "real", "noise")
 OUTER_STEPS = ("normalized", "sgd")
 ENGINES = ("adjoint", "autograd")
 PRECISIONS = ("32-true", "64-true")
-NORMALIZED_STEP = 0.1
-"""Size of the normalised step at one image per class, in standard deviations of the initial images."""
+SCHEDULES = ("inverse_sqrt", "constant", "cosine")
+NORMALIZED_STEPS = {"inverse_sqrt": 0.2, "constant": 0.1, "cosine": 0.1}
+"""First normalised step at one image per class by schedule, in standard deviations of the initial images."""
 NORMALIZED_RATE_STEP = 0.001
 """Size of the normalised step of log α."""
 
@@ -52,13 +53,17 @@ class DistillSettings(Settings):
     lr_img: float = option(
         None,
         "outer learning rate of the images; of outer=normalized in standard deviations of the initial images; null: "
-        "0.1 / √ipc, for sgd 1000",
+        "0.2 / √ipc, with another schedule than inverse_sqrt 0.1 / √ipc, for sgd 1000",
         neutral=1000.0,
         above=0,
     )
     outer_momentum: float = option(0.5, "momentum of the outer step", least=0, below=1)
     schedule: str = option(
-        "constant", "of the outer step: constant | cosine (to 0 at max_steps)", choices=("constant", "cosine")
+        None,
+        "of the outer step: inverse_sqrt (times 1 / √(1 + iteration / 20)) | constant | cosine (to 0 at max_steps); "
+        "null: inverse_sqrt, for sgd constant",
+        choices=SCHEDULES,
+        neutral="constant",
     )
     recoveries: int = option(
         3,
@@ -67,7 +72,7 @@ class DistillSettings(Settings):
         result=False,
     )
     max_steps: int = option(
-        5000, "outer iterations; with schedule=constant a run can be made longer", least=1, result=False
+        5000, "outer iterations; a run can be made longer, except with schedule=cosine", least=1, result=False
     )
     eval_every: int = option(500, "iterations between evaluations; the last is always evaluated", least=1, result=False)
     save_every: int = option(50, "iterations between checkpoints, from which a run resumes", least=1, result=False)
@@ -88,8 +93,11 @@ class DistillSettings(Settings):
         return bool(self.init == "representative") and not self.warm_start
 
     def follow(self) -> dict[str, Any]:
-        step = round(NORMALIZED_STEP / max(1, self.ipc) ** 0.5, 4)
-        return {"lr_img": step} if self.outer == "normalized" else {}
+        if self.outer != "normalized":
+            return {}
+        schedule = self.schedule or "inverse_sqrt"
+        first = NORMALIZED_STEPS.get(schedule, 0.1)
+        return {"schedule": schedule, "lr_img": round(first / max(1, self.ipc) ** 0.5, 4)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -213,7 +221,7 @@ class DistributionMatchingSettings(DistillSettings):
         "sgd", "the outer step: sgd (as published) | normalized (no tuning)", type="str | part", choices=OUTER_STEPS
     )
     lr_img: float = option(
-        None, "outer learning rate of the images; null: 1, for normalized 0.1 / √ipc", neutral=1.0, above=0
+        None, "outer learning rate of the images; null: 1, for normalized 0.2 / √ipc", neutral=1.0, above=0
     )
     max_steps: int = option(20000, "outer iterations", least=1, result=False)
     real_batch: int = option(256, "real images of each class in an iteration, drawn at random", least=1)

@@ -56,7 +56,7 @@ def experts_identity(config: Config) -> Config:
 def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
     """The settings that determine the synthetic images.
 
-    The number of iterations is included only if a part is given or the schedule is not constant.
+    The number of iterations is included only if a part is given or the schedule is a cosine.
 
     Args:
         config: see :func:`experts_identity`.
@@ -78,7 +78,7 @@ def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
     own = {"seed": config["seed"], "data": _data(config), **_arithmetic(config)}
     identity = {"distill": without_neutral(kind, values)}
     parts = any(isinstance(value, Mapping) for value in values.values())
-    if parts or values.get("schedule", "constant") != "constant":  # these may depend on the run's length
+    if parts or values.get("schedule") == "cosine":  # these may depend on the run's length
         identity["distill"]["max_steps"] = comparable(values.get("max_steps"))
     if target != _TRAJECTORY_MATCHING:
         identity["method"] = target

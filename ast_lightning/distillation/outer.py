@@ -78,10 +78,16 @@ def sgd(groups: Groups, settings: DistillSettings) -> OptimizerLRScheduler:
 def _scheduled(optimizer: torch.optim.Optimizer, settings: DistillSettings) -> OptimizerLRScheduler:
     if settings.schedule == "constant":
         return optimizer
-    cosine = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.max_steps)))
-    )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+
+    def inverse_sqrt(step: int) -> float:
+        return 1 / math.sqrt(1 + step / 20)
+
+    def cosine(step: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, step / settings.max_steps)))
+
+    factor = inverse_sqrt if settings.schedule == "inverse_sqrt" else cosine
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def outer_step(settings: DistillSettings) -> OuterStep:

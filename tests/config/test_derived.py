@@ -46,26 +46,22 @@ def test_rules(overrides: list[str], expected: tuple[float, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "outer", "rate", "alpha", "rate_of_alpha"),
+    ("overrides", "expected"),
     [
-        ([], "normalized", 0.1, "log", 0.001),
-        (["distill.ipc=10"], "normalized", 0.0316, "log", 0.001),
-        (["distill.outer=sgd"], "sgd", 1000.0, "raw", 1e-5),
-        (["distill.alpha=raw"], "normalized", 0.1, "raw", 1e-5),
-        (["distill.alpha=fixed", "distill.lr_img=0.2"], "normalized", 0.2, "fixed", 1e-5),
-        (["method=mtt"], "normalized", 0.1, "log", 0.001),
+        ([], ("normalized", "inverse_sqrt", 0.2, "log", 0.001)),
+        (["distill.ipc=10"], ("normalized", "inverse_sqrt", 0.0632, "log", 0.001)),
+        (["distill.schedule=constant"], ("normalized", "constant", 0.1, "log", 0.001)),
+        (["distill.schedule=cosine", "distill.ipc=4"], ("normalized", "cosine", 0.05, "log", 0.001)),
+        (["distill.outer=sgd"], ("sgd", "constant", 1000.0, "raw", 1e-5)),
+        (["distill.outer=sgd", "distill.schedule=inverse_sqrt"], ("sgd", "inverse_sqrt", 1000.0, "raw", 1e-5)),
+        (["distill.alpha=raw"], ("normalized", "inverse_sqrt", 0.2, "raw", 1e-5)),
+        (["distill.alpha=fixed", "distill.lr_img=0.3"], ("normalized", "inverse_sqrt", 0.3, "fixed", 1e-5)),
+        (["method=mtt"], ("normalized", "inverse_sqrt", 0.2, "log", 0.001)),
     ],
 )
-def test_the_rates_follow_the_outer_step(
-    overrides: list[str], outer: str, rate: float, alpha: str, rate_of_alpha: float
-) -> None:
+def test_rates_and_schedule_follow_the_outer_step(overrides: list[str], expected: tuple[object, ...]) -> None:
     distill = of(*overrides)["distill"]
-    assert (distill["outer"], distill["lr_img"], distill["alpha"], distill["lr_lr"]) == (
-        outer,
-        rate,
-        alpha,
-        rate_of_alpha,
-    )
+    assert tuple(distill[name] for name in ("outer", "schedule", "lr_img", "alpha", "lr_lr")) == expected
 
 
 def test_derived_options_are_recorded_and_no_others() -> None:
@@ -77,7 +73,7 @@ def test_derived_options_are_recorded_and_no_others() -> None:
 
 def test_a_derived_value_and_the_same_one_given_are_the_same_run() -> None:
     base = ["expert.epochs=10", "expert.lr=0.01"]
-    given = ["distill.max_start_epoch=3", "distill.lr_teacher=0.01", "distill.lr_img=0.1", "distill.alpha=log"]
+    given = ["distill.max_start_epoch=3", "distill.lr_teacher=0.01", "distill.lr_img=0.2", "distill.alpha=log"]
     assert distill_identity(of(*base)) == distill_identity(of(*base, *given))
 
 
@@ -94,7 +90,7 @@ def test_named_experts_count_with_their_own_length(tmp_path: Path) -> None:
 def test_settings_that_are_made_in_python_are_complete() -> None:
     settings = TrajectoryMatchingSettings(ipc=3)
     assert (settings.syn_steps, settings.expert_epochs, settings.max_start_epoch) == (20, 2, 20)
-    assert (settings.lr_img, settings.lr_lr, settings.alpha, settings.lr_teacher) == (0.0577, 0.001, "log", 0.01)
+    assert (settings.lr_img, settings.lr_lr, settings.alpha, settings.lr_teacher) == (0.1155, 0.001, "log", 0.01)
     published = TrajectoryMatchingSettings(outer="sgd")
     assert (published.lr_img, published.lr_lr, published.alpha) == (1000.0, 1e-5, "raw")
     assert DistributionMatchingSettings().lr_img == 1.0
@@ -112,6 +108,6 @@ def test_a_schedule_that_ends_makes_the_length_part_of_the_run() -> None:
     def ids(*words: str) -> list[dict[str, Any]]:
         return [distill_identity(of(*words, f"distill.max_steps={steps}")) for steps in (10, 20)]
 
-    constant, cosine = ids(), ids("distill.schedule=cosine")
-    assert constant[0] == constant[1]
+    default, constant, cosine = ids(), ids("distill.schedule=constant"), ids("distill.schedule=cosine")
+    assert default[0] == default[1] != constant[0] == constant[1]
     assert cosine[0] != cosine[1]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ast_lightning.distillation import DistillModule, SyntheticImages, TrajectoryMatching
-from ast_lightning.distillation.outer import NormalizedSGD
+from ast_lightning.distillation.outer import NormalizedSGD, outer_step
 from ast_lightning.networks import ConvNet
 
 Make = Callable[..., Any]
@@ -68,7 +68,7 @@ def distilled(make_store: Make, make_trainer: Make, ast_settings: Make, network:
     return run
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("schedule", ["inverse_sqrt", "constant", "cosine"])
 def test_the_scale_of_the_loss_does_not_matter(
     distilled: Make, synthetic_set: tuple[Tensor, Tensor], schedule: str
 ) -> None:
@@ -108,13 +108,29 @@ def test_log_alpha_stays_positive_where_raw_alpha_does_not() -> None:
         assert synthetic.training_set().learning_rate == pytest.approx(0.01 * math.exp(-0.5) if positive else -0.49)
 
 
+@pytest.mark.parametrize("outer", ["normalized", "sgd"])
+def test_the_inverse_square_root_halves_the_step_after_60_iterations(ast_settings: Make, outer: str) -> None:
+    settings = ast_settings(outer=outer, alpha="fixed", schedule="inverse_sqrt")
+    group = {"params": [nn.Parameter(torch.randn(3, generator=torch.Generator().manual_seed(0)))], "lr": 0.2}
+    made: Any = outer_step(settings)([group], settings)
+    rates = []
+    for _ in range(61):
+        rates.append(made["optimizer"].param_groups[0]["lr"])
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step()
+    assert [rates[0], rates[20], rates[60]] == pytest.approx([0.2, 0.2 / math.sqrt(2), 0.1])
+
+
 def test_the_cosine_ends_at_zero(distilled: Make, synthetic_set: tuple[Tensor, Tensor]) -> None:
     images = synthetic_set[0].double()
-    settings = {"schedule": "cosine", "outer_momentum": 0.0, "alpha": "fixed"}
-    distances = [float((distilled(images, **settings, max_steps=n)[0] - images).norm()) for n in (1, 2)]
-    constant = float((distilled(images, outer_momentum=0.0, alpha="fixed", max_steps=1)[0] - images).norm())
+
+    def distance(schedule: str, iterations: int) -> float:
+        found, _ = distilled(images, schedule=schedule, outer_momentum=0.0, alpha="fixed", max_steps=iterations)
+        return float((found - images).norm())
+
+    distances, first = [distance("cosine", iterations) for iterations in (1, 2)], distance("constant", 1)
     # the first step is whole; the second of two has half the rate
-    assert distances[0] == pytest.approx(constant)
+    assert distances[0] == pytest.approx(first)
     size = 0.1 * float(images.std(correction=0)) * math.sqrt(images.numel())
-    assert constant == pytest.approx(size)
+    assert first == pytest.approx(size)
     assert distances[1] < 1.6 * size
