@@ -14,8 +14,8 @@ COMMANDS = {
     "distill": ("ast_lightning.cli.distill", "distil their trajectories into a few synthetic images per class"),
     "evaluate": ("ast_lightning.cli.evaluate", "train fresh networks on the synthetic images, test them on real ones"),
     "config": ("ast_lightning.config", "print every option with its type, default and meaning"),
-    "trajectories": ("ast_lightning.trajectories", "look at stored trajectories, verify and export them"),
-    "synthetic": ("ast_lightning.synthetic", "look at distilled datasets, verify, export and import them"),
+    "trajectories": ("ast_lightning.trajectories", "list, verify and export stored trajectories"),
+    "synthetic": ("ast_lightning.synthetic", "inspect, verify, export and import distilled datasets"),
     "check": ("ast_lightning.check", "check devices, precisions, compilation and DDP of this machine"),
 }
 """Module and description of each command, by name."""
@@ -28,7 +28,8 @@ def main() -> None:
     if name not in COMMANDS:
         asked = name in ("--help", "-h")
         lines = [f"usage: {program} COMMAND …", "", *(f"  {each:14}{what}" for each, (_, what) in COMMANDS.items())]
-        lines += ["", f"{program} COMMAND --help tells more."] if asked else [f"error: there is no command {name!r}"]
+        end = [f"{program} COMMAND --help prints the options of a command."]
+        lines += ["", *end] if asked else [f"error: there is no command {name!r}"]
         print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
         raise SystemExit(0 if asked else 2)
     os.environ[PROGRAM] = program

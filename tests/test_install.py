@@ -76,7 +76,7 @@ def test_the_console_command_trains_distils_and_evaluates(installed: Path, tmp_p
     (found,) = tmp_path.glob("runs/distilled/*/synthetic/last")
     assert load_distilled(found).images.shape == (10, 1, 8, 8)
     module = [sys.executable, "-m", "ast_lightning"]
-    assert "complete already" in run(installed, tmp_path, *module, "train_experts", "-cd", "own", "experiment=mine")
+    assert "already complete" in run(installed, tmp_path, *module, "train_experts", "-cd", "own", "experiment=mine")
     assert str(installed) in run(
         installed, tmp_path, sys.executable, "-c", "import ast_lightning; print(ast_lightning.__file__)"
     )

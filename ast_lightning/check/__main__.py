@@ -22,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     about = "Check devices, precisions, compilation and DDP. Status 1 if a check failed."
     parser = argparse.ArgumentParser("python -m ast_lightning.check", description=about)
-    parser.add_argument("--quick", action="store_true", help="nothing that compiles or starts processes")
-    parser.add_argument("--json", action="store_true", help="for programs instead of people")
+    parser.add_argument("--quick", action="store_true", help="skip checks that compile or start processes")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
 
     from ast_lightning.check.checks import all_checks, run_check  # late: --help does not load torch

@@ -150,12 +150,12 @@ def _check_processes(trainer: dict[str, Any], in_sweep: bool) -> None:
     devices, processes = devices_of(trainer), int(os.environ.get("WORLD_SIZE", "1"))
     if by_torchrun() and processes > 1 and devices == 1:
         problem = f"torchrun has started {processes} processes, each of which would do the whole work"
-        remedy = "set trainer=torchrun, which takes the numbers from it, or start python without torchrun"
+        remedy = "set trainer=torchrun, or run the command without torchrun"
         raise ConfigurationError("trainer.devices", trainer.get("devices"), problem, remedy)
     if in_sweep and devices != (tasks := tasks_of_job()):
         problem = f"the launcher runs tasks={tasks} for each job, one for each device; jobs cannot each start processes"
         remedy = (
-            f"take hydra/launcher=submitit_local or submitit_slurm with hydra.launcher.tasks_per_node={devices}, or "
+            f"set hydra/launcher=submitit_local or submitit_slurm with hydra.launcher.tasks_per_node={devices}, or "
             f"trainer.devices={tasks}, or run the settings one after another without -m"
         )
         raise ConfigurationError("trainer.devices", trainer.get("devices"), problem, remedy)

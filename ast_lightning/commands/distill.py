@@ -56,7 +56,7 @@ def distill(run: Run) -> dict[str, float]:
     result = None if run.fresh or run.fast_dev_run else read_result(folder)
     if result is not None and result["iteration"] >= settings.max_steps:
         _check_result(run, context, result)
-        say(f"finished already, {result['iteration']} iterations: {folder}")
+        say(f"already finished, {result['iteration']} iterations: {folder}")
         _report(run, result["metrics"])
         return dict(result["metrics"])
     prepare(run.config["trainer"], tf32=run.config["tf32"])
@@ -163,7 +163,7 @@ def _check_result(run: Run, context: Context, result: dict[str, Any]) -> None:
         if run.config["data"]["source"] not in tuple(BUILT_IN):
             run.data.setup()
     except ConfigurationError as error:  # the inputs may have been deleted
-        say(f"note: what it was made from cannot be compared with what is there now: {error.option}: {error.problem}")
+        say(f"note: its inputs cannot be compared with the current ones: {error.option}: {error.problem}")
     else:
         require_same(run.distill_folder(), result["materials"], inputs)
         if run.distill.needs_experts and run.config["data"]["source"] not in tuple(BUILT_IN):
@@ -173,9 +173,9 @@ def _check_result(run: Run, context: Context, result: dict[str, Any]) -> None:
     if difference:
         name, before, now = difference
         if run.in_sweep:
-            problem = f"this run was finished and measured with {before}"
+            problem = f"this run was finished and evaluated with {before}"
             raise ConfigurationError(name, now, problem, "sweep over it with evaluate.py")
-        say(f"note: measured with {name}={before}, not {now}: evaluate.py measures with the options of this command")
+        say(f"note: evaluated with {name}={before}, not {now}: evaluate.py uses the options of this command")
 
 
 def _check_length(run: Run, iteration: int) -> None:
@@ -184,9 +184,11 @@ def _check_length(run: Run, iteration: int) -> None:
     if iteration < wanted:  # stopped by the Trainer's max_time
         say(f"incomplete: {iteration} of {wanted} iterations; {how_to_resume(run)}")
     elif iteration > wanted and not run.in_sweep:
-        say(f"note: this run has had {iteration} iterations, more than distill.max_steps={wanted}")
+        say(f"note: this run has completed {iteration} iterations, more than distill.max_steps={wanted}")
     elif iteration > wanted:
-        problem = f"this run has had {iteration} iterations, and jobs that differ in their number alone are one run"
+        problem = (
+            f"this run has completed {iteration} iterations, and jobs that differ only in their number are the same run"
+        )
         remedy = "leave it out of the sweep: TensorBoard has the accuracy after every distill.eval_every iterations"
         raise ConfigurationError("distill.max_steps", run.distill.max_steps, problem, remedy)
 

@@ -99,13 +99,11 @@ def _scores(run: Run, folder: Path, dataset: DistilledDataset, store: Trajectory
     sets = {name: _training_sets(run, dataset, store, name) for name in missing if name != "whole"}
     if len(missing) < len(names):
         reused = ", ".join(TITLES[name] for name in names if name in known)
-        say(f"{'measured' if missing else 'finished'} already, with the same inputs: {reused}")
+        say(f"{'already evaluated' if missing else 'already finished'}, with the same inputs: {reused}")
     if writes and missing:
         clear_leftovers(folder)
         if path.exists() and record.get("accuracies", {"damaged": []}).keys() != results["accuracies"].keys():
-            say(
-                f"results that cannot be reused, as inputs have changed or the file has: they are now {set_aside(path)}"
-            )
+            say(f"earlier results do not match the current inputs; they were moved to {set_aside(path)}")
     for name in missing:
         score, rates = (whole, {}) if name == "whole" and whole else _train(run, name, sets[name])
         results["accuracies"][name] = [None if math.isnan(each) else each for each in score.accuracies]

@@ -117,7 +117,7 @@ def open_store(run: Run) -> TrajectoryStore:
             names = sorted(name for name in {*wanted, *recorded} if wanted.get(name) != recorded.get(name))
             others.append((len(names), str(path.parent), {each: recorded.get(each, "its default") for each in names}))
     problem, remedy = (
-        f"no trajectories are there: it has no {STORE_FILE}",
+        f"it holds no trajectories: it has no {STORE_FILE}",
         "run train_experts.py with the same settings",
     )
     if others:

@@ -116,7 +116,7 @@ def _train(run: Run, store: TrajectoryStore, pending: list[int], processes: int 
 def _announce(run: Run, store: TrajectoryStore, indices: list[int], pending: list[int], processes: int) -> None:
     for index in indices:
         if index not in pending:
-            say(f"expert {index} is complete already: {store.expert_folder(index)}")
+            say(f"expert {index} is already complete: {store.expert_folder(index)}")
     if pending:
         disk = store.bytes_to_write(pending, anew=run.fresh)
         say(
@@ -141,7 +141,7 @@ def _train_one(run: Run, store: TrajectoryStore, index: int, objective: ExpertOb
         record_machine(path, objective.compilation, trainer.world_size, resumed=resume is not None)
     trainer.loggers = start_loggers(run.loggers, folder, run.config)
     if resume:
-        say(f"expert {index} goes on from {resume}")
+        say(f"expert {index} resumes from {resume}")
     trainer.fit(_expert(run, index, objective), datamodule=run.data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero and store.is_complete(index):  # not if max_time stopped it early
         shutil.rmtree(checkpoints.folder, ignore_errors=True)

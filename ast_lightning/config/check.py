@@ -129,7 +129,7 @@ def unknown_option(option: str, value: object, added: bool = True) -> Configurat
     if parent in known_options() and "part" in Allowed.by(known_options()[parent]).types:
         inside = f"{key}: {value}" if key == "_target_" else f"_target_: …, {key}: {value}"
         remedy = f"give it within one mapping: '{parent}={{{inside}}}'"
-        return ConfigurationError(option, value, f"{parent} is no mapping yet", remedy)
+        return ConfigurationError(option, value, f"{parent} is not a mapping yet", remedy)
     near = None if section in FREE_SECTIONS else nearest(option)
     remedy = f"did you mean {near}? {LIST_OPTIONS}" if near else LIST_OPTIONS
     if not near and not added and section in (*FREE_SECTIONS, "network", "data"):

@@ -26,15 +26,13 @@ class DataSettings(Settings):
         type="str | part",
         choices=SOURCES,
     )
-    name: str | None = option(None, "stands in the names of folders; null: the name of the source")
+    name: str | None = option(None, "name of the data in folder names; null: the name of the source")
     root: str | None = option(None, "folder of the files", result=False)
-    download: bool = option(False, "let torchvision download what root does not hold", result=False)
+    download: bool = option(False, "download missing files with torchvision", result=False)
     image_size: int | None = option(
         None, "side in pixels to resize to; null: the size of the images", least=1, most=4096
     )
-    preprocessing: str = option(
-        "standardize", "what images go through, fitted on the training split", choices=PREPROCESSINGS
-    )
+    preprocessing: str = option("standardize", "preprocessing, fitted on the training split", choices=PREPROCESSINGS)
     mean: list[float] | None = option(
         None, "means per channel for standardize; null: of the training split", least=0, most=1
     )
@@ -43,12 +41,12 @@ class DataSettings(Settings):
     zca_max_features: int = option(
         12288, "reject zca for images of more values than this, for its memory", least=1, most=100_000
     )
-    per_class: int | None = option(None, "so many random training images per class; null: all", least=1)
+    per_class: int | None = option(None, "random training images to use per class; null: all", least=1)
     validation_fraction: float = option(0.0, "share of each class held out of the training data", least=0, below=1)
-    augmentation: str | None = option("none", "Siamese families joined by underscores; none switches it off")
+    augmentation: str | None = option("none", "families of Siamese augmentation, joined by underscores; none: off")
     batch_size: int = option("${expert.batch_size}", "images in a training batch, over all devices", least=1)
     eval_batch_size: int = option(512, "images in a test batch of one device", least=1, result=False)
-    seed: int = option("${seed}", "of the subset and of the held-out split", least=0, most=LARGEST_SEED)
+    seed: int = option("${seed}", "seed of the random subset and of the held-out split", least=0, most=LARGEST_SEED)
 
     def __post_init__(self) -> None:
         super().__post_init__()

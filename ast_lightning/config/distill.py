@@ -33,7 +33,7 @@ class DistillSettings(Settings):
     """Whether the method distils from trajectories of experts."""
 
     ipc: int = option(1, "images per class", least=1, most=100_000)
-    init: Any = option("representative", "what the images start from", type="str | part", choices=INITS)
+    init: Any = option("representative", "initial images", type="str | part", choices=INITS)
     init_clusters: int = option(10, "k-means clusters per class of init=representative; at most ipc are used", least=1)
     warm_start: str | None = option(None, "folder of a distilled dataset to start from, with its learning rate")
     augment: bool = option(True, "Siamese augmentation of the synthetic images, with the families of the data")
@@ -60,8 +60,8 @@ class DistillSettings(Settings):
     outer_momentum: float = option(0.5, "momentum of the outer step", least=0, below=1)
     schedule: str = option(
         None,
-        "of the outer step: inverse_sqrt (times 1 / √(1 + iteration / 20)) | constant | cosine (to 0 at max_steps); "
-        "null: inverse_sqrt, for sgd constant",
+        "schedule of the outer step: inverse_sqrt (times 1 / √(1 + iteration / 20)) | constant | cosine (to 0 at "
+        "max_steps); null: inverse_sqrt, for sgd constant",
         choices=SCHEDULES,
         neutral="constant",
     )
@@ -130,7 +130,7 @@ class TrajectoryMatchingSettings(DistillSettings):
     )
     split: str = option(
         "auto",
-        "what devices divide: windows | batch | auto (windows if even)",
+        "what is divided among devices: windows | batch | auto (windows if even)",
         choices=("auto", "windows", "batch"),
         result=False,
     )
@@ -160,7 +160,11 @@ class TrajectoryMatchingSettings(DistillSettings):
     engine: str = option(
         "adjoint", "adjoint: constant memory | autograd: the graph of all K steps", choices=ENGINES, result=False
     )
-    recompute: bool = option(False, "keep every √K-th step only, for ten million parameters and more", result=False)
+    recompute: bool = option(
+        False,
+        "store only every √K-th inner step and recompute the others, for ten million parameters and more",
+        result=False,
+    )
 
     def follow(self) -> dict[str, Any]:
         alpha = self.alpha or ("raw" if self.outer == "sgd" else "log")
@@ -214,9 +218,7 @@ class DistributionMatchingSettings(DistillSettings):
     """Distribution matching (DM, Zhao and Bilen, WACV 2023); the defaults are its published values."""
 
     _target_: str = option("ast_lightning.distillation.distribution_matching.DistributionMatching", "the method")
-    init: Any = option(
-        "real", "what the images start from; representative needs experts", type="str | part", choices=INITS
-    )
+    init: Any = option("real", "initial images; representative needs experts", type="str | part", choices=INITS)
     outer: Any = option(
         "sgd", "the outer step: sgd (as published) | normalized (no tuning)", type="str | part", choices=OUTER_STEPS
     )
@@ -240,5 +242,8 @@ def check_precision(precision: str, experts: object = "<their folder>") -> None:
     if precision not in PRECISIONS:
         remedy = f"set trainer.precision={PRECISIONS[0]} experts_dir={experts}"
         raise ConfigurationError(
-            "trainer.precision", precision, "distillation needs float32 or float64: 16 bits spoil it", remedy
+            "trainer.precision",
+            precision,
+            "distillation needs float32 or float64: 16 bits are too coarse for its updates",
+            remedy,
         )

@@ -14,7 +14,9 @@ class EvaluationSettings(Settings):
 
     section: ClassVar[str] = "evaluation"
 
-    networks: int = option(5, "networks to train; mean and spread are over them", least=1, most=10_000)
+    networks: int = option(
+        5, "networks to train; the result is the mean and standard deviation of their accuracies", least=1, most=10_000
+    )
     epochs: int = option(
         None, "passes over the synthetic set; null: 6 / distill.lr_teacher, from 300 to 1000", neutral=1000, least=1
     )
@@ -27,10 +29,10 @@ class EvaluationSettings(Settings):
         choices=("searched", "same"),
         neutral="same",
     )
-    momentum: float = option(0.9, "momentum until the learning rate falls", least=0, below=1)
+    momentum: float = option(0.9, "momentum until lr_decay is applied", least=0, below=1)
     weight_decay: float = option(1e-3, "L2 coefficient", least=0, most=1000)
     lr_decay: float = option(0.5, "factor of the learning rate, once, after epoch index epochs // 2 + 1", above=0)
-    momentum_after_decay: float = option(0.8, "momentum from there on", least=0, below=1)
+    momentum_after_decay: float = option(0.8, "momentum after lr_decay is applied", least=0, below=1)
     augment: bool = option(True, "Siamese augmentation with the families of the data")
     at_once: int = option(1, "networks trained together, as one computation", least=1, most=10_000, result=False)
 

@@ -21,7 +21,7 @@ class ExpertSettings(Settings):
 
     epochs: int = option(
         50,
-        "E; a trajectory has E + 1 snapshots, or as many as every_n_epochs and max_epoch leave",
+        "E; a trajectory has E + 1 snapshots, fewer with every_n_epochs or max_epoch",
         least=1,
         most=100_000,
     )
@@ -51,7 +51,7 @@ class ExpertSettings(Settings):
         1, "n: store epochs 0, n, 2n, … and E; distill.expert_epochs must be a multiple of n", least=1, most=100_000
     )
     max_epoch: int | None = option(
-        None, "store nothing beyond this epoch but the last; training runs to the end", least=1, most=100_000
+        None, "last epoch to store besides the final one; training continues to the end", least=1, most=100_000
     )
     optimizer: Any = option("sgd", "the optimiser of an expert", type="str | part", choices=("sgd",))
     regularizers: list[Any] = option([], "terms added to the loss, each with its own weight", type="list[part]")

@@ -51,41 +51,47 @@ class TrainerSettings(Settings):
 
     section: ClassVar[str] = "trainer"
 
-    accelerator: str = option("auto", "the kind of device", choices=ACCELERATORS, result=False)
+    accelerator: str = option("auto", "type of device", choices=ACCELERATORS, result=False)
     devices: Any = option(
         1,
-        "how many; auto: all; or a list of their numbers, counted from 0",
+        "number of devices; auto: all; or a list of device indices, from 0",
         type="int | str | list[int]",
         least=0,
         most=100_000,
         choices=("auto",),
         result=False,
     )
-    num_nodes: int = option(1, "machines that take part", least=1, most=100_000, result=False)
+    num_nodes: int = option(1, "number of machines", least=1, most=100_000, result=False)
     timeout_seconds: float = option(
-        1800, "how long processes of strategy=ddp wait for each other", least=1, most=10**9, result=False
+        1800, "seconds that processes of strategy=ddp wait for each other", least=1, most=10**9, result=False
     )
-    strategy: str = option("auto", "how several devices work together", choices=STRATEGIES, result=False)
-    precision: Any = option("32-true", "of the arithmetic; 16 bits for experts alone", type="str", choices=PRECISIONS)
+    strategy: str = option("auto", "how several devices share the work", choices=STRATEGIES, result=False)
+    precision: Any = option("32-true", "numerical precision; 16 bits only for experts", type="str", choices=PRECISIONS)
     log_every_n_steps: int = option(10, "steps between two logged values; 0: none", least=0, result=False)
     enable_progress_bar: bool = option(True, "show a progress bar", result=False)
     fast_dev_run: Any = option(
-        False, "one batch of everything, or so many; nothing is written", type="bool | int", least=0, result=False
+        False,
+        "run one batch, or this number of batches, of everything; nothing is written",
+        type="bool | int",
+        least=0,
+        result=False,
     )
-    profiler: str | None = option(None, "print where the time goes", choices=PROFILERS, result=False)
+    profiler: str | None = option(None, "Lightning's profiler", choices=PROFILERS, result=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "precision", SHORT_PRECISIONS.get(str(self.precision), self.precision))
         super().__post_init__()
         if not self.devices or (isinstance(self.devices, list) and len(set(self.devices)) < len(self.devices)):
-            raise self.refused("devices", "it must name one device at least, and each once", "give 1, or auto for all")
+            raise self.refused(
+                "devices", "it must name at least one device, and each only once", "give 1, or auto for all"
+            )
 
 
 def rejected_argument(name: str, value: object) -> ConfigurationError | None:
     """The error for an argument of Lightning's Trainer that the commands set, or that would make reports wrong."""
     for remedies, problem in (
         (_SET_ELSEWHERE, "the command sets this itself"),
-        (_FALSIFY, "what is reported would not be what was trained and tested"),
+        (_FALSIFY, "the reported accuracies would not be those of the networks that were trained"),
     ):
         if name in remedies:
             return ConfigurationError(f"trainer.{name}", value, problem, remedies[name])

@@ -107,7 +107,7 @@ def _list_split(folder: Path, split: str) -> dict[str, list[str]]:
     """
     path = folder / split
     if not os.path.isdir(path):
-        remedy = "lay the images out as train/<class>/… and test/<class>/… (rename val/ to test/ if need be)"
+        remedy = "lay the images out as train/<class>/… and test/<class>/… (rename val/ to test/ if necessary)"
         raise _wrong(folder, f"there is no folder {split}/ in it", remedy)
     visible = sorted((each for each in os.scandir(path) if each.name[0] != "."), key=lambda each: each.name)
     found = {each.name: _files_below(each.path) for each in visible if each.is_dir()}
@@ -145,7 +145,7 @@ def _decode(path: str, size: int, fit: Callable[[Image.Image, int], Image.Image]
     """One file as uint8 [C, size, size], or why it cannot be read."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("it is no file")
+            raise ValueError("it is not a file")
         with Image.open(path, formats=_formats()) as image:
             if image.mode == "F" or image.mode.startswith("I"):  # Pillow would silently clip these to white
                 raise ValueError(f"its pixels are of more than 8 bits (mode {image.mode}); convert it first")

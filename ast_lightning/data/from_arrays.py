@@ -113,12 +113,12 @@ def _images(key: str, value: Any) -> Tensor:
     try:
         images = value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     except (TypeError, ValueError) as error:  # objects, strings, rows of different lengths
-        raise ConfigurationError(key, type(value).__name__, f"it is no array ({error})", "give numbers") from error
+        raise ConfigurationError(key, type(value).__name__, f"it is not an array ({error})", "give numbers") from error
     rejected = partial(ConfigurationError, key, _described(images))
     if images.ndim == 3:
         images = images.unsqueeze(1)
     if images.ndim != 4 or 0 in images.shape or not {images.shape[1], images.shape[3]} & {1, 3}:
-        raise rejected("these are no images", "give [N, C, H, W] or [N, H, W, C] with 1 or 3 channels, or [N, H, W]")
+        raise rejected("these are not images", "give [N, C, H, W] or [N, H, W, C] with 1 or 3 channels, or [N, H, W]")
     if images.shape[1] not in (1, 3):
         images = images.movedim(3, 1)
     elif images.shape[3] in (1, 3):
@@ -153,7 +153,7 @@ def _classes(given: Sequence[np.ndarray], class_names: Sequence[str] | None) -> 
     place = {each: label for label, each in enumerate(names if known.dtype.kind == "U" else range(len(names)))}
     strange = [each for each in known.tolist() if each not in place]
     if strange or len(set(names)) < len(names):
-        problem = f"label {strange[0]} is none of {len(names)} classes" if strange else "a name stands twice"
+        problem = f"label {strange[0]} is not one of {len(names)} classes" if strange else "a name is repeated"
         raise ConfigurationError("class_names", list(names), problem, "give one name for each class, by label")
     return torch.tensor([place[each] for each in known.tolist()])[labels], names
 

@@ -109,7 +109,7 @@ def _checked_indices(chosen: Any, labels: Tensor) -> Tensor:
     if not vector or int(chosen.min()) < 0 or int(chosen.max()) >= len(labels):
         found = f"{chosen.dtype} {list(chosen.shape)}" if isinstance(chosen, Tensor) else f"a {type(chosen).__name__}"
         remedy = f"return one or more int64 indices [M], each from 0 to {len(labels) - 1}"
-        raise ConfigurationError("expert.samples", "…", f"it returned {found}, which are no indices of images", remedy)
+        raise ConfigurationError("expert.samples", "…", f"it returned {found}, which are not indices of images", remedy)
     return chosen.cpu()
 
 

@@ -45,7 +45,7 @@ def _problems(raw: Any) -> Iterator[tuple[str, ...]]:
     num_classes = len(raw.class_names)
     if num_classes < 2:
         plural = "es" * (num_classes != 1)
-        yield f"it has {num_classes} class{plural}, and two classes are the least", "add images of another class"
+        yield f"it has {num_classes} class{plural}, and at least two are needed", "add images of another class"
     for name, split in (("training", raw.train), ("test", raw.test)):
         images: Any = getattr(split, "images", None)
         labels: Any = getattr(split, "labels", None)

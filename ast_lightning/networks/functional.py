@@ -45,7 +45,7 @@ def build_network(factory: NetworkFactory, *key: Key) -> nn.Module:
         problem = f"it cannot be built: {raised(error)}"
         raise ConfigurationError("network", _qualified(factory), problem, "correct its options") from error
     if not isinstance(network, nn.Module):
-        raise ConfigurationError("network", _qualified(factory), "it is no torch.nn.Module", "name a subclass of it")
+        raise ConfigurationError("network", _qualified(factory), "it is not a torch.nn.Module", "name a subclass of it")
     frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
     if frozen or not any(True for _ in network.parameters()):
         problem = f"its parameter {frozen[0]} is frozen" if frozen else "it has no parameters"
@@ -154,9 +154,9 @@ class FunctionalNetwork:
             arguments = self.initial_parameters(0, "skeleton"), image.expand(2, *image.shape)
             first, second = (self(*arguments).nan_to_num() for _ in range(2))
             if not torch.equal(state, torch.get_rng_state()):
-                return "it draws random numbers that no torch.nn.Dropout layer draws"
+                return "it uses random numbers outside of torch.nn.Dropout layers"
             if not torch.equal(first, second):
-                return "it gives other logits when it is evaluated again"
+                return "its logits differ between two evaluations of the same images"
         moved = (name for name, buffer in self._skeleton.named_buffers() if not torch.equal(buffer, before[name]))
         name = next(moved, None)
         return None if name is None else f"its buffer {name} changes when it is evaluated"
@@ -189,8 +189,8 @@ class FunctionalNetwork:
             problem = f"it gives {found}, and logits [{batch}, {num_classes or 'classes'}] are needed"
             raise ConfigurationError("network", name, problem, "return one tensor with a logit for each class")
         if impurity := self.impurity(image):
-            problem = f"{impurity}, and a student must be a function of its parameters and images alone"
-            remedy = "leave that layer out; dropout of torch.nn.Dropout layers is turned off in students"
+            problem = f"{impurity}, but a student must depend only on its parameters and images"
+            remedy = "remove that layer; dropout of torch.nn.Dropout layers is turned off in students"
             raise ConfigurationError("network", name, problem, remedy)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> FunctionalNetwork:

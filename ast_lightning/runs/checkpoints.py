@@ -83,7 +83,7 @@ class RunStates(TorchCheckpointIO):
                 say(f"the checkpoint {path} cannot be used: {error}")
                 continue
             if damaged:
-                say(f"taking the one before it: {path}")
+                say(f"using the previous one: {path}")
                 if is_rank_zero():  # the next write must not replace the intact file with the damaged one
                     os.replace(self.last, self.folder / "damaged.ckpt")
             return path
@@ -97,7 +97,7 @@ class RunStates(TorchCheckpointIO):
         state = load_checked(path, map_location)
         about = state.get(_ABOUT) if isinstance(state, dict) else None
         if not isinstance(about, dict):
-            raise Damaged("it is no checkpoint of a run")
+            raise Damaged("it is not a checkpoint of a run")
         if about["format"] != FORMAT_VERSION:
             raise _rejected(f"the format of the checkpoint {path} is {about['format']}", self._anew)
         require_same(f"the checkpoint {path}", about["belongs_to"], self.belongs_to, self._anew)

@@ -11,7 +11,7 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.parallel.locks import has_locks
 from ast_lightning.reporting import keep_logs_in, local_rank
 
-_FULL = "make room and rerun the command without fresh=true to resume"
+_FULL = "free disk space and rerun the command without fresh=true to resume"
 _CLOSED = "make the folder writable, or set another output_dir"
 _NO_FOLDER = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)  # the last two: the path is a file
 DISK_REMEDIES = {
@@ -47,7 +47,9 @@ def prepare_output(folder: Path) -> None:
         raise disk_trouble("output_dir", folder, error) from error
     keep_logs_in(folder / "errors")
     if not locks and local_rank() == 0:
-        print(f"note: output_dir={folder} has no file locks: run one command at a time there", flush=True)
+        print(
+            f"note: output_dir={folder} does not support file locks: run only one command at a time there", flush=True
+        )
 
 
 def _try(folder: Path) -> bool:

@@ -57,7 +57,7 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except Exception as error:  # safetensors does not document its errors for damaged files
-        raise Damaged(f"it is cut short or no safetensors file ({error})") from error
+        raise Damaged(f"it is truncated or not a safetensors file ({error})") from error
     return header.get("__metadata__") or {}, tensors
 
 
@@ -73,7 +73,7 @@ def read_checked_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]
         raise Damaged("it has no checksum: an older version wrote it, or it is something else")
     about = {key: value for key, value in metadata.items() if key != FIELD}
     if metadata[FIELD] != tensor_checksum(tensors, about):
-        raise Damaged("it does not fit its checksum")
+        raise Damaged("it does not match its checksum")
     return metadata, tensors
 
 
@@ -93,7 +93,7 @@ def unseal(content: Any) -> dict[str, Any]:
         raise Damaged("it has no checksum")
     rest = {key: value for key, value in content.items() if key != FIELD}
     if _content_checksum(rest) != content[FIELD]:
-        raise Damaged("it does not fit its checksum")
+        raise Damaged("it does not match its checksum")
     return rest
 
 

@@ -10,7 +10,7 @@ from ast_lightning.errors import ConfigurationError
 
 BROKEN = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 """Exceptions raised for damaged files, by JSON, by checksums and by code that uses their content."""
-UNREADABLE = "let this user read it, or check the disk: it need not be damaged, so delete nothing"
+UNREADABLE = "make it readable for this user, or check the disk; do not delete it, as it may be intact"
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from ast_lightning.storage.files import write_file
 from ast_lightning.storage.reading import reading
 
 _ZIP = b"PK\x03\x04"
-_COPY = "copy it once more from where it came, or save it again as plain tensors"
+_COPY = "copy it again from its source, or save it again as plain tensors"
 
 
 def load_plain(path: Path, option: str) -> Any:
@@ -57,7 +57,7 @@ def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
         try:
             yield zipfile.ZipFile(stream)
         except Exception as error:  # zipfile does not document its errors for damaged files
-            raise Damaged(f"it was changed or cut short ({error})") from error
+            raise Damaged(f"it was changed or truncated ({error})") from error
 
 
 def check_records(path: Path) -> None:
@@ -70,7 +70,7 @@ def check_records(path: Path) -> None:
     with _archive(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:
-        raise Damaged(f"{damaged} in it does not fit its checksum")
+        raise Damaged(f"{damaged} in it does not match its checksum")
 
 
 def load_checked(path: Path, map_location: Any = "cpu") -> Any:
@@ -93,7 +93,7 @@ def _load(path: Path, map_location: Any, *, mmap: bool) -> Any:
         pickled = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if pickled:
             raise Damaged(f"it holds a pickled {pickled[1]}, which was not run") from error
-        raise Damaged("it was changed, cut short, or not written by torch.save") from error
+        raise Damaged("it was changed, truncated, or not written by torch.save") from error
 
 
 def check_content(path: Path, option: str) -> None:

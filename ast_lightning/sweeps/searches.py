@@ -111,7 +111,7 @@ def objective(results: Mapping[str, float]) -> float:
     """
     if OBJECTIVE not in results:
         remedy = "hold out data.validation_fraction=0.1"
-        raise ConfigurationError(OBJECTIVE, "null", "the job has no such number to steer a search", remedy)
+        raise ConfigurationError(OBJECTIVE, "null", "the job does not report this value", remedy)
     value = float(results[OBJECTIVE])
     return value if math.isfinite(value) else WORST
 
@@ -129,12 +129,12 @@ def _check_listed(overrides: Sequence[str]) -> None:
 def _check_search(config: Any) -> None:
     script = str(config.hydra.job.name)
     if script != "distill":
-        problem = f"{script}.py measures on the test set alone, which must not steer a search"
+        problem = f"{script}.py evaluates on the test set only, which must not guide a search"
         remedy = "search with distill.py, or leave the sweeper out and list the values: -m option=1,2,3"
         raise ConfigurationError("hydra/sweeper", config.hydra.runtime.choices.get("hydra/sweeper"), problem, remedy)
     fraction = config.data.validation_fraction
     if not isinstance(fraction, float) or not fraction > 0:
-        problem = "nothing is held out of the training data, so the test set would steer the search"
+        problem = "nothing is held out of the training data, so the test set would guide the search"
         remedy = "set data.validation_fraction=0.2 or so, for train_experts.py as well"
         raise ConfigurationError("data.validation_fraction", fraction, problem, remedy)
     direction = config.hydra.sweeper.get("direction", "maximize")

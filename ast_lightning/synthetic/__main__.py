@@ -26,8 +26,8 @@ def main(words: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ast_lightning.synthetic", description=__doc__.partition(": ")[2])
     commands = parser.add_subparsers(required=True, metavar="info | verify | export | import")
-    info = commands.add_parser("info", help="what a distilled dataset is, and what it was made from")
-    verify = commands.add_parser("verify", help="compare every file with what was written; status 1 where one differs")
+    info = commands.add_parser("info", help="describe a distilled dataset and its inputs")
+    verify = commands.add_parser("verify", help="compare every file with its checksum; status 1 if one differs")
     for each, run in ((info, _info), (verify, _verify)):
         each.add_argument("folder", type=Path, help="a distilled dataset")
         each.add_argument("--json", action="store_true", help="for programs")
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="a trajectory store or distilled dataset of the same data: it gives preprocessing and class names",
     )
-    take.add_argument("--learning-rate", type=float, help="of SGD on these images; lr_NAME.pt by default")
+    take.add_argument("--learning-rate", type=float, help="learning rate of SGD on these images; lr_NAME.pt by default")
     take.set_defaults(run=_import)
     return parser
 
@@ -59,7 +59,7 @@ def _info(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"folder": str(options.folder), **description})
     else:
-        with reading(options.folder / "dataset.json", "take another copy of it", "folder", options.folder):
+        with reading(options.folder / "dataset.json", "copy it again", "folder", options.folder):
             page = ancestry_page(str(options.folder), description)
         console().print(page)
     return 0
@@ -84,7 +84,7 @@ def _export(options: argparse.Namespace) -> int:
 
 def _import(options: argparse.Namespace) -> int:
     if options.out.exists():
-        raise ConfigurationError("out", options.out, "it is there already", "name a new folder")
+        raise ConfigurationError("out", options.out, "it already exists", "name a new folder")
     from ast_lightning.synthetic.dataset import save_distilled
     from ast_lightning.synthetic.interchange import import_published, read_likeness
 

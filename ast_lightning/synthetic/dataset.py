@@ -42,7 +42,7 @@ PICTURES = ("images.png", "images_raw.png")
 AVERAGE = "average"
 """Subfolder with the average of the images over the last iterations, which is a distilled dataset itself."""
 FILES = ("dataset.json", "images.safetensors", "preprocessing.safetensors")
-_COPY = "take another copy of the whole folder, or distil again"
+_COPY = "copy the whole folder again, or distil again"
 _ANOTHER = "it is not the file that dataset.json was written with"
 _DESCRIBED = ("format", "shape", "learning_rate", "preprocessing", "class_names", "augmentation", "checksums")
 

@@ -73,7 +73,7 @@ def export_published(dataset: DistilledDataset, folder: Path | str, name: str | 
     }
     for path in (folder / each for each in contents):
         if path.exists():
-            raise ConfigurationError("out", path, "it is there already", "name another folder, or another --name")
+            raise ConfigurationError("out", path, "it already exists", "name another folder, or another --name")
     return save_together(folder, contents)
 
 
@@ -187,7 +187,7 @@ def _read_labels(path: Path, images: int, classes: int) -> Tensor:
     """The labels, int64 ``[N]``; the classes must have equal counts."""
     labels = _content(path, (Tensor,))
     if labels.shape != (images,) or not torch.equal(labels.long().to(labels.dtype), labels):
-        problem = f"{labels.dtype} {list(labels.shape)} is no whole number for each of {images} images"
+        problem = f"{labels.dtype} {list(labels.shape)} is not one whole number for each of {images} images"
         raise ConfigurationError("images", path, problem, "import a set of hard labels")
     if not torch.equal(labels.long().sort().values, torch.arange(classes).repeat_interleave(images // classes)):
         problem = f"{images} images are not the same number of each of {classes} classes"

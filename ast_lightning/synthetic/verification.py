@@ -11,7 +11,7 @@ from ast_lightning.storage.checksums import bytes_checksum
 from ast_lightning.storage.inspection import Finding
 from ast_lightning.synthetic.dataset import AVERAGE, FILES, PICTURES, read_description, read_images, read_preprocessing
 
-_COPY = "take another copy of it; no program reads it"
+_COPY = "copy it again; no program reads it"
 
 
 def verify_distilled(folder: Path | str, option: str = "folder") -> list[Finding]:

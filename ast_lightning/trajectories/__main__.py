@@ -30,19 +30,19 @@ def main(words: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The parser. Each subcommand sets ``run``, a function of the options that returns the exit status."""
     whole = argparse.ArgumentParser(
-        "python -m ast_lightning.trajectories", description="Look at stored trajectories, and export them."
+        "python -m ast_lightning.trajectories", description="List, verify and export stored trajectories."
     )
     commands = whole.add_subparsers(metavar="COMMAND", required=True)
     for run, what in (
         (verify, "read every byte and list every problem with its remedy; status 1 if any"),
         (ls, "the stores below a folder, or the experts of a store"),
-        (info, "what made a store: network, data, settings, versions"),
+        (info, "how a store was made: network, data, settings, versions"),
     ):
         command = commands.add_parser(run.__name__, help=what, description=what)
         command.add_argument(
             "folder", type=Path, metavar="DIR", help="a store, or a folder of stores such as runs/experts"
         )
-        command.add_argument("--json", action="store_true", help="for programs instead of people")
+        command.add_argument("--json", action="store_true", help="print JSON")
         command.set_defaults(run=run)
     what = "write the complete experts of a store as replay_buffer_<n>.pt, the form of the published codes"
     command = commands.add_parser("export", help=what, description=what)

@@ -64,7 +64,7 @@ def buffer_files(folder: Path | str) -> list[Path]:
     files = sorted(folder.glob(PATTERN), key=lambda path: (len(path.name), path.name))
     if not files:
         deeper = next(folder.rglob(PATTERN), None)
-        what = f"no {PATTERN} is there" if folder.is_dir() else "there is no such folder"
+        what = f"it has no {PATTERN}" if folder.is_dir() else "there is no such folder"
         remedy = f"set {OPTION}={deeper.parent}" if deeper else f"name the folder that holds {PATTERN}"
         raise ConfigurationError(OPTION, folder, what, remedy)
     return files
@@ -170,7 +170,7 @@ def export_buffers(store: TrajectoryStore, folder: Path | str, per_file: int = 1
     if not experts:
         raise ConfigurationError("experts_dir", store.folder, "it has no complete expert", "run train_experts.py first")
     if len(store.schedule.stored()) <= store.epochs:
-        problem = "it does not hold every epoch, and the published form has no way to say which"
+        problem = "it does not hold every epoch, and the published format cannot record which"
         remedy = "export a store with expert.every_n_epochs=1 and expert.max_epoch=null"
         raise ConfigurationError("experts_dir", store.folder, problem, remedy)
     if per_file < 1:
@@ -197,7 +197,7 @@ def _trajectories(file: Path) -> Sequence[Any]:
 
 def _check(source: Source, trajectory: Any, layout: ParameterLayout) -> None:
     if not isinstance(trajectory, list | tuple) or len(trajectory) < 2:
-        problem = f"it is no list of two or more epochs (a {type(trajectory).__name__})"
+        problem = f"it is not a list of two or more epochs (a {type(trajectory).__name__})"
         raise _rejected(source, problem, _NOT_PUBLISHED)
     for epoch, snapshot in enumerate(trajectory):
         _check_snapshot(source, f"epoch {epoch}", snapshot, layout)
@@ -209,7 +209,7 @@ def _check(source: Source, trajectory: Any, layout: ParameterLayout) -> None:
 
 def _check_snapshot(source: Source, where: str, snapshot: Any, layout: ParameterLayout) -> None:
     if not isinstance(snapshot, list | tuple) or not all(isinstance(each, Tensor) for each in snapshot):
-        raise _rejected(source, f"{where} is no list of tensors (a {type(snapshot).__name__})", _NOT_PUBLISHED)
+        raise _rejected(source, f"{where} is not a list of tensors (a {type(snapshot).__name__})", _NOT_PUBLISHED)
     if len(snapshot) != len(layout):
         problem = f"{where} has {len(snapshot)} tensors, and the network has {len(layout)}"
         raise _rejected(source, problem, _SAME_NETWORK)

@@ -34,7 +34,7 @@ def find_stores(folder: Path) -> list[Path]:
         folders[:] = sorted(visible, key=lambda each, here=here: ((here / each).is_symlink(), each))  # type: ignore[misc]
         seen.add(real)
     if not found:
-        what = "no trajectories are there" if folder.is_dir() else "there is no such folder"
+        what = "it holds no trajectories" if folder.is_dir() else "there is no such folder"
         raise ConfigurationError(OPTION, folder, what, "name a store, or a folder of stores such as runs/experts")
     return sorted(found)
 

@@ -43,7 +43,7 @@ def read_store_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / STORE_FILE
     if not path.exists():
-        problem = f"no trajectories are there: it has no {STORE_FILE}"
+        problem = f"it holds no trajectories: it has no {STORE_FILE}"
         raise ConfigurationError(OPTION, folder, problem, "run train_experts.py with the same settings first")
     remedy = (
         f"restore a copy of it, or delete it and run train_experts.py with the same settings: that writes it anew and "

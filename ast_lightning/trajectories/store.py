@@ -218,7 +218,7 @@ class TrajectoryStore:
             ValueError: the epoch is not in the schedule, or a shape differs.
         """
         if not self.schedule.holds(epoch):
-            raise ValueError(f"epoch {epoch} is none of those that {self.folder} stores: {self.schedule}")
+            raise ValueError(f"epoch {epoch} is not stored in {self.folder}: {self.schedule}")
         self.format.write(self.snapshot_path(expert, epoch), expert, epoch, tensors)
         self._forget(expert)
 
@@ -294,7 +294,7 @@ class TrajectoryStore:
         if free < needed:
             problem = f"{format_bytes(needed)} are still to be written, and its disk has {format_bytes(free)} free"
             remedy = (
-                "make room, set output_dir to another disk, or store less: expert.snapshot_dtype=bfloat16, "
+                "free disk space, set output_dir to another disk, or store less: expert.snapshot_dtype=bfloat16, "
                 "expert.every_n_epochs, expert.max_epoch, num_experts"
             )
             raise ConfigurationError("output_dir", self.folder, problem, remedy)

@@ -79,5 +79,5 @@ def _problem(path: Path, read: Callable[..., object], *arguments: object) -> lis
 
 def _pieces(folder: Path) -> list[Finding]:
     """Partially written files. Check the lock first: a writer that has released it leaves none."""
-    what = "it is a piece of a file that an interrupted run was writing"
+    what = "it is a partial file of an interrupted run"
     return [Finding(str(path), what, "delete it") for path in sorted(folder.glob(".*.partial"))]

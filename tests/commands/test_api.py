@@ -35,7 +35,7 @@ def test_arrays_become_a_distilled_dataset(tmp_path: Path, capsys: pytest.Captur
     again = ast_lightning.distill(
         torch.tensor(images), torch.tensor(labels), ipc=2, options=[*FEW, *EXPERTS], output_dir=tmp_path
     )
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     assert torch.equal(again.images, found.images)
     (folder,) = (tmp_path / "distilled").glob("arrays_ast_ipc2_seed1_*")
     assert torch.equal(load_distilled(folder / "synthetic" / "last").images, found.images)

@@ -122,7 +122,7 @@ def test_it_is_refused_by_name_and_leaves_nothing_behind(
         (["data.per_class=true"], "data.per_class", ["whole number"]),
         (["+trainer.max_epochs=1"], "trainer.max_epochs", ["sets this itself", "expert.epochs"]),
         (["+trainer.callbacks=[]"], "trainer.callbacks", ["+callbacks.mine._target_="]),
-        (["+trainer.limit_val_batches=0"], "trainer.limit_val_batches", ["would not be what was trained and tested"]),
+        (["+trainer.limit_val_batches=0"], "trainer.limit_val_batches", ["would not be those of the networks"]),
         (["+trainer.check_val_every_n_epoch=2"], "trainer.check_val_every_n_epoch", ["after every epoch"]),
         (["+trainer.val_check_interval=1"], "trainer.val_check_interval", ["after every epoch"]),
         (["+trainer.overfit_batches=1"], "trainer.overfit_batches", ["data.per_class"]),

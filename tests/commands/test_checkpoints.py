@@ -85,7 +85,7 @@ def test_damage_is_found_or_harmless_and_the_state_before_is_taken(
     shutil.copytree(whole, states.folder)
     states.last.write_bytes(b"")
     assert step_of(states) == 1
-    assert "taking the one before it" in capsys.readouterr().out
+    assert "using the previous one" in capsys.readouterr().out
     states.save_checkpoint(state(5), states.last)  # the damaged one does not take the place of the whole one
     assert torch.load(states.previous, weights_only=True)["global_step"] == 1
     assert step_of(states) == 5
@@ -99,7 +99,7 @@ def test_nothing_is_begun_anew_over_work_whose_states_are_lost(states: RunStates
     for expected in (True, False):
         with pytest.raises(ConfigurationError, match=r"none of the checkpoints .* fresh=true"):
             states.find(expected=expected)
-    with pytest.raises(ConfigurationError, match="cut short"):
+    with pytest.raises(ConfigurationError, match="truncated"):
         states.load_checkpoint(states.last)
 
 

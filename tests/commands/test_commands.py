@@ -33,7 +33,7 @@ def test_trajectories_are_complete_and_a_second_call_trains_nothing(
     times = {path: path.stat().st_mtime_ns for path in store.folder.rglob("epoch_*")}
     assert len(times) == 2 * 5
     command("train_experts", output)
-    assert "expert 1 is complete already" in capsys.readouterr().out
+    assert "expert 1 is already complete" in capsys.readouterr().out
     assert times == {path: path.stat().st_mtime_ns for path in store.folder.rglob("epoch_*")}
     assert not list(store.folder.rglob("resume"))
 
@@ -66,7 +66,7 @@ def test_distillation_writes_an_artifact_that_loads_and_says_where_it_comes_from
     assert [path.name for path in (folder / "synthetic").glob("step_*")] == ["step_000004"]
     capsys.readouterr()
     assert command("distill", output, "seed=0") == metrics
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
 
 
 def test_more_iterations_continue_the_run_and_equal_an_uninterrupted_one(

@@ -59,7 +59,7 @@ def test_its_experts_are_found_and_trained_no_more(runs: Path, capsys: pytest.Ca
     assert run.experts_folder().name == "digits_convnet_ast_seed0_97e9ba57"
     written = {path: path.read_bytes() for path in runs.rglob("*.safetensors")}
     train_experts(run)
-    assert "expert 1 is complete already" in capsys.readouterr().out
+    assert "expert 1 is already complete" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in runs.rglob("*.safetensors")} == written
 
 
@@ -84,7 +84,7 @@ def test_its_finished_distillation_is_finished_and_evaluated(runs: Path, capsys:
     run = run_of(*OVERRIDES, "distill.max_steps=4")
     assert run.distill_folder().name == WHOLE
     distill(run)
-    assert "finished already, 4 iterations" in capsys.readouterr().out
+    assert "already finished, 4 iterations" in capsys.readouterr().out
     metrics = evaluate(run_of(*OVERRIDES, "baselines=[random,whole]"))
     assert set(metrics) == {
         f"{name}_{what}" for name in ("random", "distilled", "whole") for what in ("accuracy", "std")

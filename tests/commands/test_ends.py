@@ -103,4 +103,4 @@ def test_a_run_that_was_ended_early_is_called_incomplete_and_resumes_there(
     assert "last.ckpt" in printed
     assert made["parts"] == made["straight"]
     command("distill", own / "parts", *words, "distill.max_steps=4")
-    assert "has had 6 iterations, more than distill.max_steps=4" in capsys.readouterr().out
+    assert "has completed 6 iterations, more than distill.max_steps=4" in capsys.readouterr().out

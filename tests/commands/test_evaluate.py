@@ -142,7 +142,7 @@ def test_networks_that_diverged_are_counted_and_have_no_accuracy(
     assert record["accuracies"]["distilled"] == [None, None]
     assert record["metrics"]["random_accuracy"] is None
     assert all(math.isnan(value) for value in command("evaluate", folder, RANDOM, "evaluation.lr=1e6").values())
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
 
 
 def test_an_evaluation_while_distilling_says_so_too(
@@ -150,7 +150,7 @@ def test_an_evaluation_while_distilling_says_so_too(
 ) -> None:
     folder = with_experts(output, tmp_path)
     words = ("distill.max_steps=2", "evaluation.lr=1e6")
-    for said in ("2 of 2 networks diverged", "finished already"):
+    for said in ("2 of 2 networks diverged", "already finished"):
         assert math.isnan(command("distill", folder, *words)["test_accuracy"])
         printed = capsys.readouterr().out
         assert said in printed

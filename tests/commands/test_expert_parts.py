@@ -36,7 +36,7 @@ def test_parts_by_their_target_train_other_experts_in_a_folder_of_their_own(
     assert (stores[()].read_snapshot(0, 0) == stores[PARTS].read_snapshot(0, 0)).all()
     capsys.readouterr()
     command("train_experts", tmp_path, *SHORT, *PARTS)
-    assert "expert 0 is complete already" in capsys.readouterr().out
+    assert "expert 0 is already complete" in capsys.readouterr().out
 
 
 def test_a_part_that_cannot_be_imported_is_named(tmp_path: Path, command: Command) -> None:

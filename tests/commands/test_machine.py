@@ -117,7 +117,10 @@ def test_compiled_commands_find_the_same_images(output: Path, command: Command, 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "bf16-true", "16-true"])
 def test_sixteen_bits_are_refused(precision: str, output: Path, command: Command) -> None:
-    with pytest.raises(ConfigurationError, match=rf"trainer.precision={precision}: .*16 bits spoil it.*experts_dir="):
+    with pytest.raises(
+        ConfigurationError,
+        match=rf"trainer.precision={precision}: .*16 bits are too coarse for its updates.*experts_dir=",
+    ):
         command("distill", output, f"trainer.precision={precision}")
 
 

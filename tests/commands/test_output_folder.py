@@ -49,7 +49,7 @@ def test_a_folder_that_cannot_be_is_rejected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(errno.ENOSPC, "make room"), (errno.EROFS, "writable"), (errno.EFBIG, "ulimit -f")]
+    ("number", "words"), [(errno.ENOSPC, "free disk space"), (errno.EROFS, "writable"), (errno.EFBIG, "ulimit -f")]
 )
 def test_a_disk_that_takes_nothing_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
@@ -90,7 +90,7 @@ def test_without_locks_there_is_a_note_and_nobody_waits(
     (tmp_path / ".locks" / "run.lock").touch()
     monkeypatch.setattr(fcntl, "flock", failing(number))
     prepare_output(tmp_path)
-    assert "has no file locks" in capsys.readouterr().out
+    assert "does not support file locks" in capsys.readouterr().out
     with FolderLock(tmp_path / "run") as lock:
         assert lock.take()
         assert FolderLock(tmp_path / "run").held_by() is None
@@ -132,7 +132,7 @@ def test_distillation_without_links_resumes_and_ends_alike(
     assert load_distilled(made.synthetic_folder()).checksum() == straight.checksum()
     assert {path.name for path in (made.distill_folder() / "synthetic").iterdir()} == {"last"}
     before = made.synthetic_folder().stat().st_mtime_ns
-    assert distill(made)["test_accuracy"] > 0  # finished already
+    assert distill(made)["test_accuracy"] > 0  # already finished
     assert made.synthetic_folder().stat().st_mtime_ns == before
 
 

@@ -108,7 +108,7 @@ def test_numbers_of_another_protocol_are_said_to_be_such(
     command("distill", folder, FEW)
     capsys.readouterr()
     command("distill", folder, FEW, "evaluation.epochs=9")
-    assert "note: measured with evaluation.epochs=4, not 9: evaluate.py" in capsys.readouterr().out
+    assert "note: evaluated with evaluation.epochs=4, not 9: evaluate.py" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_job_does_not_take_the_state_of_a_longer_one_for_its_own(
     command("distill", folder, FEW)
     (distilled_of(folder) / "result.json").unlink()
     run = run_of(*SMALL, f"output_dir={folder}", "distill.max_steps=1")
-    with pytest.raises(ConfigurationError, match=r"^distill\.max_steps=1: this run has had 2 iterations"):
+    with pytest.raises(ConfigurationError, match=r"^distill\.max_steps=1: this run has completed 2 iterations"):
         distill(replace(run, in_sweep=True))
 
 

@@ -87,7 +87,7 @@ def test_fresh_moves_a_distillation_aside_and_says_where(
     assert (moved / "note.txt").read_text() == "mine"
     assert not (run / "note.txt").exists()
     assert load_distilled(moved / "synthetic" / "last").metadata["iteration"] == 4
-    assert "finished already" not in capsys.readouterr().out
+    assert "already finished" not in capsys.readouterr().out
 
 
 def test_fresh_moves_only_the_experts_aside_that_it_trains(output: Path, tmp_path: Path, command: Command) -> None:
@@ -147,7 +147,7 @@ def test_a_damaged_state_is_replaced_by_the_one_before(
             state.write_bytes(content)
         command("distill", folder, "distill.save_every=1", "distill.max_steps=6")
         ends.append(load_distilled(distilled_of(folder) / "synthetic" / "last"))
-    assert "does not fit its checksum" in capsys.readouterr().out
+    assert "does not match its checksum" in capsys.readouterr().out
     assert torch.equal(ends[0].images, ends[1].images)
     assert ends[0].learning_rate == ends[1].learning_rate
 
@@ -238,7 +238,7 @@ def test_an_expert_that_another_process_completes_is_not_trained_again_by_ranks(
 
 @pytest.mark.parametrize(
     ("number", "word", "named"),
-    [(errno.ENOSPC, "make room", True), (errno.EROFS, "writable", True), (errno.EIO, "", False)],
+    [(errno.ENOSPC, "free disk space", True), (errno.EROFS, "writable", True), (errno.EIO, "", False)],
 )
 def test_a_disk_that_does_not_take_a_state_is_named_and_nothing_is_lost(
     output: Path,

@@ -98,5 +98,5 @@ def test_a_search_maximises_validation_accuracy_and_outlives_failures(
     assert best["best_value"] == max(float(row["validation_accuracy"]) for row in completed)
 
     again = script("distill", tmp_path, *words)
-    assert again.stdout.count("finished already") == len(completed)
+    assert again.stdout.count("already finished") == len(completed)
     assert rows_of(table) == rows

@@ -64,7 +64,7 @@ def test_two_processes_train_the_same_experts_to_the_last_bit(tmp_path: Path, re
     assert "training 4 experts in 2 processes" in result.stdout
     assert re.findall(r"^4 experts: ", result.stdout, re.MULTILINE) == ["4 experts: "]
     again = trained(tmp_path, *FEW, "expert_processes=2")
-    assert again.stdout.count("is complete already") == 4
+    assert again.stdout.count("is already complete") == 4
     anew = trained(tmp_path, *FEW, "expert_processes=2", "fresh=true")
     assert anew.returncode == 0, anew.stderr
     assert len(list((store.folder / "earlier").iterdir())) == 4
@@ -126,7 +126,7 @@ def test_a_worker_that_is_killed_ends_them_all_and_the_same_command_goes_on(runn
     kept = (folder / "expert_0000/epoch_0002.safetensors").stat().st_mtime_ns
     result = trained(tmp_path, *LONG, "expert_processes=2", "num_experts=2")
     assert result.returncode == 0, result.stdout + result.stderr
-    assert len(re.findall(r"^\[\d\] expert \d goes on from", result.stdout, re.MULTILINE)) == 2
+    assert len(re.findall(r"^\[\d\] expert \d resumes from", result.stdout, re.MULTILINE)) == 2
     assert (folder / "expert_0000/epoch_0002.safetensors").stat().st_mtime_ns == kept
     straight = tmp_path / "straight"
     assert trained(straight, *LONG, "expert_index=1").returncode == 0

@@ -106,7 +106,7 @@ def rejected(*overrides: str) -> ConfigurationError:
         ("trainer.strategy=fsdp", "trainer.strategy", "auto or ddp"),
         ("trainer.profiler=all", "trainer.profiler", "simple, advanced"),
         ("trainer.devices=0", "trainer.devices", "one device"),
-        ("trainer.devices=[1,1]", "trainer.devices", "each once"),
+        ("trainer.devices=[1,1]", "trainer.devices", "each only once"),
         ("trainer.devices=-1", "trainer.devices", "auto"),
         ("trainer.fast_dev_run=some", "trainer.fast_dev_run", "true, false or a whole number"),
         ("trainer.timeout_seconds=1e300", "trainer.timeout_seconds", "from 1 to"),

@@ -316,7 +316,7 @@ def test_a_curriculum_of_all_images_is_the_usual_order() -> None:
 @pytest.mark.parametrize(
     ("chosen", "fact"),
     [
-        (torch.tensor([], dtype=torch.int64), "no indices"),
+        (torch.tensor([], dtype=torch.int64), "not indices"),
         (torch.tensor([0, 24]), "from 0 to 23"),
         (torch.tensor([-1, 2]), "from 0 to 23"),
         (torch.tensor([0.0]), "float32"),

@@ -126,14 +126,14 @@ def test_class_names_in_a_file(tmp_path: Path) -> None:
         ({"train_images": pixels(12, 3, 8, 3)}, "train_images", "second or the last"),
         ({"train_images": pixels(12, 8, 8, 4)}, "train_images", "1 or 3 channels"),
         ({"train_images": pixels(12, 64)}, "train_images", "uint8 [12, 64]"),
-        ({"train_images": pixels(0, 8, 8)}, "train_images", "no images"),
+        ({"train_images": pixels(0, 8, 8)}, "train_images", "not images"),
         ({"train_images": CONTENT["train_images"].astype(np.int64)}, "train_images", "int64"),
         ({"train_images": CONTENT["train_images"].astype(np.float32)}, "train_images", "255"),
         ({"train_images": np.full((12, 8, 8, 3), np.nan)}, "train_images", "NaN"),
         ({"train_images": np.where(np.arange(8) == 5, np.inf, np.ones((12, 8, 8)))}, "train_images", "NaN or infinite"),
         ({"train_images": np.full((12, 8, 8, 3), -0.1)}, "train_images", "[0, 1]"),
         ({"train_images": [[1], [2, 3]]}, "train_images", "list"),
-        ({"train_images": np.array([object()])}, "train_images", "no array"),
+        ({"train_images": np.array([object()])}, "train_images", "not an array"),
         ({"train_labels": LABELS[:5]}, "train_labels", "12 images"),
         ({"train_labels": np.eye(12)[:, :3]}, "train_labels", "[12, 3]"),
         ({"train_labels": LABELS.astype(float)}, "train_labels", "float64"),
@@ -141,7 +141,7 @@ def test_class_names_in_a_file(tmp_path: Path) -> None:
         ({"test_labels": None}, "test_labels", "missing"),
         ({"test_images": None}, "test_images", "missing"),
         ({"class_names": ["cat", "dog"]}, "class_names", "label 2"),
-        ({"class_names": ["cat", "dog", "cat"]}, "class_names", "twice"),
+        ({"class_names": ["cat", "dog", "cat"]}, "class_names", "repeated"),
         ({"test_images": None, "test_labels": None, "train_labels": [0] * 11 + [1]}, "test_images", "1 images"),
     ],
 )
@@ -222,5 +222,5 @@ def test_a_root_that_is_no_file_of_arrays(root: str | None) -> None:
 
 def test_one_class_is_too_few() -> None:
     data = arrays(pixels(4, 8, 8), [0] * 4, pixels(2, 8, 8), [0] * 2)
-    with pytest.raises(ConfigurationError, match=r"data\.source.*two classes"):
+    with pytest.raises(ConfigurationError, match=r"data\.source.*at least two"):
         ImageDataModule(lambda: data).setup()

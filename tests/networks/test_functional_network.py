@@ -217,7 +217,7 @@ class Functional(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("state", "problem"), [("random", "draws random numbers"), ("moving", "its buffer count changes"), ("none", None)]
+    ("state", "problem"), [("random", "uses random numbers"), ("moving", "its buffer count changes"), ("none", None)]
 )
 def test_a_student_is_a_pure_function(state: str, problem: str | None, images: Tensor) -> None:
     network = FunctionalNetwork(functools.partial(Functional, state))
@@ -236,8 +236,8 @@ def test_a_student_is_a_pure_function(state: str, problem: str | None, images: T
         (own.OneMore, ["gives [2, 4]", "[2, 3] are needed"]),
         (own.Pair, ["gives a tuple", "one tensor"]),
         (own.Maps, ["gives [2, 3, 1, 1]"]),
-        (own.Dice, ["other logits"]),
-        (own.Counter, ["other logits"]),
+        (own.Dice, ["logits differ"]),
+        (own.Counter, ["logits differ"]),
         (own.Fails, ["raised RuntimeError", "own.py, line "]),
         (own.CannotBeBuilt, ["cannot be built", "raised ZeroDivisionError: 2 channels", "own.py, line "]),
         (own.no_module, ["torch.nn.Module"]),

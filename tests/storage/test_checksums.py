@@ -55,7 +55,7 @@ def test_sealed_content_survives_json() -> None:
 @pytest.mark.parametrize("damage", [{"name": "e"}, {"numbers": [1, 2]}, {"more": 1}, {"checksum": "0" * 32}])
 def test_changed_content_is_found(damage: dict[str, object]) -> None:
     content = seal({"name": "é", "numbers": [1, 2.5, None]})
-    with pytest.raises(Damaged, match="does not fit its checksum"):
+    with pytest.raises(Damaged, match="does not match its checksum"):
         unseal({**content, **damage})
 
 

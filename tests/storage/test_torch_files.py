@@ -124,7 +124,7 @@ def test_a_fingerprint_of_a_truncated_file_is_refused(tmp_path: Path, kept: floa
     torch.save(CONTENT, path)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
-    with pytest.raises(ConfigurationError, match=r"buffers=.*a\.pt: it cannot be used: .*Remedy: copy it once more"):
+    with pytest.raises(ConfigurationError, match=r"buffers=.*a\.pt: it cannot be used: .*Remedy: copy it again"):
         fingerprint(path, "buffers")
 
 

@@ -131,7 +131,7 @@ def test_mistakes_are_named_with_status_2(folder: Path, tmp_path: Path, capsys: 
         assert "images.safetensors cannot be used" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main(["import", str(tmp_path), str(folder), "--like", str(folder)]) == 2
-    assert "it is there already" in capsys.readouterr().err
+    assert "it already exists" in capsys.readouterr().err
 
 
 def test_out_and_in_again(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

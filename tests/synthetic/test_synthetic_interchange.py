@@ -60,7 +60,7 @@ def test_the_files_hold_what_the_published_codes_expect(original: DistilledDatas
     assert (images.shape, images.dtype) == ((12, 3, 6, 5), torch.float32)
     assert (labels.shape, labels.dtype) == ((12,), torch.int64)
     assert (rate.shape, float(rate)) == ((), original.learning_rate)
-    with pytest.raises(ConfigurationError, match=r"images_best\.pt: it is there already"):
+    with pytest.raises(ConfigurationError, match=r"images_best\.pt: it already exists"):
         export_published(original, tmp_path, "best")
 
 
@@ -112,7 +112,7 @@ def test_published_variants_are_read(original: DistilledDataset, like: Likeness,
         ("labels", torch.zeros(12).long(), "not the same number of each of 4 classes"),
         ("labels", torch.arange(12), "not the same number of each of 4 classes"),
         ("labels", torch.arange(12) % 4 - 1, "not the same number of each of 4 classes"),
-        ("labels", torch.arange(12) % 4 + 0.5, "no whole number"),
+        ("labels", torch.arange(12) % 4 + 0.5, "not one whole number"),
         ("lr", torch.zeros(2), "not hold one number"),
         ("lr", "0.1", "lr_best.*holds a str"),
         ("lr", torch.tensor(-0.1), r"learning-rate=-0\.1.*must be positive"),

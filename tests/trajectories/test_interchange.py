@@ -252,7 +252,7 @@ def test_too_few_trajectories(store: TrajectoryStore, tmp_path: Path) -> None:
 def test_a_folder_without_files_is_named_and_the_right_one_where_it_is_below(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"buffers=.*there is no such folder"):
         buffer_files(tmp_path / "none")
-    with pytest.raises(ConfigurationError, match=r"no replay_buffer_\*\.pt is there"):
+    with pytest.raises(ConfigurationError, match=r"it has no replay_buffer_\*\.pt"):
         buffer_files(tmp_path)
     below = tmp_path / "CIFAR10_NO_ZCA" / "ConvNet"
     below.mkdir(parents=True)
@@ -289,9 +289,9 @@ def test_a_tensor_of_another_shape_is_named(store: TrajectoryStore, tmp_path: Pa
         (lambda t: t[2].pop(), "epoch 2 has 5 tensors, and the network has 6"),
         (lambda t: t[2].append(torch.zeros(1)), "epoch 2 has 7 tensors, and the network has 6"),
         (lambda t: t[1].__setitem__(0, t[1][0].long()), "epoch 1, tensor 0 is of type torch.int64"),
-        (lambda t: t[1].__setitem__(3, "text"), "epoch 1 is no list of tensors"),
-        (lambda t: t.__setitem__(1, {"a": torch.zeros(1)}), "epoch 1 is no list of tensors (a dict)"),
-        (lambda t: t.clear(), "it is no list of two or more epochs"),
+        (lambda t: t[1].__setitem__(3, "text"), "epoch 1 is not a list of tensors"),
+        (lambda t: t.__setitem__(1, {"a": torch.zeros(1)}), "epoch 1 is not a list of tensors (a dict)"),
+        (lambda t: t.clear(), "it is not a list of two or more epochs"),
         (lambda t: t[4][0].view(-1).__setitem__(0, float("nan")), "epoch 4, tensor 0 (features.0.weight) has values"),
         (lambda t: t[0][5].__setitem__(0, float("inf")), "epoch 0, tensor 5 (classifier.bias) has values"),
         (lambda t: [each.__setitem__(slice(None), t[-1]) for each in t], "the same at every epoch"),

@@ -134,7 +134,7 @@ def test_thinned_trajectories(make: Any, network: FunctionalNetwork, snapshot: S
     store = make(every_n_epochs=2, max_epoch=3)
     assert store.schedule.stored() == [0, 2, 4]
     for epoch in (1, 3, 5):
-        with pytest.raises(ValueError, match=f"epoch {epoch} is none of those"):
+        with pytest.raises(ValueError, match=f"epoch {epoch} is not stored"):
             store.write_snapshot(0, epoch, network.unflatten(snapshot(0, epoch)))
     store.write_snapshot(0, 0, network.unflatten(snapshot(0, 0)))
     store.write_snapshot(0, 4, network.unflatten(snapshot(0, 4)))
@@ -241,7 +241,7 @@ def test_a_damaged_record_is_named(store: TrajectoryStore, fill: Fill, content: 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda content: {**content, "epochs": 3}, "does not fit its checksum"),
+        (lambda content: {**content, "epochs": 3}, "does not match its checksum"),
         (lambda content: {key: value for key, value in content.items() if key != "checksum"}, "no checksum"),
     ],
 )
@@ -314,7 +314,7 @@ def test_what_cannot_be_read_is_not_called_damaged(store: TrajectoryStore, fill:
     for path in (store.snapshot_path(0, 1), store.expert_folder(0) / "expert.json", store.folder / "store.json"):
         path.rename(path.with_suffix(".aside"))
         path.mkdir()
-        with pytest.raises(ConfigurationError, match=r"cannot be read \(Is a directory\).*delete nothing"):
+        with pytest.raises(ConfigurationError, match=r"cannot be read \(Is a directory\).*do not delete it"):
             TrajectoryStore.open(store.folder).read_window(0, 1, 1)
         path.rmdir()
         path.with_suffix(".aside").rename(path)

@@ -137,7 +137,7 @@ def test_truncated_snapshot_is_named(store: TrajectoryStore, fill: Fill, kept: i
     fill(0)
     path = store.snapshot_path(0, 2)
     path.write_bytes(path.read_bytes()[:kept])
-    assert "cut short" in refusal(store, 0, 2).problem
+    assert "truncated" in refusal(store, 0, 2).problem
 
 
 def test_missing_snapshot_is_named(store: TrajectoryStore, fill: Fill) -> None:

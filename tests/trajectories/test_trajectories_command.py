@@ -167,7 +167,7 @@ def test_verify_names_everything_that_is_wrong(run: Run, family: Path, store: Tr
     found = {each["file"]: each for each in json.loads(text)["findings"]}
     incomplete = store.expert_folder(4) / "expert.json"
     assert {Path(name) for name in found} == {broken, store.snapshot_path(3, 4), stray, piece, incomplete}
-    assert "does not fit its checksum" in found[str(broken)]["problem"]
+    assert "does not match its checksum" in found[str(broken)]["problem"]
     assert "is missing" in found[str(store.snapshot_path(3, 4))]["problem"]
     assert "2 of 5 snapshots" in found[str(incomplete)]["problem"]
     assert "run train_experts.py with the same settings" in found[str(incomplete)]["remedy"]
@@ -179,7 +179,7 @@ def test_verify_names_everything_that_is_wrong(run: Run, family: Path, store: Tr
     assert lines[-1].startswith("2 stores, 2 complete experts, ")
     assert lines[-1].endswith("5 problems")
     assert all(". Remedy: " in line for line in lines[:-1])
-    assert any(line.startswith(f"{broken}: cannot be used: it does not fit") for line in lines)
+    assert any(line.startswith(f"{broken}: cannot be used: it does not match") for line in lines)
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ def test_a_damaged_state_beside_a_sound_one(
     spoil(broken)
     status, findings, _ = report()
     assert (status, set(findings)) == (1, {str(broken), str(store.expert_folder(2) / "expert.json")})
-    assert "archive/data/0 in it does not fit its checksum" in findings[str(broken)]["problem"]
+    assert "archive/data/0 in it does not match its checksum" in findings[str(broken)]["problem"]
     assert stopped.find(expected=True) == (stopped.previous if bad == "last" else stopped.last)
 
 
@@ -311,7 +311,7 @@ def test_a_state_that_this_user_may_not_read(report: Any, stopped: RunStates, mo
     monkeypatch.setattr(Path, "open", refuse)
     _, findings, _ = report()
     assert findings[str(stopped.last)]["problem"] == "it cannot be read (Permission denied)"
-    assert "delete nothing" in findings[str(stopped.last)]["remedy"]
+    assert "do not delete it" in findings[str(stopped.last)]["remedy"]
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut short", "newer"])
@@ -352,9 +352,9 @@ def test_verify_covers_the_preprocessing(run: Run, metadata: dict[str, Any], tmp
     assert problem() == ""
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 4]))
-    assert "does not fit its checksum" in problem()
+    assert "does not match its checksum" in problem()
     path.write_bytes(content[:-1])
-    assert "cut short" in problem()
+    assert "truncated" in problem()
     save_preprocessing(path, other)
     assert "is not the one that store.json names" in problem()
 

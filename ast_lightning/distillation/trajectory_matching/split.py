@@ -86,7 +86,7 @@ def check_network(network: NetworkFactory) -> None:
             raise ConfigurationError(
                 "distill.split",
                 "batch",
-                f"the layer {name} ({type(module).__name__}) takes its statistics over the batch, and each device "
-                "would take those of its part",
-                "set distill.split=windows, or take a network without batch normalisation",
+                f"the layer {name} ({type(module).__name__}) computes statistics over the batch, and each "
+                "device would compute them over its part",
+                "set distill.split=windows, or choose a network without batch normalisation",
             )

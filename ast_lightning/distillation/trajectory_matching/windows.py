@@ -117,7 +117,7 @@ class TrajectoryWindows:
         expert, start = self._schedule(index, self.experts, self.every_n_epochs, self.settings, self.seed)
         end = start + self.settings.expert_epochs
         if expert not in self.experts or not (self.store.schedule.holds(start) and self.store.schedule.holds(end)):
-            problem = f"window {index} is expert {expert} from epoch {start}, and the trajectories do not hold it"
+            problem = f"window {index} is expert {expert} from epoch {start}, which the trajectories do not contain"
             raise ConfigurationError("distill.windows", self.settings.windows, problem, "correct the schedule")
         snapshots = self.store.read_window(expert, start, self.settings.expert_epochs)
         return Window(index, expert, start, snapshots[0], snapshots[1:])
@@ -143,7 +143,7 @@ def check_window(expert_epochs: int, max_start_epoch: int, schedule: Schedule) -
         raise ConfigurationError(
             "distill.expert_epochs",
             expert_epochs,
-            f"it is no multiple of expert.every_n_epochs={every}, and the trajectories hold no epochs in between",
+            f"it is not a multiple of expert.every_n_epochs={every}, and the trajectories hold no epochs in between",
             f"set distill.expert_epochs={nearest}, or train experts with expert.every_n_epochs=1",
         )
     last = (max_start_epoch - 1) // every * every + expert_epochs
