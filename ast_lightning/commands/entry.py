@@ -7,6 +7,7 @@ from ast_lightning.reporting import boundary, take_over
 take_over()
 
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def command(name: str) -> None:
         return run_command(name, config)
 
     main.__module__ = f"{__package__}.{name}"  # Hydra names its job after it
+    for deprecated in ("The version_base parameter", "(?s).*_execution_whitelist_"):  # in Hydra 1.4, needed by 1.3
+        warnings.filterwarnings("ignore", message=deprecated)
     with boundary():
         try:
             hydra.main(version_base="1.3", config_path=str(CONFIGURATION), config_name="config")(main)()

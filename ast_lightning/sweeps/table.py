@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,10 @@ def sweep_name(arguments: Sequence[str] | None = None) -> str:
 
 # Registered here, because the processes of a launcher import this module with the callback, but not the script. They
 # use the value that Hydra stored when the multirun began.
-OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
-OmegaConf.register_new_resolver("expanduser", lambda folder: os.path.expanduser(str(folder)), replace=True)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # OmegaConf 2.4 deprecates this name, and 2.3 has no other
+    OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("expanduser", lambda folder: os.path.expanduser(str(folder)), replace=True)
 
 
 class SweepTable(Callback):

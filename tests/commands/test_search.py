@@ -52,9 +52,9 @@ def test_the_example_is_a_search_of_ten_trials_over_two_parameters() -> None:
         (
             "train_experts",
             ("experiment=digits_search",),
-            r"hydra/sweeper=optuna: train_experts\.py measures on the test",
+            r"hydra/sweeper=optuna: train_experts\.py evaluates on the test",
         ),
-        ("evaluate", ("experiment=digits_search",), r"hydra/sweeper=optuna: evaluate\.py measures on"),
+        ("evaluate", ("experiment=digits_search",), r"hydra/sweeper=optuna: evaluate\.py evaluates on"),
     ],
 )
 def test_a_search_that_the_test_set_would_steer_is_refused(
