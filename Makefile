@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install quickstart test stress lint benchmark docs clean
+.PHONY: install quickstart test test-fast stress lint benchmark docs clean
 
 install: $(INSTALLED)
 
@@ -27,6 +27,9 @@ lint: install
 test: lint
 	rm -f .coverage .coverage.*
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term
+
+test-fast: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 stress: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --kills 100 --scripts

@@ -18,6 +18,8 @@ from ast_lightning.check.checks import Check, Skipped, all_checks, run_check
 from ast_lightning.distillation.trajectory_matching import adjoint
 from tests import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -113,7 +115,6 @@ def test_every_gpu_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "two GPUs" in found["detail"]
 
 
-@pytest.mark.slow
 def test_two_processes_average(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ranks.gradient_error("gloo", ["cpu", "cpu"]) < 1e-12
     with pytest.raises(RuntimeError, match=r"^process \d: .*no_such_backend"):
@@ -122,7 +123,6 @@ def test_two_processes_average(monkeypatch: pytest.MonkeyPatch) -> None:
         ranks.gradient_error("gloo", ["cpu", "cpu"], patience=0.01)
 
 
-@pytest.mark.slow
 def test_the_whole_check_of_this_machine() -> None:
     words = [sys.executable, "-m", "ast_lightning.check", "--json"]
     result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)

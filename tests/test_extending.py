@@ -19,6 +19,8 @@ from tests import PATIENCE
 
 from .commands.conftest import SMALL, run_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "extending.md").read_text()
 TINY = (*SMALL, "logger=none", "compile=false", "evaluation.networks=1", "evaluation.epochs=2", "distill.max_steps=2")
@@ -91,7 +93,6 @@ def test_every_kind_of_part_has_an_example() -> None:
     assert named >= {"data.name", "network", "--config-dir"}
 
 
-@pytest.mark.slow
 def test_the_method_through_the_scripts(my_parts: Any, tmp_path: Path) -> None:
     small = [word for word in TINY if not word.startswith(OF_TRAJECTORIES)]
     for words in [words for words in COMMANDS if "--config-dir" in words]:

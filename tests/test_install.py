@@ -14,6 +14,8 @@ from ast_lightning.errors import PROGRAM, as_started
 from ast_lightning.storage.inspection import cell
 from ast_lightning.synthetic import load_distilled
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PARTS = ("ast_lightning", "conf", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 EXPERIMENT = """# @package _global_
@@ -65,7 +67,6 @@ def run(installed: Path, folder: Path, *words: str) -> str:
     return ended.stdout
 
 
-@pytest.mark.slow
 def test_the_console_command_trains_distils_and_evaluates(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "own" / "experiment").mkdir(parents=True)
     (tmp_path / "own" / "experiment" / "mine.yaml").write_text(EXPERIMENT)

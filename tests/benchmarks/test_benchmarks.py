@@ -15,6 +15,8 @@ from benchmarks.arguments import Size
 from benchmarks.convolutions import convolutions_alone, count_operations
 from benchmarks.measure import Step, Timing, Variant, interleaved, peak_memory, time_table
 
+pytestmark = pytest.mark.slow
+
 MEGABYTES = 200
 
 

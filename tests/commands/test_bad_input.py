@@ -294,6 +294,7 @@ def test_what_was_evaluated_before_a_divergence_stays(output: Path, tmp_path: Pa
     torch.testing.assert_close(again.images, kept.images, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_scripts_say_it_in_one_line_and_exit_with_status_2(tmp_path: Path, script: Script) -> None:
     result = script("distill", tmp_path / "output")
     assert result.returncode == 2

@@ -138,6 +138,7 @@ def test_presets_are_the_defaults_of_the_dataclass(preset: str) -> None:
     assert set(yaml.safe_load((ROOT / "conf" / preset / "ast.yaml").read_text())) == {"defaults"}
 
 
+@pytest.mark.slow
 def test_folders_follow_from_what_determines_their_content(tmp_path: Path) -> None:
     def folders(*overrides: str) -> tuple[str, str]:
         run = run_of(*SMALL, *overrides)

@@ -14,10 +14,11 @@ from ast_lightning.trajectories import TrajectoryStore
 
 from .conftest import SMALL, Command, Script, run_of
 
+pytestmark = pytest.mark.slow
+
 TWO = ("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
 
 
-@pytest.mark.slow
 def test_experts_share_each_batch(tmp_path: Path, command: Command, script: Script) -> None:
     """The trajectory of two ranks is that of one process, up to the order of summation."""
     few = ("num_experts=2", "data.per_class=13")  # 130 images: the last batch of 64 has 2
@@ -33,7 +34,6 @@ def test_experts_share_each_batch(tmp_path: Path, command: Command, script: Scri
         )
 
 
-@pytest.mark.slow
 def test_distillation_matches_a_window_a_rank(output: Path, script: Script) -> None:
     few = (
         "num_experts=1",

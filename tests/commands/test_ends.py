@@ -17,6 +17,8 @@ from tests import PATIENCE
 
 from .conftest import ROOT, SMALL, Command, run_of
 
+pytestmark = pytest.mark.slow
+
 OWN = """
 import os, signal
 from lightning import Callback
@@ -54,7 +56,6 @@ def ended(folder: Path, name: str, *words: str, **environment: str) -> subproces
     return subprocess.run(line, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
-@pytest.mark.slow
 def test_a_mistake_of_the_users_own_class(own: Path) -> None:
     result = ended(own, "Mistake")
     assert result.returncode == 1
@@ -66,7 +67,6 @@ def test_a_mistake_of_the_users_own_class(own: Path) -> None:
     assert "Traceback (most recent call last)" in ended(own, "Mistake", HYDRA_FULL_ERROR="1").stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "words"), [("CtrlC", ()), ("CtrlCOfParent", ("expert_processes=2",))])
 def test_ctrl_c_is_a_line(own: Path, name: str, words: tuple[str, ...]) -> None:
     result = ended(own, name, *words)

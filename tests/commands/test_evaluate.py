@@ -68,6 +68,7 @@ def test_a_given_learning_rate_is_not_searched(folder: Path, command: Command, w
     assert record_of(folder, word)["learning_rates"] == {"random": {}, "distilled": {}}
 
 
+@pytest.mark.slow
 def test_scores_of_unchanged_inputs_are_reused_and_kept(
     folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,8 @@ from ast_lightning.trajectories.interchange import export_buffers
 
 from .conftest import ROOT, SMALL, Command, Script, run_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def files(output: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -251,7 +253,6 @@ def test_the_readme_names_the_folder_of_the_quickstart() -> None:
     assert run.experts_folder().name.startswith("digits_convnet_ast_seed0_")
 
 
-@pytest.mark.slow
 def test_the_scripts_import_and_distil(output: Path, tmp_path: Path, script: Script) -> None:
     files = tmp_path / "files"
     export_buffers(store_of(output), files, per_file=10)

@@ -17,8 +17,9 @@ from ast_lightning.trajectories import TrajectoryStore
 from .conftest import ROOT, SMALL, Script, run_of
 from .test_sweep import rows_of
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 @pytest.mark.parametrize("launcher", ["hydra/launcher=joblib", "launch=submitit_local"])
 def test_experts_from_jobs_that_share_a_store(tmp_path: Path, script: Script, launcher: str) -> None:
     folder = f"'{tmp_path}/a b, c=d'"  # Hydra's quotes
@@ -65,7 +66,6 @@ class Killer:
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_a_job_that_is_killed_is_a_failed_row(
     tmp_path: Path, script: Script, monkeypatch: pytest.MonkeyPatch, launcher: str

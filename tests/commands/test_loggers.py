@@ -21,6 +21,8 @@ from ast_lightning.trajectories import TrajectoryStore
 
 from .conftest import SMALL, Command, run_of
 
+pytestmark = pytest.mark.slow
+
 OWN = """
 from lightning import Callback
 from lightning.pytorch.loggers import CSVLogger

@@ -39,6 +39,7 @@ def test_tf32_holds_for_products_and_convolutions(tf32: bool) -> None:
     assert torch.backends.cudnn.allow_tf32 is tf32
 
 
+@pytest.mark.slow
 def test_what_changes_numbers_is_in_the_name_of_a_run() -> None:
     words = ([], ["tf32=true"], ["trainer.precision=64-true"], ["+trainer.gradient_clip_val=1"])
     runs = [run_of(*SMALL, *each) for each in words]

@@ -27,6 +27,8 @@ from tests import PATIENCE
 
 from .conftest import ROOT, SMALL, Command, composed, run_of
 
+pytestmark = pytest.mark.slow
+
 HELD_OUT = ("data.validation_fraction=0.2", "num_experts=1", "logger=none")
 
 
@@ -290,7 +292,6 @@ def test_a_folder_that_cannot_be_made_is_named(capsys: pytest.CaptureFixture[str
     assert "error: PermissionError: " in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_two_processes_share_the_experts(tmp_path: Path) -> None:
     """All complete, each trained once, and equal to those of one process."""
     words = ["num_experts=4", "expert.epochs=6", "logger=csv", "trainer.enable_progress_bar=true"]
@@ -314,7 +315,6 @@ def test_two_processes_share_the_experts(tmp_path: Path) -> None:
     torch.testing.assert_close(other.read_window(3, 0, 6), store.read_window(3, 0, 6), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_killed_commands_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
     """The short form of ``make stress``."""
     line = [sys.executable, "-m", "tests.faults", "--kills", "6", "--seed", "1"]

@@ -15,6 +15,8 @@ from ast_lightning.sweeps.searches import OBJECTIVE, WORST, check_multirun, is_s
 from .conftest import ROOT, Command, Script
 from .test_sweep import rows_of
 
+pytestmark = pytest.mark.slow
+
 HELD_OUT = "data.validation_fraction=0.2"
 
 
@@ -64,7 +66,6 @@ def test_a_search_that_the_test_set_would_steer_is_refused(
         check(script, *overrides)
 
 
-@pytest.mark.slow
 def test_the_refusal_comes_before_any_work(tmp_path: Path, script: Script) -> None:
     result = script("distill", tmp_path, "--multirun", "search=optuna", "distill.lr_img=interval(0.1,1)")
     assert result.returncode == 2
@@ -73,7 +74,6 @@ def test_the_refusal_comes_before_any_work(tmp_path: Path, script: Script) -> No
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_a_search_maximises_validation_accuracy_and_outlives_failures(
     tmp_path: Path, command: Command, script: Script
 ) -> None:

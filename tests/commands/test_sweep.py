@@ -23,6 +23,8 @@ from ast_lightning.sweeps.table import SweepTable, sweep_name
 
 from .conftest import Command, Script
 
+pytestmark = pytest.mark.slow
+
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 OPTUNA = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
 
@@ -64,7 +66,6 @@ def table(tmp_path: Path) -> Iterator[SweepTable]:
     remember_command([])
 
 
-@pytest.mark.slow
 def test_a_sweep_ends_with_one_table(tmp_path: Path, command: Command, script: Script) -> None:
     for seed in (0, 1):
         command("train_experts", tmp_path, f"seed={seed}")

@@ -23,6 +23,8 @@ from .conftest import SMALL, Script, composed, run_of
 from .test_devices import TWO
 from .test_sweep import rows_of
 
+pytestmark = pytest.mark.slow
+
 RANKS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -126,7 +128,6 @@ def test_torchrun_without_its_trainer_is_refused(monkeypatch: pytest.MonkeyPatch
     assert not build_run(composed(*SMALL, "trainer=torchrun", "trainer.accelerator=cpu")).is_alone
 
 
-@pytest.mark.slow
 def test_the_jobs_of_a_sweep_distil_on_two_devices(output: Path, script: Script) -> None:
     words = ("distill.lr_img=0.30", *TWO)
     launched = ("--multirun", *words, "launch=submitit_local", "hydra.launcher.tasks_per_node=2")

@@ -23,6 +23,8 @@ from tests import PATIENCE
 
 from .conftest import ROOT, SMALL, run_of
 
+pytestmark = pytest.mark.slow
+
 FEW = ("num_experts=4", "data.preprocessing=zca", "logger=none", "trainer.enable_progress_bar=true")
 LONG = (*FEW, "expert.epochs=200")
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -50,7 +52,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> TrajectoryStore:
     return TrajectoryStore.open(store_of(folder, *FEW))
 
 
-@pytest.mark.slow
 def test_two_processes_train_the_same_experts_to_the_last_bit(tmp_path: Path, reference: TrajectoryStore) -> None:
     result = trained(tmp_path, *FEW, "expert_processes=2")
     assert result.returncode == 0, result.stderr
@@ -114,7 +115,6 @@ def is_alive(process: int) -> bool:
 Running = tuple[subprocess.Popen[str], list[int]]
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_killed_ends_them_all_and_the_same_command_goes_on(running: Running, tmp_path: Path) -> None:
     parent, pids = running
     os.kill(pids[1], signal.SIGKILL)
@@ -134,7 +134,6 @@ def test_a_worker_that_is_killed_ends_them_all_and_the_same_command_goes_on(runn
     assert torch.equal(*(store.read_window(1, 0, 200) for store in stores))
 
 
-@pytest.mark.slow
 def test_workers_do_not_outlive_a_parent_that_is_killed(running: Running) -> None:
     parent, pids = running
     parent.kill()
@@ -142,7 +141,6 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(running: Running) -> Non
     wait_for(lambda: not any(map(is_alive, pids)), 10)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_parent_ends_its_workers_first(running: Running, number: signal.Signals) -> None:
     parent, pids = running
@@ -152,7 +150,6 @@ def test_a_signal_to_the_parent_ends_its_workers_first(running: Running, number:
     assert not any(map(is_alive, pids))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("multirun", [(), ("-m",)], ids=["run", "multirun"])
 def test_a_command_that_sigterm_ends_has_not_succeeded(tmp_path: Path, multirun: tuple[str, ...]) -> None:
     words = (*FEW, "expert.epochs=20000", "num_experts=1")
@@ -170,7 +167,6 @@ def test_a_command_that_sigterm_ends_has_not_succeeded(tmp_path: Path, multirun:
     assert (folder / "expert_0000/resume/last.ckpt").exists()
 
 
-@pytest.mark.slow
 def test_the_error_of_a_worker_is_shown_and_its_status_is_that_of_the_command(tmp_path: Path) -> None:
     folder = store_of(tmp_path, *LONG) / "expert_0001"
     folder.mkdir(parents=True)

@@ -175,6 +175,7 @@ def test_an_odd_value_is_rejected_by_name_or_sound(option: str, sign: str, bare:
             assert float(found) == float(value), f"{word!r} became {found!r}"
 
 
+@pytest.mark.slow
 @FUZZ
 @given(option=OPTION.filter(lambda name: not name.endswith("._target_")), data=st.data())
 def test_a_value_within_the_range_is_not_called_wrong(option: str, data: st.DataObject) -> None:

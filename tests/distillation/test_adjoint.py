@@ -122,6 +122,7 @@ def test_shared_parameters() -> None:
     assert_same(Tied, match_at=[1, 4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_finite_differences(recompute: bool, momentum: float) -> None:

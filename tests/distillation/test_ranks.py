@@ -23,6 +23,8 @@ from tests import PATIENCE
 from .conftest import make_trajectories
 from .ranks import CLASSES, network
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 BASE: dict[str, Any] = {
     "ipc": 2, "syn_steps": 5, "expert_epochs": 3, "max_start_epoch": 3, "batch_syn": 4, "lr_teacher": 0.05,

@@ -250,6 +250,7 @@ def test_an_error_surfaces_at_its_window_and_no_earlier(make_store: MakeStore, m
     assert threads() == []
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_a_window_in_reserve(store: TrajectoryStore) -> None:
     """Also where the iteration was never closed."""
     code = f"""

@@ -14,6 +14,8 @@ from ast_lightning.compilation import Compilation
 from ast_lightning.experts import ExpertObjective, ExpertSettings, expert_objective
 from ast_lightning.networks import ConvNet, build_network
 
+pytestmark = pytest.mark.slow
+
 COMPILED = Compilation(True, True, "test")
 small = functools.partial(ConvNet, channels=3, num_classes=4, image_size=(8, 8), width=6, depth=2)
 
@@ -65,7 +67,6 @@ def test_uncompiled(norm: str, weight: float) -> None:
     assert_close(of_family(ExpertObjective(small, settings), network), plain(network, settings))
 
 
-@pytest.mark.slow
 def test_compiled_for_two_experts() -> None:
     settings = ExpertSettings(gradient_penalty=2.0)
     objective = ExpertObjective(small, settings, COMPILED)
@@ -75,7 +76,6 @@ def test_compiled_for_two_experts() -> None:
     assert objective.compilation.enabled
 
 
-@pytest.mark.slow
 def test_compiled_with_batch_statistics() -> None:
     """Running statistics follow the augmented batch alone."""
     factory = functools.partial(small, normalization="batch", depth=1)
@@ -89,7 +89,6 @@ def test_compiled_with_batch_statistics() -> None:
             torch.testing.assert_close(seen, buffer, rtol=1e-9, atol=1e-12, msg=name)
 
 
-@pytest.mark.slow
 def test_compiled_in_mixed_precision() -> None:
     settings = ExpertSettings(gradient_penalty=2.0)
     network = build_network(small, 1)

@@ -23,6 +23,8 @@ from ast_lightning.experts import ExpertModule, ExpertObjective, ExpertSettings,
 from ast_lightning.networks import build_network
 from tests import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 HERE = "tests.experts.parts"
 RELOAD = {"reload_dataloaders_every_n_epochs": 1}
 
@@ -155,7 +157,6 @@ def test_regularizers_are_summed_and_see_the_epoch(lab: Any) -> None:
         losses(lab, objective_with(lab, None, part("logits_squared")), 0)
 
 
-@pytest.mark.slow
 def test_regularizers_are_compiled_once_for_all_epochs(lab: Any) -> None:
     torch.compiler.reset()
     terms = part("consistency", weight=0.3), part("l2", weight=0.2)
@@ -190,7 +191,6 @@ def train_ranks(path: Path, ranks: int) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.slow
 def test_two_devices_train_the_same_expert(tmp_path: Path) -> None:
     one, two = train_ranks(tmp_path / "one.pt", 1), train_ranks(tmp_path / "two.pt", 2)
     torch.testing.assert_close(two["theta"], one["theta"], rtol=1e-3, atol=1e-4)

@@ -89,6 +89,7 @@ def test_without_git_there_is_no_revision(checkout: Path, monkeypatch: pytest.Mo
     assert set(provenance.provenance()) == {"versions", "git", "command", "time"}
 
 
+@pytest.mark.slow
 def test_the_command_is_told_without_the_place_of_its_script(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/distill.py", "seed=1", "data.root=/data"])
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)

@@ -387,6 +387,7 @@ export_buffers(TrajectoryStore.open(Path(sys.argv[1])), Path(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 def test_an_export_that_was_killed_can_be_said_again(store: TrajectoryStore, fill: Fill, tmp_path: Path) -> None:
     fill(0)
     fill(1)

@@ -419,6 +419,7 @@ def test_what_the_disk_refuses_is_said_in_a_line(
     assert capsys.readouterr().err == f"error: {tmp_path / 'file'}: File exists\n"
 
 
+@pytest.mark.slow
 def test_it_is_a_module_that_runs(store: TrajectoryStore, fill: Fill) -> None:
     fill(0)
     words = [sys.executable, "-m", "ast_lightning.trajectories", "verify", str(store.folder)]
