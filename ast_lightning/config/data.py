@@ -27,7 +27,7 @@ class DataSettings(Settings):
         choices=SOURCES,
     )
     name: str | None = option(None, "name of the data in folder names; null: the name of the source")
-    root: str | None = option(None, "folder of the files", result=False)
+    root: str | None = option(None, "folder of the files, or the file of data=arrays", result=False)
     download: bool = option(False, "download missing files with torchvision", result=False)
     image_size: int | None = option(
         None, "side in pixels to resize to; null: the size of the images", least=1, most=4096
@@ -39,11 +39,14 @@ class DataSettings(Settings):
     std: list[float] | None = option(None, "standard deviations per channel, given together with mean", least=1e-6)
     zca_eps: float = option(0.1, "added to the eigenvalues of the covariance (zca)", least=0)
     zca_max_features: int = option(
-        12288, "reject zca for images of more values than this, for its memory", least=1, most=100_000
+        12288, "largest C·H·W for zca, whose memory grows with its square", least=1, most=100_000
     )
     per_class: int | None = option(None, "random training images to use per class; null: all", least=1)
     validation_fraction: float = option(0.0, "share of each class held out of the training data", least=0, below=1)
-    augmentation: str | None = option("none", "families of Siamese augmentation, joined by underscores; none: off")
+    augmentation: str | None = option(
+        "none",
+        "families of Siamese augmentation (color, crop, cutout, flip, scale, rotate), joined by underscores; none: off",
+    )
     batch_size: int = option("${expert.batch_size}", "images in a training batch, over all devices", least=1)
     eval_batch_size: int = option(512, "images in a test batch of one device", least=1, result=False)
     seed: int = option("${seed}", "seed of the random subset and of the held-out split", least=0, most=LARGEST_SEED)

@@ -39,7 +39,7 @@ class DistillSettings(Settings):
     augment: bool = option(True, "Siamese augmentation of the synthetic images, with the families of the data")
     lr_teacher: float = option(
         None,
-        "initial student rate α; null: expert.lr · (1 + log10 ipc)",
+        "initial learning rate α of the student; null: expert.lr · (1 + log10 ipc)",
         neutral=0.01,
         above=0,
     )
@@ -77,7 +77,11 @@ class DistillSettings(Settings):
     eval_every: int = option(500, "iterations between evaluations; the last is always evaluated", least=1, result=False)
     save_every: int = option(50, "iterations between checkpoints, from which a run resumes", least=1, result=False)
     eval_networks: int | None = option(
-        None, "networks of these evaluations; null: evaluation.networks", least=1, most=10_000, result=False
+        None,
+        "networks in each evaluation during distillation; null: evaluation.networks",
+        least=1,
+        most=10_000,
+        result=False,
     )
 
     @classmethod
@@ -102,7 +106,7 @@ class DistillSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.outer == "normalized" and self.lr_img > 10:
-            problem = "with distill.outer=normalized it is a number of standard deviations, about 0.1"
+            problem = "with distill.outer=normalized it is a number of standard deviations, about 0.2"
             raise self.refused("lr_img", problem, "leave it out, or set distill.outer=sgd for a rate of plain SGD")
 
 
@@ -130,13 +134,15 @@ class TrajectoryMatchingSettings(DistillSettings):
     )
     split: str = option(
         "auto",
-        "what is divided among devices: windows | batch | auto (windows if even)",
+        "what is divided among devices: windows | batch | auto (windows if they divide evenly)",
         choices=("auto", "windows", "batch"),
         result=False,
     )
     batch_syn: int | None = option(None, "synthetic images of an inner step; null: all", least=1)
     momentum: float = option(0.9, "μ of the student", least=0, below=1)
-    balance: Any = option(True, "scale the inner loss by c(s), AST's balanced inner loop", type="bool | part")
+    balance: Any = option(
+        True, "scale the student's loss by a factor of the start epoch (AST's balanced inner loop)", type="bool | part"
+    )
     perturbation: Any = option(1.0, "η of AST's weight perturbation; 0: off", type="float | part", least=0)
     matching: Any = option("trajectory", "the matching loss", type="str | part", choices=("trajectory",))
     intermediate: str = option(
@@ -153,7 +159,7 @@ class TrajectoryMatchingSettings(DistillSettings):
     )
     lr_lr: float = option(
         None,
-        "outer learning rate of α; of alpha=log, of its relative change; null: 0.001, for raw 1e-5",
+        "outer learning rate of α; for alpha=log, of its relative change; null: 0.001 for log, otherwise 1e-5",
         neutral=1e-5,
         least=0,
     )

@@ -31,7 +31,9 @@ class EvaluationSettings(Settings):
     )
     momentum: float = option(0.9, "momentum until lr_decay is applied", least=0, below=1)
     weight_decay: float = option(1e-3, "L2 coefficient", least=0, most=1000)
-    lr_decay: float = option(0.5, "factor of the learning rate, once, after epoch index epochs // 2 + 1", above=0)
+    lr_decay: float = option(
+        0.5, "factor by which the learning rate is multiplied once, after epoch index epochs // 2 + 1", above=0
+    )
     momentum_after_decay: float = option(0.8, "momentum after lr_decay is applied", least=0, below=1)
     augment: bool = option(True, "Siamese augmentation with the families of the data")
     at_once: int = option(1, "networks trained together, as one computation", least=1, most=10_000, result=False)

@@ -29,23 +29,27 @@ class ExpertSettings(Settings):
     lr: float = option(0.003, "initial learning rate", above=0)
     momentum: float = option(0.9, "heavy-ball momentum", least=0, below=1)
     weight_decay: float = option(1e-3, "L2 coefficient", least=0, most=1000)
-    lr_decay: float = option(0.6, "factor of the learning rate, once, with the momentum reset; 1: constant", above=0)
+    lr_decay: float = option(
+        0.6, "factor by which the learning rate is multiplied once, when the momentum is reset; 1: constant", above=0
+    )
     lr_decay_epoch: int | None = option(
         None, "last epoch index at the full learning rate; null: epochs // 2 + 1", least=0
     )
-    clipping: bool = option(True, "scale the cross-entropy of the first epochs down")
+    clipping: bool = option(True, "clipping loss: scale down the cross-entropy of the first epochs")
     clip_start: float = option(0.5, "factor of epoch 0; it rises linearly to clip_end", least=0, most=1000)
     clip_end: float = option(
-        1.0, "factor that epoch clip_epochs reaches; later epochs have factor 1", least=0, most=1000
+        1.0, "end of the linear rise; epochs from clip_epochs on have factor 1", least=0, most=1000
     )
-    clip_epochs: int = option(10, "epochs whose cross-entropy is scaled", least=0)
+    clip_epochs: int = option(10, "number of epochs whose cross-entropy is scaled", least=0)
     gradient_penalty: float = option(2.0, "λ of the gradient penalty; 0: off", least=0, most=10**6)
     penalty_norm: str = option(
         "pixel", "pixel: over channels, the published code | sample: over C·H·W, WGAN-GP", choices=PENALTY_NORMS
     )
     augment: bool = option(True, "Siamese augmentation with the families of the data")
     snapshot_dtype: str = option(
-        "float32", "of the stored parameters: float32 | bfloat16 | float16 (half the disk)", choices=SNAPSHOT_DTYPES
+        "float32",
+        "type of the stored parameters: float32 | bfloat16 | float16 (half the disk)",
+        choices=SNAPSHOT_DTYPES,
     )
     every_n_epochs: int = option(
         1, "n: store epochs 0, n, 2n, … and E; distill.expert_epochs must be a multiple of n", least=1, most=100_000

@@ -21,7 +21,11 @@ class ConvNetSettings(Settings):
     _target_: str = option("ast_lightning.networks.ConvNet", "the class of the network")
     width: int = option(128, "channels of every convolution", least=1, most=16384)
     depth: int = option(3, "blocks: 3 at 28 and 32 px, 4 at 64 px, 5 at 128 px", least=1, most=100)
-    normalization: str = option("instance", "layer: one group; layer_chw: over C, H and W", choices=NORMALIZATIONS)
+    normalization: str = option(
+        "instance",
+        "normalisation; layer: GroupNorm with one group; layer_chw: LayerNorm over C, H and W",
+        choices=NORMALIZATIONS,
+    )
     activation: str = option("relu", "activation after each normalisation", choices=ACTIVATIONS)
     pooling: str = option("avg", "pooling that halves height and width at the end of each block", choices=POOLINGS)
     first_padding: int | None = option(

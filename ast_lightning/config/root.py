@@ -28,11 +28,16 @@ class RootSettings(Settings):
     buffers: str | None = option(None, "folder of replay_buffer_*.pt files to import instead of training")
     experts_dir: str | None = option(None, "trajectories to use; null: the folder that follows from the options")
     fresh: bool = option(False, "start over; the earlier folder is moved aside, never deleted", result=False)
-    synthetic: str | None = option(None, "what evaluate.py evaluates; null: the last set of this run", result=False)
+    synthetic: str | None = option(
+        None, "distilled dataset that evaluate.py evaluates; null: the last set of this run", result=False
+    )
     compile: str | bool = option(
         "auto", "torch.compile: auto (where the run is long enough) | true | false", choices=("auto",), result=False
     )
-    tf32: bool = option(False, "TensorFloat-32 on GPUs that have it: faster, about three digits")
+    tf32: bool = option(False, "TensorFloat-32 on GPUs that support it: faster, about three significant digits")
     baselines: list[str] = option(
-        [], f"what to compare with, e.g. baselines=[{','.join(BASELINES)}]", choices=BASELINES, result=False
+        [],
+        f"baselines that evaluate.py adds to its table, e.g. baselines=[{','.join(BASELINES)}]",
+        choices=BASELINES,
+        result=False,
     )

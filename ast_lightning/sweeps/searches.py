@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -55,7 +55,7 @@ def check_multirun(config: Any) -> None:
     if is_search(config):
         _check_search(config)
     elif str(config.hydra.job.name) == "distill":
-        _check_listed(config.hydra.overrides.task)
+        _check_listed(config)
 
 
 def check_jobs(config: Any) -> None:
@@ -116,10 +116,12 @@ def objective(results: Mapping[str, float]) -> float:
     return value if math.isfinite(value) else WORST
 
 
-def _check_listed(overrides: Sequence[str]) -> None:
+def _check_listed(config: Any) -> None:
     """Reject a list of values of an option that does not change the distilled images."""
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for override in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
         name = override.get_key_element().lstrip("+")
+        if name == "distill.max_steps" and config.distill.get("schedule") == "cosine":
+            continue  # which ends there
         remedies = [remedy for start, remedy in _SAME_IMAGES.items() if name.startswith(start)]
         if remedies and override.is_sweep_override():
             value = str(override.input_line).partition("=")[2]

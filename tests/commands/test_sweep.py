@@ -48,6 +48,7 @@ def job(folder: Path, number: int = 0, *overrides: str, sweeper: str = BASIC) ->
                 "sweep": {"dir": str(folder)},
             },
             "data": {"validation_fraction": 0.2},
+            "distill": {"schedule": "inverse_sqrt"},
         }
     )
 
@@ -211,6 +212,12 @@ def test_values_that_tell_no_distillations_apart_are_not_listed(word: str, words
     other = job(Path(), 0, word)
     other.hydra.job.name = "evaluate"
     check_multirun(other)
+
+
+def test_lengths_of_a_schedule_that_ends_are_listed() -> None:
+    sweep = job(Path(), 0, "distill.max_steps=1,2")
+    sweep.distill.schedule = "cosine"
+    check_multirun(sweep)
 
 
 def test_a_search_is_told_the_validation_accuracy_and_its_failures(tmp_path: Path, table: SweepTable) -> None:
