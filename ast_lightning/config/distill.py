@@ -53,7 +53,7 @@ class DistillSettings(Settings):
     lr_img: float = option(
         None,
         "outer learning rate of the images; of outer=normalized in standard deviations of the initial images; null: "
-        "0.2 / ipc, with another schedule than inverse_sqrt 0.1 / ipc, for sgd 1000",
+        "0.2 / ipc^0.75, with another schedule than inverse_sqrt 0.1 / ipc^0.75, for sgd 1000",
         neutral=1000.0,
         above=0,
     )
@@ -101,7 +101,7 @@ class DistillSettings(Settings):
             return {}
         schedule = self.schedule or "inverse_sqrt"
         first = NORMALIZED_STEPS.get(schedule, 0.1)
-        return {"schedule": schedule, "lr_img": round(first / max(1, self.ipc), 6)}
+        return {"schedule": schedule, "lr_img": round(first / max(1, self.ipc) ** 0.75, 6)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -229,7 +229,7 @@ class DistributionMatchingSettings(DistillSettings):
         "sgd", "the outer step: sgd (as published) | normalized (no tuning)", type="str | part", choices=OUTER_STEPS
     )
     lr_img: float = option(
-        None, "outer learning rate of the images; null: 1, for normalized 0.2 / ipc", neutral=1.0, above=0
+        None, "outer learning rate of the images; null: 1, for normalized 0.2 / ipc^0.75", neutral=1.0, above=0
     )
     max_steps: int = option(20000, "outer iterations", least=1, result=False)
     real_batch: int = option(256, "real images of each class in an iteration, drawn at random", least=1)

@@ -49,9 +49,9 @@ def test_rules(overrides: list[str], expected: tuple[float, ...]) -> None:
     ("overrides", "expected"),
     [
         ([], ("normalized", "inverse_sqrt", 0.2, "log", 0.001)),
-        (["distill.ipc=10"], ("normalized", "inverse_sqrt", 0.02, "log", 0.001)),
+        (["distill.ipc=10"], ("normalized", "inverse_sqrt", 0.035566, "log", 0.001)),
         (["distill.schedule=constant"], ("normalized", "constant", 0.1, "log", 0.001)),
-        (["distill.schedule=cosine", "distill.ipc=4"], ("normalized", "cosine", 0.025, "log", 0.001)),
+        (["distill.schedule=cosine", "distill.ipc=4"], ("normalized", "cosine", 0.035355, "log", 0.001)),
         (["distill.outer=sgd"], ("sgd", "constant", 1000.0, "raw", 1e-5)),
         (["distill.outer=sgd", "distill.schedule=inverse_sqrt"], ("sgd", "inverse_sqrt", 1000.0, "raw", 1e-5)),
         (["distill.alpha=raw"], ("normalized", "inverse_sqrt", 0.2, "raw", 1e-5)),
@@ -90,7 +90,7 @@ def test_named_experts_count_with_their_own_length(tmp_path: Path) -> None:
 def test_settings_that_are_made_in_python_are_complete() -> None:
     settings = TrajectoryMatchingSettings(ipc=3)
     assert (settings.syn_steps, settings.expert_epochs, settings.max_start_epoch) == (20, 2, 20)
-    assert (settings.lr_img, settings.lr_lr, settings.alpha, settings.lr_teacher) == (0.066667, 0.001, "log", 0.01)
+    assert (settings.lr_img, settings.lr_lr, settings.alpha, settings.lr_teacher) == (0.087738, 0.001, "log", 0.01)
     published = TrajectoryMatchingSettings(outer="sgd")
     assert (published.lr_img, published.lr_lr, published.alpha) == (1000.0, 1e-5, "raw")
     assert DistributionMatchingSettings().lr_img == 1.0
