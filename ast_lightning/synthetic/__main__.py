@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="compare every file with its checksum; status 1 if one differs")
     for each, run in ((info, _info), (verify, _verify)):
         each.add_argument("folder", type=Path, help="a distilled dataset")
-        each.add_argument("--json", action="store_true", help="for programs")
+        each.add_argument("--json", action="store_true", help="print JSON")
         each.set_defaults(run=run)
     export = commands.add_parser("export", help="write images_NAME.pt, labels_NAME.pt and lr_NAME.pt")
     export.add_argument("folder", type=Path, help="a distilled dataset")
