@@ -30,6 +30,7 @@ from omegaconf import DictConfig
 
 from ast_lightning.commands.run import Run
 from ast_lightning.config.check import checked, settings_from
+from ast_lightning.config.composition import hide_deprecations
 from ast_lightning.config.distill import DistillSettings
 from ast_lightning.config.network import ConvNetSettings
 from ast_lightning.config.parts import locate
@@ -243,8 +244,7 @@ def quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
         warnings.filterwarnings("ignore", message=".*LeafSpec")  # Lightning's own use of a deprecated torch function
-        warnings.filterwarnings("ignore", message="The version_base parameter")  # Hydra 1.4 deprecates it, 1.3 needs it
-        warnings.filterwarnings("ignore", message="(?s).*_execution_whitelist_")  # Hydra 1.4: these options are trusted
+        hide_deprecations()
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)  # torch's own use
         if not is_rank_zero():
             warnings.filterwarnings("ignore")

@@ -7,7 +7,6 @@ from ast_lightning.reporting import boundary, take_over
 take_over()
 
 import sys
-import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from omegaconf import DictConfig
 
 import ast_lightning.sweeps.table  # noqa: F401  it registers the resolver ${sweep_name:}
 from ast_lightning.config.check import checked
-from ast_lightning.config.composition import is_rejection, rejection
+from ast_lightning.config.composition import hide_deprecations, is_rejection, rejection
 from ast_lightning.config.schema import CONFIGURATION
 from ast_lightning.runs.output import prepare_output
 
@@ -37,8 +36,7 @@ def command(name: str) -> None:
         return run_command(name, config)
 
     main.__module__ = f"{__package__}.{name}"  # Hydra names its job after it
-    for deprecated in ("The version_base parameter", "(?s).*_execution_whitelist_"):  # in Hydra 1.4, needed by 1.3
-        warnings.filterwarnings("ignore", message=deprecated)
+    hide_deprecations()
     with boundary():
         try:
             hydra.main(version_base="1.3", config_path=str(CONFIGURATION), config_name="config")(main)()

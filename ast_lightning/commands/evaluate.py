@@ -99,7 +99,7 @@ def _scores(run: Run, folder: Path, dataset: DistilledDataset, store: Trajectory
     sets = {name: _training_sets(run, dataset, store, name) for name in missing if name != "whole"}
     if len(missing) < len(names):
         reused = ", ".join(TITLES[name] for name in names if name in known)
-        say(f"{'already evaluated' if missing else 'already finished'}, with the same inputs: {reused}")
+        say(f"already {'evaluated' if missing else 'finished'}, with the same inputs: {reused}")
     if writes and missing:
         clear_leftovers(folder)
         if path.exists() and record.get("accuracies", {"damaged": []}).keys() != results["accuracies"].keys():

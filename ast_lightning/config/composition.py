@@ -1,9 +1,13 @@
-"""Convert errors of Hydra and OmegaConf, raised when options are merged, to errors with an option and a remedy."""
+"""Convert errors of Hydra and OmegaConf, raised when options are merged, to errors with an option and a remedy.
+
+Their deprecation warnings are hidden here as well.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
+import warnings
 from collections.abc import Sequence
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -18,6 +22,16 @@ from ast_lightning.errors import ConfigurationError
 _NO_CHOICE = "Config group override must be a string or a list"  # a ValueError of Hydra, for group=null or a number
 
 _OF_VALUES = ValidationError | ConfigTypeError | OverflowError  # raised for a wrong type; the last: for 10**400
+
+
+_DEPRECATED = ("version_base", "_execution_whitelist_", r"register_new_resolver\(\)")
+"""What Hydra 1.4 and OmegaConf 2.4 warn about, and 1.3 and 2.3 need. Configurations are the user's own: trusted."""
+
+
+def hide_deprecations() -> None:
+    """Hide these warnings from now on, or until the end of the surrounding ``warnings.catch_warnings``."""
+    for name in _DEPRECATED:
+        warnings.filterwarnings("ignore", message=f"(?s).*{name}", category=UserWarning)
 
 
 def is_rejection(error: Exception) -> bool:

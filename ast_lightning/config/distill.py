@@ -14,8 +14,8 @@ OUTER_STEPS = ("normalized", "sgd")
 ENGINES = ("adjoint", "autograd")
 PRECISIONS = ("32-true", "64-true")
 SCHEDULES = ("inverse_sqrt", "constant", "cosine")
-NORMALIZED_STEPS = {"inverse_sqrt": 0.2, "constant": 0.1, "cosine": 0.1}
-"""First normalised step at one image per class by schedule, in standard deviations of the initial images."""
+NORMALIZED_STEP = 0.1
+"""Size of the normalised step at one image per class, in standard deviations of the initial images."""
 NORMALIZED_RATE_STEP = 0.001
 """Size of the normalised step of log α."""
 
@@ -53,7 +53,7 @@ class DistillSettings(Settings):
     lr_img: float = option(
         None,
         "outer learning rate of the images; of outer=normalized in standard deviations of the initial images; null: "
-        "0.2 / ipc^0.75, with another schedule than inverse_sqrt 0.1 / ipc^0.75, for sgd 1000",
+        "0.2 / ipc^0.75 with schedule=inverse_sqrt, 0.1 / ipc^0.75 with another; with another outer step 1000",
         neutral=1000.0,
         above=0,
     )
@@ -100,7 +100,7 @@ class DistillSettings(Settings):
         if self.outer != "normalized":
             return {}
         schedule = self.schedule or "inverse_sqrt"
-        first = NORMALIZED_STEPS.get(schedule, 0.1)
+        first = NORMALIZED_STEP * (2 if schedule == "inverse_sqrt" else 1)
         return {"schedule": schedule, "lr_img": round(first / max(1, self.ipc) ** 0.75, 6)}
 
     def __post_init__(self) -> None:
@@ -229,7 +229,10 @@ class DistributionMatchingSettings(DistillSettings):
         "sgd", "the outer step: sgd (as published) | normalized (no tuning)", type="str | part", choices=OUTER_STEPS
     )
     lr_img: float = option(
-        None, "outer learning rate of the images; null: 1, for normalized 0.2 / ipc^0.75", neutral=1.0, above=0
+        None,
+        "outer learning rate of the images; null: 1; for outer=normalized as in method=ast",
+        neutral=1.0,
+        above=0,
     )
     max_steps: int = option(20000, "outer iterations", least=1, result=False)
     real_batch: int = option(256, "real images of each class in an iteration, drawn at random", least=1)

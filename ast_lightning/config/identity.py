@@ -53,10 +53,15 @@ def experts_identity(config: Config) -> Config:
     }
 
 
+def depends_on_length(distill: Config) -> bool:
+    """Whether iterations depend on ``distill.max_steps``: a cosine schedule does, and a part of the user's own may."""
+    return distill.get("schedule") == "cosine" or any(isinstance(value, Mapping) for value in distill.values())
+
+
 def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
     """The settings that determine the synthetic images.
 
-    The number of iterations is included only if a part is given or the schedule is a cosine.
+    The number of iterations is included only if the images depend on it.
 
     Args:
         config: see :func:`experts_identity`.
@@ -77,8 +82,7 @@ def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
         values["warm_start"] = _absolute(values["warm_start"])
     own = {"seed": config["seed"], "data": _data(config), **_arithmetic(config)}
     identity = {"distill": without_neutral(kind, values)}
-    parts = any(isinstance(value, Mapping) for value in values.values())
-    if parts or values.get("schedule") == "cosine":  # these may depend on the run's length
+    if depends_on_length(values):
         identity["distill"]["max_steps"] = comparable(values.get("max_steps"))
     if target != _TRAJECTORY_MATCHING:
         identity["method"] = target

@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import Override
 
 from ast_lightning.config.check import checked
 from ast_lightning.config.composition import is_rejection, rejection
+from ast_lightning.config.identity import depends_on_length
 from ast_lightning.errors import ConfigurationError
 
 OBJECTIVE = "validation_accuracy"
@@ -120,8 +121,8 @@ def _check_listed(config: Any) -> None:
     """Reject a list of values of an option that does not change the distilled images."""
     for override in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
         name = override.get_key_element().lstrip("+")
-        if name == "distill.max_steps" and config.distill.get("schedule") == "cosine":
-            continue  # which ends there
+        if name == "distill.max_steps" and depends_on_length(config.distill):
+            continue
         remedies = [remedy for start, remedy in _SAME_IMAGES.items() if name.startswith(start)]
         if remedies and override.is_sweep_override():
             value = str(override.input_line).partition("=")[2]

@@ -18,6 +18,7 @@ from hydra.core.utils import JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
+from ast_lightning.config.composition import hide_deprecations
 from ast_lightning.errors import ConfigurationError, DistillationDiverged, printable
 from ast_lightning.parallel.locks import FolderLock
 from ast_lightning.reporting import boundary, outcome
@@ -41,7 +42,7 @@ def sweep_name(arguments: Sequence[str] | None = None) -> str:
 # Registered here, because the processes of a launcher import this module with the callback, but not the script. They
 # use the value that Hydra stored when the multirun began.
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", UserWarning)  # OmegaConf 2.4 deprecates this name, and 2.3 has no other
+    hide_deprecations()
     OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("expanduser", lambda folder: os.path.expanduser(str(folder)), replace=True)
 

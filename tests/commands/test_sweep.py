@@ -214,9 +214,10 @@ def test_values_that_tell_no_distillations_apart_are_not_listed(word: str, words
     check_multirun(other)
 
 
-def test_lengths_of_a_schedule_that_ends_are_listed() -> None:
+@pytest.mark.parametrize("changes", [{"schedule": "cosine"}, {"outer": {"_target_": "my_package.adam"}}])
+def test_lengths_are_listed_where_the_images_depend_on_them(changes: dict[str, Any]) -> None:
     sweep = job(Path(), 0, "distill.max_steps=1,2")
-    sweep.distill.schedule = "cosine"
+    sweep.distill.update(changes)
     check_multirun(sweep)
 
 
