@@ -59,7 +59,7 @@ def evaluate(run: Run) -> dict[str, float]:
         ``<name>_accuracy`` and ``<name>_std`` in per cent for ``distilled`` and every baseline.
     """
     prepare(run.config["trainer"], tf32=run.config["tf32"])
-    dataset = load_distilled(run.synthetic_folder())
+    dataset = _dataset(run)
     run.data.use_preprocessing(dataset.preprocessing)
     run.data.setup("test")
     check_dataset(dataset, run)
@@ -82,6 +82,22 @@ def evaluate(run: Run) -> dict[str, float]:
     if not run.fast_dev_run:
         say(f"results:     {folder / 'results.json'}")
     return _metrics(scores)
+
+
+def _dataset(run: Run) -> DistilledDataset:
+    """Load the set; print a note if it is the one of this run, and the run is not finished.
+
+    Raises:
+        ConfigurationError: it does not exist, or is damaged.
+    """
+    folder, own = run.synthetic_folder(), not run.config["synthetic"]
+    if own and not folder.exists() and any((run.distill_folder() / "checkpoints").glob("*.ckpt")):
+        problem = "the distillation was interrupted before its first evaluation"
+        raise ConfigurationError("synthetic", folder, problem, "rerun distill.py to resume")
+    dataset = load_distilled(folder)
+    if own and (iteration := dataset.metadata["iteration"]) < run.distill.max_steps:
+        say(f"note: these images are from iteration {iteration} of {run.distill.max_steps}; rerun distill.py to resume")
+    return dataset
 
 
 def _scores(run: Run, folder: Path, dataset: DistilledDataset, store: TrajectoryStore | None) -> dict[str, Score]:

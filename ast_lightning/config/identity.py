@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ast_lightning.config.data import READ_FROM_ROOT
-from ast_lightning.config.distill import DistillSettings, TrajectoryMatchingSettings
+from ast_lightning.config.distill import DistillSettings
 from ast_lightning.config.evaluation import EvaluationSettings
 from ast_lightning.config.expert import ExpertSettings
 from ast_lightning.config.network import ConvNetSettings
 from ast_lightning.config.schema import kind_of
 from ast_lightning.config.settings import comparable, without_neutral
 from ast_lightning.config.trainer import CHANGE_RESULTS, SHORT_PRECISIONS, TrainerSettings
+from ast_lightning.config.trajectory_matching import TrajectoryMatchingSettings
 
 Config = dict[str, Any]
 

@@ -11,13 +11,14 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from ast_lightning.config.data import DataSettings
-from ast_lightning.config.distill import DistillSettings, DistributionMatchingSettings, TrajectoryMatchingSettings
+from ast_lightning.config.distill import DistillSettings, DistributionMatchingSettings
 from ast_lightning.config.evaluation import EvaluationSettings
 from ast_lightning.config.expert import ExpertSettings
 from ast_lightning.config.network import ConvNetSettings
 from ast_lightning.config.root import RootSettings
 from ast_lightning.config.settings import Settings, schema_of
 from ast_lightning.config.trainer import TrainerSettings
+from ast_lightning.config.trajectory_matching import TrajectoryMatchingSettings
 
 _PACKAGE = Path(__file__).parents[1]
 CONFIGURATION = next((each for each in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if each.is_dir()), _PACKAGE)

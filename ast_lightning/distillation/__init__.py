@@ -1,6 +1,7 @@
 """Distillation: the synthetic set (SyntheticSet), the method (Method) and the outer loop (DistillModule)."""
 
-from ast_lightning.config.distill import DistillSettings, TrajectoryMatchingSettings
+from ast_lightning.config.distill import DistillSettings
+from ast_lightning.config.trajectory_matching import TrajectoryMatchingSettings
 from ast_lightning.distillation.initialization import initial_images, starting_point
 from ast_lightning.distillation.method import Context, Method
 from ast_lightning.distillation.module import DistillModule

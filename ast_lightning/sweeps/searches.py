@@ -20,12 +20,16 @@ OBJECTIVE = "validation_accuracy"
 WORST = 0.0
 """The objective of a trial in which the distillation or the evaluated networks diverged."""
 
-_SAME_IMAGES = {
-    "evaluation.": "distil once, and list the values for evaluate.py",
-    "distill.eval_networks": "distil once, and list the values for evaluate.py",
-    "distill.max_steps": "give the largest: the accuracy is logged every distill.eval_every iterations",
+_SAME = "this option does not change the distilled images"
+_SAME_RUN = {
+    "evaluation.": (_SAME, "distil once, and list the values for evaluate.py"),
+    "distill.eval_networks": (_SAME, "distil once, and list the values for evaluate.py"),
+    "distill.max_steps": (
+        "distillations that differ only in their length are the same run",
+        "give the largest: the accuracy is logged every distill.eval_every iterations",
+    ),
 }
-"""Options (or their prefixes) that do not change the distilled images, and what to do instead of listing values."""
+"""Options (or their prefixes) that do not make another run: why, and what to do instead of listing values."""
 
 _CHECKED_VALUES = 16  # of each list, because composing takes 0.1 s; further values are checked when their jobs begin
 
@@ -118,15 +122,15 @@ def objective(results: Mapping[str, float]) -> float:
 
 
 def _check_listed(config: Any) -> None:
-    """Reject a list of values of an option that does not change the distilled images."""
+    """Reject a list of values of an option that does not make another run."""
     for override in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
         name = override.get_key_element().lstrip("+")
         if name == "distill.max_steps" and depends_on_length(config.distill):
             continue
-        remedies = [remedy for start, remedy in _SAME_IMAGES.items() if name.startswith(start)]
-        if remedies and override.is_sweep_override():
+        reasons = [reason for start, reason in _SAME_RUN.items() if name.startswith(start)]
+        if reasons and override.is_sweep_override():
             value = str(override.input_line).partition("=")[2]
-            raise ConfigurationError(name, value, "this option does not change the distilled images", remedies[0])
+            raise ConfigurationError(name, value, *reasons[0])
 
 
 def _check_search(config: Any) -> None:

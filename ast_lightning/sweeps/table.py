@@ -103,6 +103,8 @@ class SweepTable(Callback):
                 self._lock.release()
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
+        if not self.script:  # on_multirun_start has rejected the multirun; Hydra 1.4 calls this all the same
+            return
         atexit.unregister(self._finish)
         if not self._finish():
             raise SystemExit(1)

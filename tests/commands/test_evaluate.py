@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,25 @@ def test_the_learning_rate_of_a_baseline_is_the_best_on_held_out_training_images
 def test_a_given_learning_rate_is_not_searched(folder: Path, command: Command, word: str) -> None:
     command("evaluate", folder, RANDOM, word)
     assert record_of(folder, word)["learning_rates"] == {"random": {}, "distilled": {}}
+
+
+def test_the_images_of_an_unfinished_run_are_named(
+    folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command("evaluate", folder, "baselines=[]", "distill.max_steps=2")
+    assert "note: these images" not in capsys.readouterr().out
+    command("evaluate", folder, "baselines=[]", "distill.max_steps=40")
+    assert "note: these images are from iteration 2 of 40; rerun distill.py" in capsys.readouterr().out
+
+
+def test_a_run_without_an_evaluation_is_to_be_resumed(folder: Path, tmp_path: Path, command: Command) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    shutil.rmtree(distilled_folder(other) / "synthetic")
+    with pytest.raises(
+        ConfigurationError, match=r"synthetic=.*before its first evaluation.*rerun distill\.py to resume"
+    ):
+        command("evaluate", other)
 
 
 @pytest.mark.slow

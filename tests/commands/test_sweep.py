@@ -196,10 +196,13 @@ def test_a_table_that_cannot_be_written_is_no_success(
     [
         (
             "distill.max_steps=1,2",
-            ["distill.max_steps=1,2: ", "does not change the distilled images", "give the largest"],
+            ["distill.max_steps=1,2: ", "differ only in their length are the same run", "give the largest"],
         ),
         ("distill.max_steps=range(1,9)", ["distill.max_steps=range(1,9): "]),
-        ("evaluation.epochs=1,2", ["evaluation.epochs=1,2: ", "for evaluate.py"]),
+        (
+            "evaluation.epochs=1,2",
+            ["evaluation.epochs=1,2: ", "does not change the distilled images", "for evaluate.py"],
+        ),
         ("distill.eval_networks=1,2", ["distill.eval_networks=1,2: ", "for evaluate.py"]),
     ],
 )
@@ -244,3 +247,9 @@ def test_errors_survive_the_way_between_processes() -> None:
     for error in (refused, DistillationDiverged(3, "the loss is nan", "lower it")):
         copy = pickle.loads(pickle.dumps(error))
         assert (type(copy), str(copy), copy.remedy) == (type(error), str(error), error.remedy)
+
+
+def test_the_end_of_a_rejected_multirun_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    SweepTable().on_multirun_end(job(tmp_path))  # as Hydra 1.4 calls it
+    assert not list(tmp_path.iterdir())

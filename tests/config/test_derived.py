@@ -10,9 +10,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from ast_lightning.config.check import checked
-from ast_lightning.config.distill import DistributionMatchingSettings, TrajectoryMatchingSettings
+from ast_lightning.config.distill import DistributionMatchingSettings
 from ast_lightning.config.evaluation import EvaluationSettings
 from ast_lightning.config.identity import distill_identity
+from ast_lightning.config.trajectory_matching import TrajectoryMatchingSettings
 
 CONF = str(Path(__file__).parents[2] / "conf")
 

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 
 from ast_lightning.config import identity as identities
 from ast_lightning.config.check import checked
-from ast_lightning.config.distill import DistributionMatchingSettings, TrajectoryMatchingSettings
+from ast_lightning.config.distill import DistributionMatchingSettings
 from ast_lightning.config.evaluation import EvaluationSettings
 from ast_lightning.config.expert import ExpertSettings
 from ast_lightning.config.identity import complete_record, distill_identity, experts_identity, find_folder, short_hash
@@ -21,6 +21,7 @@ from ast_lightning.config.network import ConvNetSettings
 from ast_lightning.config.root import RootSettings
 from ast_lightning.config.schema import SECTIONS
 from ast_lightning.config.settings import option, without_neutral
+from ast_lightning.config.trajectory_matching import TrajectoryMatchingSettings
 from ast_lightning.trajectories.records import first_difference
 
 CONF = Path(__file__).parents[2] / "conf"

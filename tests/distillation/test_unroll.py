@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ast_lightning.config.distill import ENGINES
+from ast_lightning.config.trajectory_matching import ENGINES
 from ast_lightning.distillation.trajectory_matching import unroll
 from ast_lightning.networks import ConvNet, FunctionalNetwork
 

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from ast_lightning.config.distill import TrajectoryMatchingSettings
 from ast_lightning.config.schedule import Schedule
+from ast_lightning.config.trajectory_matching import TrajectoryMatchingSettings
 from ast_lightning.distillation.trajectory_matching import TrajectoryWindows, Window, check_window, choose_window
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.trajectories import TrajectoryStore
@@ -255,7 +255,7 @@ def test_a_process_ends_with_a_window_in_reserve(store: TrajectoryStore) -> None
     """Also where the iteration was never closed."""
     code = f"""
 import sys, threading
-from ast_lightning.config.distill import TrajectoryMatchingSettings
+from ast_lightning.config.trajectory_matching import TrajectoryMatchingSettings
 from ast_lightning.distillation.trajectory_matching import TrajectoryWindows
 from ast_lightning.trajectories import TrajectoryStore
 settings = TrajectoryMatchingSettings(expert_epochs=2, max_start_epoch=3)

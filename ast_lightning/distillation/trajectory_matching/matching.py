@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from ast_lightning.config.distill import TrajectoryMatchingSettings
+from ast_lightning.config.trajectory_matching import TrajectoryMatchingSettings
 from ast_lightning.distillation.trajectory_matching.adjoint import Steps
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ast_lightning.compilation import Compilation
-from ast_lightning.config.distill import TrajectoryMatchingSettings
 from ast_lightning.config.parts import resolve
+from ast_lightning.config.trajectory_matching import TrajectoryMatchingSettings
 from ast_lightning.data import SiameseAugmentation
 from ast_lightning.distillation.method import Context, Method
 from ast_lightning.distillation.synthetic_set import BatchDraw, SyntheticImages, SyntheticSet

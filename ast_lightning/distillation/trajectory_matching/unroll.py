@@ -15,7 +15,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from ast_lightning.config.distill import ENGINES
+from ast_lightning.config.trajectory_matching import ENGINES
 from ast_lightning.distillation.trajectory_matching.adjoint import (
     AdjointUnroll,
     StepBatch,

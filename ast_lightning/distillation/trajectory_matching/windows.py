@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ast_lightning.config.distill import TrajectoryMatchingSettings
 from ast_lightning.config.parts import resolve
 from ast_lightning.config.schedule import Schedule
+from ast_lightning.config.trajectory_matching import TrajectoryMatchingSettings
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.randomness import keyed_generator
 from ast_lightning.trajectories import TrajectoryStore

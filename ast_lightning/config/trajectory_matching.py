@@ -1,0 +1,122 @@
+"""The options of section ``distill`` for trajectory matching."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ast_lightning.config.distill import DistillSettings
+from ast_lightning.config.settings import option
+
+ENGINES = ("adjoint", "autograd")
+NORMALIZED_RATE_STEP = 0.001
+"""Size of the normalised step of log α."""
+
+
+@dataclass(frozen=True)
+class TrajectoryMatchingSettings(DistillSettings):
+    """Trajectory matching with AST's components; what is null follows from the experts and ``ipc``."""
+
+    needs_experts: ClassVar[bool] = True
+
+    _target_: str = option("ast_lightning.distillation.TrajectoryMatching", "the method")
+    syn_steps: int = option(None, "K, inner steps of the student; null: 20", neutral=20, least=1, most=100_000)
+    expert_epochs: int = option(None, "M, expert epochs of a window; null: 2", neutral=2, least=1, most=100_000)
+    max_start_epoch: int = option(
+        None,
+        "T⁺, exclusive bound on the start epoch of a window; null: expert.epochs · (0.25 + 0.25 · log10 ipc)",
+        neutral=20,
+        least=1,
+        most=100_000,
+    )
+    windows: Any = option(
+        "uniform", "how expert and start epoch of a window are drawn", type="str | part", choices=("uniform",)
+    )
+    windows_per_step: int = option(
+        1, "W, windows of an outer iteration over all devices; gradients are averaged", least=1, most=100_000
+    )
+    split: str = option(
+        "auto",
+        "what is divided among devices: windows | batch | auto (windows if they divide evenly)",
+        choices=("auto", "windows", "batch"),
+        result=False,
+    )
+    batch_syn: int | None = option(None, "synthetic images of an inner step; null: all", least=1)
+    momentum: float = option(0.9, "μ of the student", least=0, below=1)
+    balance: Any = option(
+        True, "scale the student's loss by a factor of the start epoch (AST's balanced inner loop)", type="bool | part"
+    )
+    perturbation: Any = option(1.0, "η of AST's weight perturbation; 0: off", type="float | part", least=0)
+    matching: Any = option("trajectory", "the matching loss", type="str | part", choices=("trajectory",))
+    intermediate: str = option(
+        "aggregate",
+        "intermediate matching: none | aggregate (β = 1) | adaptive (β = i / M)",
+        choices=("none", "aggregate", "adaptive"),
+    )
+    alpha: str = option(
+        None,
+        "what is learned: log (log α, which keeps α positive) | raw (α, as published) | fixed (nothing); null: log, "
+        "with outer=sgd raw",
+        choices=("log", "raw", "fixed"),
+        neutral="raw",
+    )
+    lr_lr: float = option(
+        None,
+        "outer learning rate of α; for alpha=log, of its relative change; null: 0.001 for log, otherwise 1e-5",
+        neutral=1e-5,
+        least=0,
+    )
+    engine: str = option(
+        "adjoint", "adjoint: constant memory | autograd: the graph of all K steps", choices=ENGINES, result=False
+    )
+    recompute: bool = option(
+        False,
+        "store only every √K-th inner step and recompute the others, for ten million parameters and more",
+        result=False,
+    )
+
+    def follow(self) -> dict[str, Any]:
+        alpha = self.alpha or ("raw" if self.outer == "sgd" else "log")
+        rate = {"lr_lr": NORMALIZED_RATE_STEP} if alpha == "log" else {}
+        return {**super().follow(), **rate, "alpha": alpha, "syn_steps": max(20, self.expert_epochs or 0)}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha == "log" and self.outer == "sgd":
+            raise self.refused("alpha", "its step is that of distill.outer=normalized", "choose raw or fixed")
+        if self.recompute and self.engine != "adjoint":
+            raise self.refused("recompute", "the autograd engine keeps every step", "set distill.engine=adjoint")
+        if self.split == "batch" and self.engine != "adjoint":
+            raise self.refused("engine", "distill.split=batch needs the adjoint", "set distill.engine=adjoint")
+        if self.intermediate != "none" and self.syn_steps < self.expert_epochs:
+            problem = f"intermediate matching needs at least distill.expert_epochs={self.expert_epochs} inner steps"
+            raise self.refused("syn_steps", problem, "raise distill.syn_steps or set distill.intermediate=none")
+
+    def splits_batches(self, devices: int) -> bool:
+        """Whether this number of devices divides the rows of every inner batch instead of the windows."""
+        return self.split == "batch" or (self.split == "auto" and self.windows_per_step % devices != 0)
+
+    def windows_of_a_device(self, devices: int) -> int:
+        """How many of the W windows each device matches.
+
+        Raises:
+            ConfigurationError: with ``split=windows``, the devices cannot divide the windows evenly.
+        """
+        windows = self.windows_per_step
+        if self.splits_batches(devices):
+            return windows
+        if windows % devices:
+            problem = f"{devices} devices cannot divide so many windows evenly"
+            remedy = f"use a multiple of {devices}, or set distill.split=batch, or use fewer devices"
+            raise self.refused("windows_per_step", problem, remedy)
+        return windows // devices
+
+    def check_batch(self, num_images: int) -> None:
+        """Reject a ``batch_syn`` larger than the synthetic set.
+
+        Raises:
+            ConfigurationError: it is larger; the message gives the size of the set.
+        """
+        if self.batch_syn is not None and self.batch_syn > num_images:
+            problem, remedy = f"the synthetic set has only {num_images} images", f"give at most {num_images}, or null"
+            raise self.refused("batch_syn", problem, remedy)
