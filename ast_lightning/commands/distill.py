@@ -256,7 +256,8 @@ def _report(run: Run, metrics: dict[str, float]) -> None:
     for split in ("test", "validation"):
         if f"{split}_accuracy" in metrics:
             accuracy, spread = metrics[f"{split}_accuracy"], metrics.get(f"{split}_accuracy_std", 0.0)
-            shown = "none, as networks diverged" if math.isnan(accuracy) else f"{accuracy:.1f} ± {spread:.1f} %"
+            shown = f"{accuracy:.1f} ± {spread:.1f} %" if spread else f"{accuracy:.1f} %"  # 0: a single network
+            shown = "none, as networks diverged" if math.isnan(accuracy) else shown
             say(f"{split} accuracy of the last images: {shown}")
     say(f"distilled dataset: {folder / 'synthetic' / 'last'}")
     say(f"pictures:          {folder / 'synthetic' / 'last' / 'images.png'}")

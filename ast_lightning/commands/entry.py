@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 import ast_lightning.sweeps.table  # noqa: F401  it registers the resolver ${sweep_name:}
 from ast_lightning.config.check import checked
-from ast_lightning.config.composition import hide_deprecations, is_rejection, rejection
+from ast_lightning.config.composition import check_choices, hide_deprecations, is_rejection, rejection
 from ast_lightning.config.schema import CONFIGURATION
 from ast_lightning.runs.output import prepare_output
 
@@ -55,6 +55,7 @@ def run_command(name: str, config: DictConfig) -> dict[str, float]:
     """
     if HydraConfig.get().mode != RunMode.MULTIRUN:  # the jobs of a multirun are checked before the first begins
         with boundary():  # handled here, because Hydra would add a line to the message
+            check_choices(HydraConfig.get().runtime.choices)
             prepare_output(Path(checked(config)["output_dir"]))
     from ast_lightning.commands.app import execute
 

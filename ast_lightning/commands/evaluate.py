@@ -313,6 +313,6 @@ def _print_table(scores: Mapping[str, Score], dataset: DistilledDataset) -> None
     for column in ("trained on", "accuracy %", "networks"):
         table.add_column(column, justify="left" if column == "trained on" else "right")
     for name, score in scores.items():
-        shown = f"{score.diverged} diverged" if score.diverged else f"{score.mean:.1f} {spread} {score.std:.1f}"
+        shown = f"{score.diverged} diverged" if score.diverged else str(score).removesuffix(" %").replace("±", spread)
         table.add_row(TITLES[name], shown, str(len(score.accuracies)))
     console.print(table)

@@ -90,6 +90,7 @@ def _open_experts(run: Run) -> tuple[TrajectoryStore, list[int]]:
         if incomplete := store.incomplete():
             left_out = count(len(incomplete), "incomplete expert")
             say(f"leaving out {left_out} of {store.folder}, the first is expert {incomplete[0]}")
+        store.check_files(complete)
         return store, complete
     wanted = list(range(run.config["num_experts"]))
     missing = [index for index in wanted if index not in complete]
@@ -97,6 +98,7 @@ def _open_experts(run: Run) -> tuple[TrajectoryStore, list[int]]:
         problem = f"{len(missing)} of them are not complete in {store.folder}, the first is expert {missing[0]}"
         remedy = f"let train_experts.py finish, or set num_experts={missing[0]}"
         raise ConfigurationError("num_experts", len(wanted), problem, remedy if missing[0] else "run train_experts.py")
+    store.check_files(wanted)
     return store, wanted
 
 

@@ -67,6 +67,7 @@ def train_experts(run: Run) -> dict[str, float]:
         return {}
     store = make_store(run)
     pending = indices if run.fresh else incomplete(store, indices)
+    store.check_files(set(indices) - set(pending))
     processes = min(processes, len(pending))
     _announce(run, store, indices, pending, processes)
     if is_rank_zero():

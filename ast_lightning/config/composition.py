@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
@@ -32,6 +34,38 @@ def hide_deprecations() -> None:
     """Hide these warnings from now on, or until the end of the surrounding ``warnings.catch_warnings``."""
     for name in _DEPRECATED:
         warnings.filterwarnings("ignore", message=f"(?s).*{name}", category=UserWarning)
+
+
+def choices_of_groups() -> str:
+    """The groups and their choices, for ``--help``: one paragraph each."""
+    loader = GlobalHydra.instance().config_loader()
+    groups = [group for group in loader.list_groups("") if group != "hydra"]
+    found = {group: _listed(loader.get_group_options(group)) for group in sorted(groups)}
+    return "\n".join(textwrap.fill(f"{group}: {names}", 118, subsequent_indent="  ") for group, names in found.items())
+
+
+def check_choices(choices: Mapping[str, object]) -> None:
+    """Reject a file that others extend, chosen as if it were complete.
+
+    Args:
+        choices: the chosen file of each configuration group.
+
+    Raises:
+        ConfigurationError: naming the group.
+    """
+    for group, choice in choices.items():
+        if not group.startswith("hydra/") and _is_base(str(choice)):
+            options = GlobalHydra.instance().config_loader().get_group_options(group)
+            problem, remedy = "other files extend it, and it is not complete", f"choose one of {_listed(options)}"
+            raise ConfigurationError(group, choice, problem, remedy)
+
+
+def _is_base(choice: str) -> bool:
+    return choice in ("common", "trajectory_matching") or choice.startswith("base")
+
+
+def _listed(options: Iterable[str]) -> str:
+    return ", ".join(sorted(each for each in options if not _is_base(each)))
 
 
 def is_rejection(error: Exception) -> bool:
@@ -59,7 +93,7 @@ def rejection(error: Exception, overrides: Sequence[str]) -> ConfigurationError:
             return no_section(section, "null")
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        choices = ", ".join(sorted(each for each in error.options if not each.startswith(("base", "common"))))
+        choices = _listed(error.options)
         install = "pip install '.[sweep]', or " if group.startswith("hydra/") else ""  # launchers and sweepers
         return ConfigurationError(group, choice, "there is no such choice", f"{install}choose one of {choices}")
     if message.startswith(_NO_CHOICE):

@@ -67,6 +67,9 @@ def _problems(raw: Any) -> Iterator[tuple[str, ...]]:
     name, count = smallest_class(raw.train.labels, raw.class_names)
     if count == 0:
         yield (f"class {name!r} has no training images",)
+    lowest, highest = (int(bound) for bound in raw.train.images.aminmax())
+    if lowest == highest:
+        yield (f"every pixel of the training images has the value {lowest}",)
 
 
 def check_memory(count: int, channels: int, height: int, width: int) -> None:

@@ -61,7 +61,7 @@ class Score:
     def __str__(self) -> str:
         if self.diverged:
             return f"{self.diverged} of {len(self.accuracies)} networks diverged"
-        return f"{self.mean:.1f} ± {self.std:.1f} %"
+        return f"{self.mean:.1f} ± {self.std:.1f} %" if len(self.accuracies) > 1 else f"{self.mean:.1f} %"
 
 
 class NetworkEvaluator:

@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from ast_lightning.config.check import checked
-from ast_lightning.config.composition import is_rejection, rejection
+from ast_lightning.config.composition import check_choices, is_rejection, rejection
 from ast_lightning.config.identity import depends_on_length
 from ast_lightning.errors import ConfigurationError
 
@@ -90,6 +90,7 @@ def check_jobs(config: Any) -> None:
         try:
             composed = loader.load_sweep_config(config, job)
             if job is first or not is_search(config):
+                check_choices(composed.hydra.runtime.choices)
                 checked(composed)
         except Exception as error:
             if is_rejection(error):

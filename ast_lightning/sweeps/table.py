@@ -18,7 +18,7 @@ from hydra.core.utils import JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import OmegaConf
 
-from ast_lightning.config.composition import hide_deprecations
+from ast_lightning.config.composition import choices_of_groups, hide_deprecations
 from ast_lightning.errors import ConfigurationError, DistillationDiverged, printable
 from ast_lightning.parallel.locks import FolderLock
 from ast_lightning.reporting import boundary, outcome
@@ -44,6 +44,7 @@ def sweep_name(arguments: Sequence[str] | None = None) -> str:
 with warnings.catch_warnings():
     hide_deprecations()
     OmegaConf.register_new_resolver("sweep_name", sweep_name, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("choices", choices_of_groups, replace=True)
     OmegaConf.register_new_resolver("expanduser", lambda folder: os.path.expanduser(str(folder)), replace=True)
 
 

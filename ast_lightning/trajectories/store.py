@@ -276,6 +276,20 @@ class TrajectoryStore:
         epochs = range(start, start + length + 1, self.schedule.every_n_epochs)
         return torch.stack([self._read(expert, epoch)[0] for epoch in epochs])
 
+    def check_files(self, experts: Iterable[int]) -> None:
+        """Check that no snapshot of a complete expert is missing; the files are not read.
+
+        Raises:
+            ConfigurationError: naming the first missing file.
+        """
+        for expert in experts:
+            there = {epoch for epoch, _ in snapshot_files(self.expert_folder(expert))}
+            for epoch in self.schedule.stored():
+                if epoch not in there:
+                    path = self.snapshot_path(expert, epoch)
+                    remedy = expert_remedy(path.parent)
+                    raise ConfigurationError(OPTION, self.folder, f"{path} is missing", remedy)
+
     def bytes_to_write(self, experts: Iterable[int], *, anew: bool = False) -> int:
         """Size in bytes of the missing snapshots of these experts, or of all their snapshots with ``anew``."""
         paths = (self.snapshot_path(expert, epoch) for expert in experts for epoch in self.schedule.stored())

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import initialize_config_dir
 from hydra.errors import ConfigCompositionException, MissingConfigException
 from torchvision.utils import save_image
 
 from ast_lightning.commands.distill import distill
 from ast_lightning.commands.train_experts import train_experts
+from ast_lightning.config.composition import check_choices, choices_of_groups
 from ast_lightning.errors import ConfigurationError, DistillationDiverged
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.trajectories import TrajectoryStore
 
-from .conftest import SMALL, Command, Script, composed, run_of
+from .conftest import ROOT, SMALL, Command, Script, composed, run_of
 
 
 def contents(folder: Path) -> dict[Path, int]:
@@ -175,6 +177,16 @@ def test_preprocessing_statistics_of_something_else_are_refused(output: Path) ->
 def test_an_unknown_choice_names_what_exists(group: str) -> None:
     with pytest.raises(MissingConfigException, match="Available options"):
         composed(f"{group}=no_such_choice")
+
+
+@pytest.mark.parametrize(("group", "base"), [("data", "base"), ("distill", "common"), ("experiment", "base_published")])
+def test_a_file_that_others_extend_is_no_choice(group: str, base: str) -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert base not in choices_of_groups()
+        assert "  ast_cifar10_ipc" in choices_of_groups()
+        check_choices({group: "ast", "hydra/launcher": "basic"})
+        with pytest.raises(ConfigurationError, match=f"^{group}={base}: .*choose one of "):
+            check_choices({group: base})
 
 
 def test_an_unknown_key_is_refused() -> None:

@@ -76,6 +76,18 @@ def test_distillation_refuses_a_damaged_file_by_its_name(
     assert f"{path}: " in capsys.readouterr().out
 
 
+def test_a_missing_snapshot_is_found_at_the_start_of_each_command(experts: Path, tmp_path: Path) -> None:
+    (experts / "expert_0000" / "epoch_0001.safetensors").unlink()
+    for command in (
+        lambda: distilling(experts, tmp_path),
+        lambda: train_experts(run_of(*SMALL, f"experts_dir={experts}")),
+    ):
+        with pytest.raises(
+            ConfigurationError, match=r"epoch_0001\.safetensors is missing.*delete .*expert_0000 and run"
+        ):
+            command()
+
+
 def test_distillation_refuses_a_store_that_lost_its_preprocessing(experts: Path, tmp_path: Path) -> None:
     (experts / "preprocessing.safetensors").unlink()
     with pytest.raises(ConfigurationError, match=r"preprocessing\.safetensors is missing.*delete both"):

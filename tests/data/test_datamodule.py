@@ -398,6 +398,7 @@ def broken(**changes: Any) -> RawDataset:
         ({"images": torch.zeros(24, 8, 8, 3, dtype=torch.uint8)}, r"channels last.*permute\(0, 3, 1, 2\)"),
         ({"images": torch.zeros(24, 8, 8, 3).numpy()}, "two tensors"),
         ({"test": None}, "test images: .*not NoneType"),
+        ({"images": torch.full((24, 1, 4, 4), 7, dtype=torch.uint8)}, "every pixel of the training images has .* 7"),
     ],
 )
 def test_a_source_that_breaks_its_promises_is_refused(changes: dict, message: str) -> None:

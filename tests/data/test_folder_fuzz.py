@@ -271,7 +271,7 @@ def test_a_folder_is_read_right_or_refused_in_a_line(
         event("read")
         assert_right(raw, written, size, resize, channels)
         assert all(line.isprintable() for line in out.getvalue().splitlines())
-        if len(raw.class_names) > 1:
+        if len(raw.class_names) > 1 and raw.train.images.min() < raw.train.images.max():
             data = ImageDataModule(lambda: raw, preprocessing="none")
             for split in (data.train, data.test):
                 assert split.images.isfinite().all()

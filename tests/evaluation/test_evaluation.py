@@ -293,7 +293,8 @@ def test_score() -> None:
     assert score.std == pytest.approx((700.0) ** 0.5)
     assert score.std == pytest.approx(statistics.stdev(values))
     assert str(score) == "30.0 ± 26.5 %"
-    assert (Score((41.25,)).mean, Score((41.25,)).std) == (41.25, 0.0)
+    alone = Score((41.25,))
+    assert (alone.mean, alone.std, str(alone)) == (41.25, 0.0, "41.2 %")
 
 
 def test_a_score_of_networks_some_of_which_diverged_has_no_number() -> None:
