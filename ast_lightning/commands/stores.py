@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ast_lightning import compilation
 from ast_lightning.commands.run import Run
 from ast_lightning.compilation import Compilation
+from ast_lightning.config.data import READ_FROM_ROOT
 from ast_lightning.config.identity import arithmetic, experts_identity
 from ast_lightning.data import load_preprocessing, save_preprocessing
 from ast_lightning.distillation import Context
@@ -112,6 +113,9 @@ def open_store(run: Run) -> TrajectoryStore:
     folder, wanted = run.experts_folder(), _options(experts_identity(run.config))
     if run.config["experts_dir"] or (folder / STORE_FILE).exists():
         return TrajectoryStore.open(folder)
+    data = run.config["data"]
+    if data["source"] in tuple(READ_FROM_ROOT) and data["root"] and not Path(data["root"]).expanduser().exists():
+        run.data.setup()  # a wrong path is the likely reason why there are no experts; the error names it
     others = []
     for path in sorted(folder.parent.glob(f"*/{STORE_FILE}")):
         with suppress(OSError, *BROKEN):  # skip stores of another version and damaged ones
@@ -213,7 +217,8 @@ def summarise(run: Run, store: TrajectoryStore, experts: Sequence[int]) -> dict[
     if not complete:
         return {}
     results = expert_results(store, complete)
-    found = (("test_accuracy", "test accuracy {:.1f} %"), ("movement", "movement {:.3f} per epoch"))
+    movement = "movement {:.3f} (distance of the parameters per epoch)"
+    found = (("test_accuracy", "test accuracy {:.1f} %"), ("movement", movement))
     parts = [text.format(results[name]) for name, text in found if name in results]
     say(f"{count(len(complete), 'expert')}: {', '.join(parts) or 'no accuracy is recorded'}")
     say(f"trajectories: {store.folder}")

@@ -12,7 +12,7 @@ from typing import Any
 from ast_lightning.config.parts import is_part
 
 LARGEST, LARGEST_WHOLE = 1e30, 10**12
-LIMITS = f"0 or of a magnitude from {1 / LARGEST:g} to {LARGEST:g}, whole numbers up to {float(LARGEST_WHOLE):g}"
+LIMITS = f"0, or absolute values from {1 / LARGEST:g} to {LARGEST:g}; whole numbers up to {float(LARGEST_WHOLE):g}"
 """The limits of every number: beyond them, float32 or int64 may overflow, or underflow to 0."""
 
 _WORDS = {"bool": ("true", "false"), "part": ("{_target_: package.module.name}",), "None": ("null",)}

@@ -45,7 +45,7 @@ class DataSettings(Settings):
     validation_fraction: float = option(0.0, "share of each class held out of the training data", least=0, below=1)
     augmentation: str | None = option(
         "none",
-        "families of Siamese augmentation, joined by underscores (color_crop_cutout_flip_scale_rotate); none: off",
+        "families of Siamese augmentation (DSA: each batch gets one at random), joined by underscores; none: off",
     )
     batch_size: int = option("${expert.batch_size}", "images in a training batch, over all devices", least=1)
     eval_batch_size: int = option(512, "images in a test batch of one device", least=1, result=False)

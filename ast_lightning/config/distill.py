@@ -49,8 +49,8 @@ class DistillSettings(Settings):
     )
     lr_img: float = option(
         None,
-        "outer learning rate of the images; of outer=normalized in standard deviations of the initial images; null: "
-        "0.2 / ipc^0.75 with schedule=inverse_sqrt, 0.1 / ipc^0.75 with another; with another outer step 1000",
+        "outer learning rate of the images, for outer=normalized in standard deviations of the initial images. null: "
+        "0.2 / ipc^0.75; with schedule=constant or cosine 0.1 / ipc^0.75; with outer=sgd 1000",
         neutral=1000.0,
         above=0,
     )

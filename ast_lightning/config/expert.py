@@ -30,7 +30,9 @@ class ExpertSettings(Settings):
     momentum: float = option(0.9, "heavy-ball momentum", least=0, below=1)
     weight_decay: float = option(1e-3, "L2 coefficient", least=0, most=1000)
     lr_decay: float = option(
-        0.6, "factor by which the learning rate is multiplied once, when the momentum is reset; 1: constant", above=0
+        0.6,
+        "factor of the learning rate after lr_decay_epoch; the momentum buffers are cleared then; 1: no decay",
+        above=0,
     )
     lr_decay_epoch: int | None = option(
         None, "last epoch index at the full learning rate; null: epochs // 2 + 1", least=0

@@ -20,7 +20,9 @@ class TrajectoryMatchingSettings(DistillSettings):
     needs_experts: ClassVar[bool] = True
 
     _target_: str = option("ast_lightning.distillation.TrajectoryMatching", "the method")
-    syn_steps: int = option(None, "K, inner steps of the student; null: 20", neutral=20, least=1, most=100_000)
+    syn_steps: int = option(
+        None, "K, inner steps of the student; null: 20, or M if that is larger", neutral=20, least=1, most=100_000
+    )
     expert_epochs: int = option(None, "M, expert epochs of a window; null: 2", neutral=2, least=1, most=100_000)
     max_start_epoch: int = option(
         None,

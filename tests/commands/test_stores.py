@@ -195,6 +195,9 @@ def test_a_renamed_folder_of_images_finds_its_experts(pictures: Path, tmp_path: 
     assert "seed=" not in caught.value.problem
     option = next(word for word in caught.value.remedy.split() if word.startswith("experts_dir="))
     command("distill", tmp_path, *words(renamed), option)
+    with pytest.raises(ConfigurationError, match=r"^data\.root=.*pictures: there is no such folder"):
+        command("distill", tmp_path, *words(pictures), "expert.lr=0.05")
+    renamed.rename(pictures)
     with pytest.raises(ConfigurationError) as caught:
         command("distill", tmp_path, *words(pictures), "expert.lr=0.05")
     assert "has expert.lr=" in caught.value.problem

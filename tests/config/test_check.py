@@ -100,7 +100,7 @@ def rejected(*overrides: str) -> ConfigurationError:
         ("expert.batch_size=0", "expert.batch_size", "at least 1"),
         ("expert.batch_size='${nothing}'", "expert.batch_size", "nothing"),
         ("expert.weight_decay=1e30", "expert.weight_decay", "from 0 to 1000"),
-        ("expert.lr=1e31", "expert.lr", "magnitude"),
+        ("expert.lr=1e31", "expert.lr", "absolute values"),
         (f"expert.lr={10**400}", "expert.lr", "finite"),
         ("trainer.accelerator=tpu", "trainer.accelerator", "auto, cpu, gpu"),
         ("trainer.strategy=fsdp", "trainer.strategy", "auto or ddp"),
