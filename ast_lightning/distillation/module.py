@@ -26,7 +26,7 @@ from ast_lightning.terminal import say
 
 _SET = "synthetic."
 _RECOVERY = "recovery"
-_RATES = ("lr_img", "lr_lr", "lr_teacher")
+_RATES = ("lr_img", "lr_lr", "lr_labels", "lr_teacher")
 
 
 class _Work(IterableDataset[list[Any]]):
@@ -148,12 +148,16 @@ class DistillModule(LightningModule):
         if not (problem or skipped or all(bool(each.isfinite().all()) for each in gradients)):
             problem = f"the norm of the image gradient is {float(norm):g}"
         if problem:
-            rates = [(name, getattr(self.settings, name)) for name in _RATES if hasattr(self.settings, name)]
+            unused = () if getattr(self.settings, "labels", "hard") == "soft" else ("lr_labels",)
+            names = [name for name in _RATES if hasattr(self.settings, name) and name not in unused]
+            rates = [(name, getattr(self.settings, name)) for name in names]
             listed = " or ".join(f"distill.{name} ({value:g})" for name, value in rates)
             self._recover(problem, f"lower {listed}", optimizer)
         elif skipped:  # without gradients, the optimiser changes nothing, not even its state
             for parameter in self.synthetic.parameters():
                 parameter.grad = None
+        else:
+            self.synthetic.accept()
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         """Apply the update, and restore the last good values if it has made the set unusable.
@@ -218,9 +222,12 @@ class DistillModule(LightningModule):
         self._check_ranks()
 
     def _check_ranks(self) -> None:
-        """Check that all ranks hold the same images; otherwise all further results would be meaningless."""
+        """Check that all ranks hold the same set; otherwise all further results would be meaningless."""
         if self.trainer.world_size > 1:
-            images = next(self.synthetic.parameters()).detach()  # an average of them would hide the difference
+            parts = [next(self.synthetic.parameters()).detach()]  # an average of them would hide the difference
+            if (labels := self.training_set().labels).is_floating_point():
+                parts.append(labels)
+            images = torch.cat([each.flatten() for each in parts])
             mean = self.trainer.strategy.reduce(images.clone(), reduce_op="mean")
             assert isinstance(mean, Tensor)
             difference = (mean - images).abs().max()
