@@ -15,7 +15,7 @@ from ast_lightning.config.parts import resolve
 from ast_lightning.config.trajectory_matching import TrajectoryMatchingSettings
 from ast_lightning.data import SiameseAugmentation
 from ast_lightning.distillation.method import Context, Method
-from ast_lightning.distillation.synthetic_set import BatchDraw, SyntheticSet
+from ast_lightning.distillation.synthetic_set import BatchDraw, SyntheticImages, SyntheticSet
 from ast_lightning.distillation.textures import images_or_textures
 from ast_lightning.distillation.trajectory_matching.adjoint import StepBatch
 from ast_lightning.distillation.trajectory_matching.inner import InnerProblem
