@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 from ast_lightning.config.settings import Settings, option
 from ast_lightning.errors import ConfigurationError
 
-INITS = ("representative", "real", "noise")
+INITS = ("representative", "real", "noise", "correct")
+FROM_EXPERTS = ("representative", "correct")
+"""Values of ``init`` that need experts."""
 OUTER_STEPS = ("normalized", "sgd")
 PRECISIONS = ("32-true", "64-true")
 SCHEDULES = ("inverse_sqrt", "constant", "cosine")
@@ -30,9 +32,32 @@ class DistillSettings(Settings):
     """Whether the method distils from trajectories of experts."""
 
     ipc: int = option(1, "images per class", least=1, most=100_000)
-    init: Any = option("representative", "initial images", type="str | part", choices=INITS)
+    init: Any = option(
+        "representative",
+        "initial images: representative | real (random) | noise | correct (random ones that an expert classifies "
+        "correctly)",
+        type="str | part",
+        choices=INITS,
+    )
     init_clusters: int = option(10, "k-means clusters per class of init=representative; at most ipc are used", least=1)
     warm_start: str | None = option(None, "folder of a distilled dataset to start from, with its learning rate")
+    ema: float | None = option(
+        None,
+        "δ of an average of the images, X̄ ← δ X̄ + (1 − δ) X after every iteration, which is evaluated and kept instead "
+        "of X (FTD, ATT); it starts as the initial images, so that 0.999 needs thousands of iterations; null: off",
+        above=0,
+        below=1,
+    )
+    canvas: int = option(
+        1,
+        "side of a canvas in image sides; above 1, the set consists of canvases of which every batch shows randomly "
+        "rolled parts (MTT's textures)",
+        least=1,
+        most=64,
+    )
+    crops: int = option(
+        1, "crops of each canvas in a batch; distill.batch_syn counts the canvases", least=1, most=10_000
+    )
     augment: bool = option(True, "Siamese augmentation of the synthetic images, with the families of the data")
     lr_teacher: float = option(
         None,
@@ -85,13 +110,13 @@ class DistillSettings(Settings):
     def uses_experts(cls, values: Mapping[str, Any]) -> bool:
         """Whether the method or the initial images use experts; a user's own ``init`` counts as using them."""
         init = values.get("init")
-        initial = not values.get("warm_start") and (init == "representative" or isinstance(init, Mapping))
+        initial = not values.get("warm_start") and (isinstance(init, Mapping) or init in FROM_EXPERTS)
         return cls.needs_experts or initial
 
     @property
     def starts_from_experts(self) -> bool:
-        """Whether an expert is needed to choose the initial images."""
-        return bool(self.init == "representative") and not self.warm_start
+        """Whether experts are needed to choose the initial images."""
+        return self.init in FROM_EXPERTS and not self.warm_start
 
     def follow(self) -> dict[str, Any]:
         if self.outer != "normalized":
@@ -105,6 +130,9 @@ class DistillSettings(Settings):
         if self.outer == "normalized" and self.lr_img > 10:
             problem = "with distill.outer=normalized it is a number of standard deviations, about 0.2"
             raise self.refused("lr_img", problem, "leave it out, or set distill.outer=sgd for a rate of plain SGD")
+        if self.crops > 1 and self.canvas == 1:
+            problem = "crops are taken from canvases, and the set consists of images"
+            raise self.refused("crops", problem, "set distill.canvas=2, or leave distill.crops out")
 
 
 @dataclass(frozen=True)
@@ -112,7 +140,9 @@ class DistributionMatchingSettings(DistillSettings):
     """Distribution matching (DM, Zhao and Bilen, WACV 2023); the defaults are its published values."""
 
     _target_: str = option("ast_lightning.distillation.distribution_matching.DistributionMatching", "the method")
-    init: Any = option("real", "initial images; representative needs experts", type="str | part", choices=INITS)
+    init: Any = option(
+        "real", "initial images; representative and correct need experts", type="str | part", choices=INITS
+    )
     outer: Any = option(
         "sgd", "the outer step: sgd (as published) | normalized (no tuning)", type="str | part", choices=OUTER_STEPS
     )
@@ -124,6 +154,22 @@ class DistributionMatchingSettings(DistillSettings):
     )
     max_steps: int = option(20000, "outer iterations", least=1, result=False)
     real_batch: int = option(256, "real images of each class in an iteration, drawn at random", least=1)
+
+
+def check_canvases(canvas: int, preprocessing: object, option: str = "distill.canvas") -> None:
+    """Reject canvases of whitened images, because whitening depends on the position in the image.
+
+    Args:
+        canvas: side of a canvas in image sides.
+        preprocessing: the kind of preprocessing.
+        option: the name of ``canvas``, for the error message.
+
+    Raises:
+        ConfigurationError: ``canvas`` is above 1, and the preprocessing is ``zca``.
+    """
+    if canvas > 1 and preprocessing == "zca":
+        problem = "ZCA whitening depends on the position in the image, so that whitened canvases cannot be rolled"
+        raise ConfigurationError(option, canvas, problem, "use data.preprocessing=standardize")
 
 
 def check_precision(precision: str, experts: object = "<their folder>") -> None:

@@ -1,17 +1,30 @@
-"""Initialisation of the synthetic images: representative or random real images, noise, or an earlier distilled set."""
+"""Initialisation of the synthetic set: real images, noise, or an earlier distilled set, and labels from experts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ast_lightning.config.distill import DistillSettings
 from ast_lightning.config.parts import resolve
 from ast_lightning.data import ImageDataModule, LabelledImages
-from ast_lightning.data.selection import Logits, check_ipc, random_images, representative_images
+from ast_lightning.data.selection import (
+    Logits,
+    check_ipc,
+    correct_images,
+    initial_logits,
+    random_images,
+    representative_images,
+)
+from ast_lightning.data.splits import smallest_class
 from ast_lightning.distillation.method import Context
+from ast_lightning.distillation.textures import tiled
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.randomness import keyed_generator
 from ast_lightning.synthetic import DistilledDataset, load_distilled
@@ -47,6 +60,18 @@ def noise(
     return torch.randn(shape, generator=keyed_generator(seed, "noise initialisation")), labels
 
 
+def correct(
+    experts: Callable[[], Iterable[Logits]],
+    real: LabelledImages,
+    class_names: Sequence[str],
+    settings: DistillSettings,
+    seed: int,
+    expert: Callable[[], Logits],
+) -> tuple[Tensor, Tensor]:
+    """Random real images that one of the experts classifies correctly."""
+    return correct_images(real, class_names, settings.ipc, seed, experts)
+
+
 INITIALIZATION: dict[str, Initialization] = {"representative": representative, "real": random_real, "noise": noise}
 
 
@@ -57,28 +82,39 @@ def initial_images(
     *,
     seed: int,
     expert: Callable[[], Logits] | None = None,
+    experts: Callable[[], Iterable[Logits]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Initialise the images and labels as ``distill.init`` specifies.
 
+    A canvas is tiled with ``canvas``² different images of its class.
+
     Args:
-        settings: ``init``, ``init_clusters`` and ``ipc`` are used.
+        settings: ``init``, ``init_clusters``, ``ipc`` and ``canvas`` are used.
         real: the preprocessed training images.
         class_names: names of all classes, in the order of the labels.
         seed: seed of all random draws.
         expert: returns a trained expert; needed for ``representative``.
+        experts: returns an iterator over all experts; needed for ``correct``.
 
     Returns:
-        images ``[classes · ipc, C, H, W]`` float32, grouped by class, and labels ``[classes · ipc]`` int64.
+        images or canvases ``[classes · ipc, C, H, W]`` float32, grouped by class, and labels ``[classes · ipc]`` int64.
 
     Raises:
-        ConfigurationError: a class has fewer than ``ipc`` real images, the initialisation is unknown, or an expert is
-            needed and none is given.
+        ConfigurationError: a class has fewer than ``ipc`` real images (for canvases ``ipc · canvas²``), the
+            initialisation is unknown, or an expert is needed and none is given.
     """
 
-    def none() -> Logits:
+    def none() -> Any:
         raise ConfigurationError("distill.init", settings.init, "it needs a trained expert", "set distill.init=real")
 
-    initialize: Initialization = resolve(settings.init, INITIALIZATION, "distill.init")
+    if settings.canvas > 1:
+        tiles = settings.canvas**2
+        _check_tiles(settings, real, class_names, tiles)
+        one_image = replace(settings, ipc=settings.ipc * tiles, canvas=1, crops=1)
+        images, labels = initial_images(one_image, real, class_names, seed=seed, expert=expert, experts=experts)
+        return tiled(images, settings.canvas), labels[::tiles]
+    choices = INITIALIZATION | {"correct": partial(correct, experts or none)}
+    initialize: Initialization = resolve(settings.init, choices, "distill.init")
     images, labels = initialize(real, class_names, settings, seed, expert or none)
     shape = (len(class_names) * settings.ipc, *real.images.shape[1:])
     if tuple(images.shape) != shape or labels.tolist() != sorted(labels.tolist()):
@@ -91,8 +127,24 @@ def initial_images(
     return images, labels
 
 
+def _check_tiles(settings: DistillSettings, real: LabelledImages, class_names: Sequence[str], tiles: int) -> None:
+    name, count = smallest_class(real.labels, class_names)
+    if isinstance(settings.init, str) and settings.init != "noise" and settings.ipc * tiles > count:
+        problem = (
+            f"each canvas is tiled with {tiles} images, {settings.ipc * tiles} per class, and class {name!r} has only "
+            f"{count} training images"
+        )
+        raise settings.refused("canvas", problem, "lower it or distill.ipc, or set distill.init=noise")
+
+
 def starting_point(settings: DistillSettings, context: Context) -> tuple[Tensor, Tensor, float]:
-    """X, Y and α before distillation, from ``distill.init`` or from the set in ``distill.warm_start``.
+    """X, labels and α before distillation, from ``distill.init`` or from the set in ``distill.warm_start``.
+
+    Returns:
+        Images ``[N, C, H, W]`` float32, grouped by class; the labels; the learning rate. With hard labels, the labels
+        are ``[N]`` int64. With ``distill.labels=soft`` they are logits ``[N, classes]`` float32: those of experts, see
+        :func:`~ast_lightning.data.selection.initial_logits`, or the logarithm of the soft labels of the earlier set.
+        With ``distill.labels=teacher`` they are probabilities ``[N, classes]`` float32.
 
     Raises:
         ConfigurationError: see :func:`initial_images`; or the earlier set does not match this run.
@@ -100,23 +152,47 @@ def starting_point(settings: DistillSettings, context: Context) -> tuple[Tensor,
     if not settings.warm_start:
         data = context.data
         images, labels = initial_images(
-            settings, data.train, data.class_names, seed=context.seed, expert=context.expert_logits
+            settings,
+            data.train,
+            data.class_names,
+            seed=context.seed,
+            expert=context.expert_logits,
+            experts=context.all_expert_logits,
         )
-        return images, labels, settings.lr_teacher
+        return images, _labels(settings, context, images, labels), settings.lr_teacher
     earlier = load_distilled(settings.warm_start, "distill.warm_start")
     _check_warm_start(earlier, context.data, settings)
-    return earlier.images, earlier.labels, earlier.learning_rate
+    soft = earlier.labels if earlier.has_soft_labels else None
+    return earlier.images, _labels(settings, context, earlier.images, earlier.targets, soft), earlier.learning_rate
+
+
+def _labels(
+    settings: DistillSettings, context: Context, images: Tensor, classes: Tensor, soft: Tensor | None = None
+) -> Tensor:
+    """The labels of :func:`starting_point`, given the class of each image and the soft labels of an earlier set."""
+    kind = getattr(settings, "labels", "hard")
+    if kind == "hard":
+        return classes
+    if kind == "teacher":
+        return F.one_hot(classes, context.data.num_classes).float() if soft is None else soft
+    if soft is not None:
+        return soft.clamp_min(torch.finfo(soft.dtype).tiny).log()
+    unfiltered = not settings.warm_start and settings.init in ("real", "noise")
+    return initial_logits(images, classes, context.all_expert_logits(), correct=not unfiltered)
 
 
 def _check_warm_start(earlier: DistilledDataset, data: ImageDataModule, settings: DistillSettings) -> None:
-    shape = (data.num_classes * settings.ipc, data.channels, *data.image_size)
-    if tuple(earlier.images.shape) != shape or earlier.class_names != data.class_names:
+    sides = (settings.canvas * side for side in data.image_size)
+    shape = (data.num_classes * settings.ipc, data.channels, *sides)
+    same_images = earlier.image_shape == (data.channels, *data.image_size)
+    if tuple(earlier.images.shape) != shape or not same_images or earlier.class_names != data.class_names:
+        crops = "" if earlier.crop_size is None else f" with crops {earlier.crop_size}"
         raise ConfigurationError(
             "distill.warm_start",
             settings.warm_start,
-            f"its images {tuple(earlier.images.shape)} of {len(earlier.class_names)} classes are not the "
+            f"its images {tuple(earlier.images.shape)}{crops} of {len(earlier.class_names)} classes are not the "
             f"{shape} of this run",
-            "set distill.ipc and the data options to those of the earlier distillation",
+            "set distill.ipc, distill.canvas and the data options to those of the earlier distillation",
         )
     different = data.preprocessing.difference(earlier.preprocessing)
     if different:

@@ -16,7 +16,8 @@ from ast_lightning.config.distill import DistillSettings
 from ast_lightning.config.schedule import Schedule
 from ast_lightning.data import ImageDataModule
 from ast_lightning.data.selection import Logits
-from ast_lightning.distillation.synthetic_set import SyntheticImages, SyntheticSet
+from ast_lightning.distillation.synthetic_set import SyntheticSet
+from ast_lightning.distillation.textures import images_or_textures
 from ast_lightning.evaluation.baselines import expert_logits
 from ast_lightning.networks import NetworkFactory
 from ast_lightning.trajectories import TrajectoryStore
@@ -65,6 +66,11 @@ class Context:
     def expert_logits(self) -> Logits:
         """The first expert after its last epoch, as a function of images."""
         return expert_logits(self.network, self.experts()[0])
+
+    def all_expert_logits(self) -> Iterator[Logits]:
+        """The experts of the run after their last epoch, as functions of images; each is read when it is reached."""
+        store, experts = self.experts()
+        return (expert_logits(self.network, store, index) for index in experts)
 
 
 class Method(ABC):
@@ -117,8 +123,12 @@ class Method(ABC):
         return ""
 
     def synthetic_set(self, images: Tensor, labels: Tensor, learning_rate: float) -> SyntheticSet:
-        """Build the synthetic set from initial images ``[N, C, H, W]``, labels ``[N]`` and the learning rate."""
-        return SyntheticImages(images, labels, learning_rate)
+        """Build the synthetic set from initial images or canvases ``[N, C, H, W]``, labels and the learning rate.
+
+        The labels are those of :func:`~ast_lightning.distillation.starting_point`: ``[N]`` int64, unless the settings
+        have an option ``labels`` with another value than ``hard``.
+        """
+        return images_or_textures(self.settings, images, labels, learning_rate)
 
     def start(self, device: torch.device, dtype: torch.dtype) -> None:  # noqa: B027
         """Move everything that the loss needs to the device. Called once, before the first item."""
@@ -135,6 +145,10 @@ class Method(ABC):
             The loss, and detached scalars to log by name. Every item returns the same names, including ``train/loss``.
         """
 
-    def accepts(self, means: Mapping[str, Tensor]) -> bool:
-        """Whether to apply the update of an iteration, given its logged values averaged over all ranks."""
-        return True
+    def accepts(self, means: Mapping[str, Tensor]) -> bool | None:
+        """Whether to apply the update of an iteration, given its logged values averaged over all ranks.
+
+        Without the update, parameters and the state of the optimiser stay as they are. ``train/skipped`` is logged,
+        unless the result is None: the method applies every update.
+        """
+        return None

@@ -26,7 +26,7 @@ from ast_lightning.terminal import say
 
 _SET = "synthetic."
 _RECOVERY = "recovery"
-_RATES = ("lr_img", "lr_lr", "lr_teacher")
+_RATES = ("lr_img", "lr_lr", "lr_labels", "lr_teacher")
 
 
 class _Work(IterableDataset[list[Any]]):
@@ -54,7 +54,8 @@ class DistillModule(LightningModule):
     ``<split>/accuracy_std`` in per cent.
 
     Raises:
-        ConfigurationError: the Trainer uses a 16-bit precision, or the method rejects the number of devices.
+        ConfigurationError: the Trainer uses a 16-bit precision, the method rejects the number of devices, or the set
+            has no average for ``distill.ema`` or no crops for ``distill.canvas``.
         DistillationDiverged: during training, see :meth:`on_before_optimizer_step`.
     """
 
@@ -62,6 +63,11 @@ class DistillModule(LightningModule):
         super().__init__()
         self.settings = method.settings
         self.synthetic = synthetic
+        if self.settings.canvas > 1 and synthetic.training_set().crop_size is None:
+            problem = f"the synthetic set {type(synthetic).__name__} has no crops"
+            raise self.settings.refused("canvas", problem, "leave it out")
+        if self.settings.ema is not None:
+            synthetic.keep_average(self.settings.ema)
         self.method = method  # not an nn.Module, so that DDP does not wrap it
         self._evaluator = evaluator
         self._outer = outer_step(method.settings)
@@ -123,7 +129,9 @@ class DistillModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Recover if the loss or a gradient has diverged. Skip an update that the method does not accept.
 
-        Loss and gradients are already averaged over ranks, so that every rank makes the same decision.
+        The losses of skipped iterations count for a recovery: if the images have diverged, all later iterations would
+        be skipped. Gradients of a skipped iteration may be infinite. Loss and gradients are already averaged over
+        ranks, so that every rank makes the same decision.
 
         Raises:
             DistillationDiverged: the run has diverged, and no ``distill.recoveries`` are left.
@@ -132,28 +140,42 @@ class DistillModule(LightningModule):
         gradients = [each.grad for each in self.synthetic.parameters() if each.grad is not None]
         norm, loss = gradients[0].norm(), self._means["train/loss"]
         self.log("train/image_gradient_norm", norm)
+        accepted = self.method.accepts(self._means)
+        if accepted is not None:
+            self.log("train/skipped", float(not accepted))
+        skipped = accepted is False
         problem = self.recovery.watch(self.global_step, float(loss))
-        if problem is None and not all(bool(each.isfinite().all()) for each in gradients):
+        if not (problem or skipped or all(bool(each.isfinite().all()) for each in gradients)):
             problem = f"the norm of the image gradient is {float(norm):g}"
         if problem:
-            rates = [(name, getattr(self.settings, name)) for name in _RATES if hasattr(self.settings, name)]
+            unused = () if getattr(self.settings, "labels", "hard") == "soft" else ("lr_labels",)
+            names = [name for name in _RATES if hasattr(self.settings, name) and name not in unused]
+            rates = [(name, getattr(self.settings, name)) for name in names]
             listed = " or ".join(f"distill.{name} ({value:g})" for name, value in rates)
             self._recover(problem, f"lower {listed}", optimizer)
-        elif not self.method.accepts(self._means):
+        elif skipped:  # without gradients, the optimiser changes nothing, not even its state
             for parameter in self.synthetic.parameters():
                 parameter.grad = None
+        else:
+            self.synthetic.accept()
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         """Apply the update, and restore the last good values if it has made the set unusable.
 
+        An iteration that restores earlier values is not followed by :meth:`SyntheticSet.after_iteration`: all values
+        of the set, such as its average, are then those of the iteration gone back to.
+
         Raises:
             DistillationDiverged: see :meth:`on_before_optimizer_step`.
         """
+        recoveries = len(self.recovery.events)
         super().optimizer_step(*arguments, **named)
         if problem := self.synthetic.problem(self.settings):
             optimizer = self.optimizers(use_pl_optimizer=False)
             assert isinstance(optimizer, torch.optim.Optimizer)
             self._recover(*problem, optimizer)
+        if len(self.recovery.events) == recoveries:
+            self.synthetic.after_iteration()
 
     def _recover(self, problem: str, remedy: str, optimizer: torch.optim.Optimizer) -> None:
         # at least one iteration has to succeed
@@ -200,9 +222,12 @@ class DistillModule(LightningModule):
         self._check_ranks()
 
     def _check_ranks(self) -> None:
-        """Check that all ranks hold the same images; otherwise all further results would be meaningless."""
+        """Check that all ranks hold the same set; otherwise all further results would be meaningless."""
         if self.trainer.world_size > 1:
-            images = self.training_set().images
+            parts = [next(self.synthetic.parameters()).detach()]  # an average of them would hide the difference
+            if (labels := self.training_set().labels).is_floating_point():
+                parts.append(labels)
+            images = torch.cat([each.flatten() for each in parts])
             mean = self.trainer.strategy.reduce(images.clone(), reduce_op="mean")
             assert isinstance(mean, Tensor)
             difference = (mean - images).abs().max()

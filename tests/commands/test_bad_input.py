@@ -46,6 +46,12 @@ def contents(folder: Path) -> dict[Path, int]:
         (["distill.syn_steps=many"], "distill.syn_steps", ["whole number", "K, inner steps"]),
         (["distill.lr_img=-1"], "distill.lr_img", ["finite number above 0"]),
         (["distill.momentum=1"], "distill.momentum", ["at least 0 and below 1"]),
+        (["distill.ema=1"], "distill.ema", ["above 0 and below 1"]),
+        (["distill.ema=0"], "distill.ema", ["above 0 and below 1"]),
+        (["distill.crops=2"], "distill.crops", ["set distill.canvas=2"]),
+        (["distill.canvas=0"], "distill.canvas", ["from 1 to"]),
+        (["distill.canvas=2", "data.preprocessing=zca"], "distill.canvas", ["data.preprocessing=standardize"]),
+        (["distill.canvas=5"], "distill.canvas", ["25 per class", "has only 20 training images"]),
         (["distill.warm_start=nowhere"], "distill.warm_start", ["no such folder"]),
         (["network._target_=nowhere.Net"], "network._target_", ["cannot be imported", "PYTHONPATH"]),
         (["data.source=imagenet"], "data.source", ["digits", "cifar10", "image_folder"]),
@@ -129,6 +135,13 @@ def test_it_is_refused_by_name_and_leaves_nothing_behind(
         (["+trainer.val_check_interval=1"], "trainer.val_check_interval", ["after every epoch"]),
         (["+trainer.overfit_batches=1"], "trainer.overfit_batches", ["data.per_class"]),
         (["+trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches", ["expert.batch_size"]),
+        (["expert.sam_rho=0.1"], "expert.sam_rho", ["no effect", "expert.optimizer=gsam"]),
+        (["expert.optimizer=gsam", "trainer.precision=16-mixed"], "trainer.precision", ["gsam", "bf16-mixed"]),
+        (
+            ["network.normalization=batch", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"],
+            "trainer.devices",
+            ["features.1 (BatchNorm2d)", "expert_processes"],
+        ),
     ],
 )
 def test_it_is_refused_before_experts_are_trained(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,13 +16,14 @@ from ast_lightning.config.trajectory_matching import TrajectoryMatchingSettings
 from ast_lightning.data import SiameseAugmentation
 from ast_lightning.distillation.method import Context, Method
 from ast_lightning.distillation.synthetic_set import BatchDraw, SyntheticImages, SyntheticSet
+from ast_lightning.distillation.textures import images_or_textures
 from ast_lightning.distillation.trajectory_matching.adjoint import StepBatch
 from ast_lightning.distillation.trajectory_matching.inner import InnerProblem
 from ast_lightning.distillation.trajectory_matching.matching import MATCHING, Guide, Matching, balance_factor
 from ast_lightning.distillation.trajectory_matching.perturbation import perturb
 from ast_lightning.distillation.trajectory_matching.split import SplitProblem, check_network
 from ast_lightning.distillation.trajectory_matching.unroll import unroll
-from ast_lightning.distillation.trajectory_matching.windows import TrajectoryWindows, Window, check_window
+from ast_lightning.distillation.trajectory_matching.windows import TrajectoryWindows, Window, check_windows
 from ast_lightning.networks import FunctionalNetwork, NetworkFactory, ParameterLayout
 from ast_lightning.randomness import keyed_generator
 from ast_lightning.storage.inspection import count
@@ -35,7 +36,7 @@ PASSES_OF_A_STEP = 11
 Perturbation = Callable[[Tensor, ParameterLayout, torch.Generator, TrajectoryMatchingSettings], Tensor]
 """The type of ``distill.perturbation``: (θ*_s ``[P]``, names and shapes of its tensors, CPU generator, settings) →
 θ_0."""
-Balance = Callable[[int, TrajectoryMatchingSettings], float]
+Balance = Callable[[float, TrajectoryMatchingSettings], float]
 """The type of ``distill.balance``: (start epoch s, settings) → c(s), the scale of the inner loss."""
 
 
@@ -54,7 +55,8 @@ class TrajectoryMatching(Method):
         compilation: whether the student's derivatives are compiled; None does not compile.
 
     Logged, as means over the windows of an iteration: ``train/loss``, ``train/match_<i>`` (the weighted term of expert
-    epoch s + i), ``train/start_distance`` ‖θ_0 − θ*_{s+M}‖, ``train/start_epoch``.
+    epoch s + i), ``train/start_distance`` ‖θ_0 − θ*_{s+M}‖, ``train/start_epoch``, and ``train/matched_step``, the last
+    step that enters the loss, if the loss selects it (``distill.matching=nearest``).
 
     Raises:
         ConfigurationError: the store does not hold these windows, or the network cannot be used as a student.
@@ -91,7 +93,7 @@ class TrajectoryMatching(Method):
     def check(cls, settings: TrajectoryMatchingSettings, context: Context) -> None:
         settings.windows_of_a_device(context.ranks)
         if context.schedule is not None:
-            check_window(settings.expert_epochs, settings.max_start_epoch, context.schedule)
+            check_windows(settings, context.schedule)
 
     @classmethod
     def build(cls, settings: TrajectoryMatchingSettings, context: Context) -> TrajectoryMatching:
@@ -137,9 +139,12 @@ class TrajectoryMatching(Method):
 
     def synthetic_set(self, images: Tensor, labels: Tensor, learning_rate: float) -> SyntheticSet:
         self.settings.check_batch(len(images))
-        size = self.settings.batch_syn or len(images)
-        self._student.require_pure(images[0], batch=1 if size == 1 or len(images) % size == 1 else 2)
-        return SyntheticImages(images, labels, learning_rate, alpha=self.settings.alpha)
+        options = {"alpha": self.settings.alpha, "label_kind": self.settings.labels}
+        synthetic = images_or_textures(self.settings, images, labels, learning_rate, **options)
+        size, (_, _, height, width) = self.settings.batch_syn or len(images), synthetic.shape
+        alone = self.settings.crops == 1 and (size == 1 or len(images) % size == 1)
+        self._student.require_pure(images[0, :, :height, :width], batch=1 if alone else 2)
+        return synthetic
 
     @property
     def compilation(self) -> Compilation:  # type: ignore[override]
@@ -166,6 +171,8 @@ class TrajectoryMatching(Method):
         generator = keyed_generator(self._seed, "perturbation", item.index)
         start = self._perturb(item.start.to(tensors[0]), self._student.layout, generator, settings)
         targets = item.targets.to(tensors[0])
+        if settings.labels == "teacher":
+            tensors[1] = self._teacher_labels(targets[-1], tensors[0], synthetic)
         iteration = item.index // settings.windows_per_step
         match = self._matching(Guide(start, targets, item.start_epoch, iteration), settings)
         matched = unroll(
@@ -186,7 +193,25 @@ class TrajectoryMatching(Method):
         measured |= {f"train/match_{offset}": part for offset, part in loss.parts.items()}
         measured["train/start_distance"] = (start - targets[-1]).norm()
         measured["train/start_epoch"] = start.new_tensor(item.start_epoch)
+        if not isinstance(match.match_at, Collection):
+            measured["train/matched_step"] = start.new_tensor(max(matched))
         return loss.total, measured
+
+    def accepts(self, means: Mapping[str, Tensor]) -> bool | None:
+        """Whether the loss is at most ``distill.max_loss`` (DATM, ICLR 2024); None without such a bound."""
+        return None if self.settings.max_loss is None else bool(means["train/loss"] <= self.settings.max_loss)
+
+    @torch.no_grad()
+    def _teacher_labels(self, theta: Tensor, images: Tensor, synthetic: SyntheticSet) -> Tensor:
+        """softmax of the logits of the current images under θ*_{s+M} (TESLA, ICML 2023), ``[N, classes]``.
+
+        The set keeps them if the update of the iteration is accepted. All ranks compute the labels of all images.
+        """
+        assert isinstance(synthetic, SyntheticImages)
+        parts = images.split(self.settings.batch_syn or len(images))
+        labels = torch.cat([self._student(theta, part).softmax(1) for part in parts])
+        synthetic.propose(labels)
+        return labels
 
     def inner_batches(self, window_index: int, synthetic: SyntheticSet) -> StepBatch:
         """The augmented batches of the inner steps for window ``window_index``.
@@ -214,9 +239,9 @@ class TrajectoryMatching(Method):
 
 
 def forward_passes(settings: TrajectoryMatchingSettings, images: int, ranks: int) -> int:
-    """The work of a run per device, in forward passes of one image, for ``images`` synthetic images."""
+    """The work of a run per device, in forward passes of one image, for ``images`` images or canvases."""
     steps = settings.max_steps * settings.windows_of_a_device(ranks) * settings.syn_steps
-    return steps * (settings.batch_syn or images) * PASSES_OF_A_STEP
+    return steps * (settings.batch_syn or images) * settings.crops * PASSES_OF_A_STEP
 
 
 def _perturbation(settings: TrajectoryMatchingSettings) -> Perturbation:
