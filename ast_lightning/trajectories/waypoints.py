@@ -121,7 +121,7 @@ class StraightenedTrajectories:
 
     def _read(self, expert: int) -> Straightened:
         shares = self._shares()
-        corners = torch.zeros(len(shares), int(self._sizes.sum()))
+        corners = torch.zeros(len(shares), int(self._sizes.sum()), dtype=torch.float32)
         steps: list[Tensor] = []
         before: Tensor | None = None
         for epoch in range(self.waypoints[-1] + 1):

@@ -118,7 +118,7 @@ def test_the_last_images_can_be_validated_after_the_fit(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"max_loss": 2.1},
+        {"max_loss": 4.23},
         {"waypoints": [0, 3, 5], "max_start_epoch": 5, "first_start_bound": 1, "expansion_end": 4},
         {"matching": "nearest", "intermediate": "none", "drop_ratio": 0.3, "momentum": 0.0, "engine": "truncated"},
     ],

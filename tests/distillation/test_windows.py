@@ -233,6 +233,13 @@ def test_windows_of_straightened_trajectories(store: TrajectoryStore) -> None:
     assert len({*starts}) == 60
     assert 1 <= min(starts) < 1.3
     assert 4.7 < max(starts) < 5
+    torch.set_default_dtype(torch.float64)  # as Lightning does for precision=64-true
+    try:
+        again = TrajectoryWindows(store, settings, seed=2).window(7)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert again.start_epoch == starts[7]
+    assert torch.equal(again.targets, windows.window(7).targets)
     assert sum(starts) / 60 == pytest.approx(3, abs=0.4)
 
 

@@ -80,7 +80,8 @@ def uniform(
     expert, start = choose_window(index, experts, bound, seed, every_n_epochs, lowest)
     if settings.waypoints is None:
         return expert, start
-    share = torch.rand(1, generator=keyed_generator(seed, "real start", index))
+    # with the dtype given, because torch's default changes with the precision, at any time for the reading thread
+    share = torch.rand(1, generator=keyed_generator(seed, "real start", index), dtype=torch.float32)
     return expert, lowest + (bound - lowest) * float(share)
 
 
