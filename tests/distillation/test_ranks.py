@@ -34,14 +34,31 @@ PARTS: dict[str, Any] = {
     "windows": {"settings": {**BASE, "max_steps": 20, "windows_per_step": 6}},
     "batch": {"settings": {**BASE, "split": "batch", "windows_per_step": 2, "recompute": True}},
     "tiny_batch": {"settings": {**BASE, "batch_syn": 1, "max_steps": 2}},  # one window: split by itself
-    "nearest": {"settings": {
-        **BASE, "split": "batch", "engine": "truncated", "momentum": 0.0, "intermediate": "none", "drop_ratio": 0.3,
-        "matching": "nearest", "lr_teacher": 0.5,
-    }},
-    "straight": {"settings": {
-        **BASE, "windows_per_step": 6, "waypoints": [0, 3, 5], "max_start_epoch": 5, "min_start_epoch": 1,
-        "first_start_bound": 2, "expansion_end": 3, "max_loss": 9.0, "max_steps": 5,
-    }},
+    "nearest": {
+        "settings": {
+            **BASE,
+            "split": "batch",
+            "engine": "truncated",
+            "momentum": 0.0,
+            "intermediate": "none",
+            "drop_ratio": 0.3,
+            "matching": "nearest",
+            "lr_teacher": 0.5,
+        }
+    },
+    "straight": {
+        "settings": {
+            **BASE,
+            "windows_per_step": 6,
+            "waypoints": [0, 3, 5],
+            "max_start_epoch": 5,
+            "min_start_epoch": 1,
+            "first_start_bound": 2,
+            "expansion_end": 3,
+            "max_loss": 9.0,
+            "max_steps": 5,
+        }
+    },
     "distributions": {"method": "dm", "settings": {"ipc": 2, "lr_img": 10.0, "max_steps": 3, "real_batch": 7}},
     "odd": {"settings": {**BASE, "windows_per_step": 5, "split": "windows"}},
     "evaluated": {"settings": {**BASE, "max_steps": 1, "eval_every": 1, "windows_per_step": 6}, "networks": 2},

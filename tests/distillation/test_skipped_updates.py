@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -70,7 +71,7 @@ def equal(one: Any, other: Any) -> bool:
 def test_a_larger_loss_changes_nothing(fit: Callable[..., Notes], outer: str) -> None:
     rate = 10.0 if outer == "sgd" else 0.1
     seen = fit(SPIKES, max_loss=10.0, outer=outer, schedule="inverse_sqrt", lr_img=rate).seen
-    for iteration, (before, after) in enumerate(zip(seen, seen[1:], strict=False)):
+    for iteration, (before, after) in enumerate(pairwise(seen)):
         skipped = iteration in SPIKES
         assert after[3]["train/skipped"] == float(skipped)
         assert (after[3]["train/loss"] > 10) == skipped

@@ -80,7 +80,8 @@ def test_windows_are_the_formula_on_random_trajectories(tmp_path: Path) -> None:
             point = []
             for rows in (slice(0, 1), slice(1, 3), slice(3, 4)):
                 lengths = [float((walk[i + 1, rows] - walk[i, rows]).norm()) for i in range(begin, end)]
-                share = sum(each * min(1.0, max(0.0, time - begin - i)) for i, each in enumerate(lengths)) / sum(lengths)
+                passed = (each * min(1.0, max(0.0, time - begin - i)) for i, each in enumerate(lengths))
+                share = sum(passed) / sum(lengths)
                 point.append((1 - share) * corners[piece][rows] + share * corners[piece + 1][rows])
             return torch.cat(point)
 
