@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import statistics
 import tempfile
 import time
@@ -49,8 +50,9 @@ def nearest(steps: Sequence[int], windows: int) -> str:
         "| K | mean k* | seconds, MTT | ATT | ratio |",
         "|---|---|---|---|---|",
     ]
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(None):
-        train_experts(_run(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.redirect_stdout(io.StringIO()):
+            train_experts(_run(folder))
         for count in steps:
             methods = [_prepared(_run(folder, f"distill.syn_steps={count}", *words)) for words in ((), NEAREST)]
             timings: tuple[list[float], list[float]] = ([], [])
