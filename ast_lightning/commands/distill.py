@@ -70,13 +70,14 @@ def distill(run: Run) -> dict[str, float]:
     states = None if run.fast_dev_run else RunStates(folder / "checkpoints", identity)
     saver = None if states is None else StateOfIterations(states.last, settings.save_every, settings.eval_every)
     make = dataset_maker(run, method)
-    average, select = ImageAverage(), run.data.validation is not None
+    average = ImageAverage() if settings.ema is None else None  # else the dataset itself is an average
+    select = run.data.validation is not None
     writer = ArtifactWriter(folder / "synthetic", make, select=select, average=average, states=saver)
     trainer = build_trainer(
         run.config["trainer"],
         folder,
         callbacks=[
-            *([] if saver is None else [average, SyntheticImageLogger(make), writer, saver]),
+            *([] if saver is None else [*([average] if average else []), SyntheticImageLogger(make), writer, saver]),
             *create("callbacks", Callback, run.callbacks),
         ],
         progress=RunProgress("distilling", runs=1, evaluator=evaluator),
@@ -245,8 +246,9 @@ def _announce(run: Run, method: Method, count: int) -> None:
         say(f"not given, and derived: {' '.join(words)}")
     settings = run.distill
     networks = settings.eval_networks or run.evaluation.networks
+    kind = "images" if settings.canvas == 1 else "canvases"
     say(
-        f"distilling {count} images: {method.announce()}; an evaluation of {networks} networks every "
+        f"distilling {count} {kind}: {method.announce()}; an evaluation of {networks} networks every "
         f"{settings.eval_every} iterations"
     )
 

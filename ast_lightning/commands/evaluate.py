@@ -203,7 +203,7 @@ def check_dataset(dataset: DistilledDataset, run: Run) -> None:
     Raises:
         ConfigurationError: they differ; the message gives both.
     """
-    theirs, ours = tuple(dataset.images.shape[1:]), (run.data.channels, *run.data.image_size)
+    theirs, ours = dataset.image_shape, (run.data.channels, *run.data.image_size)
     if theirs != ours:
         problem = f"its images are {theirs}, and those of data={run.data.name} are {ours}"
     elif dataset.class_names != run.data.class_names:
@@ -251,7 +251,7 @@ def _training_sets(
     if name == "random":
         return random_sets(*real)
     if name == "distilled":
-        training_set = TrainingSet(dataset.images, dataset.labels, dataset.learning_rate)
+        training_set = TrainingSet(dataset.images, dataset.labels, dataset.learning_rate, dataset.crop_size)
     else:
         assert store is not None
         training_set = representative_set(*real, expert_logits(run.network(), store), run.distill.init_clusters)

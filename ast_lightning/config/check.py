@@ -16,7 +16,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from ast_lightning.config.allowed import Allowed
 from ast_lightning.config.derived import derived_options
-from ast_lightning.config.distill import DistillSettings
+from ast_lightning.config.distill import DistillSettings, check_canvases
 from ast_lightning.config.root import RootSettings
 from ast_lightning.config.schema import FREE_SECTIONS, GLOBAL_GROUPS, SECTIONS, kind_of, known_options
 from ast_lightning.config.settings import Settings, schema_of, wrong_value
@@ -67,6 +67,7 @@ def checked(config: DictConfig) -> Config:
         section, _, name = option.partition(".")
         plain[section] = {**plain[section], name: value}
     result |= {section: _checked_section(section, plain) for section in {each.partition(".")[0] for each in derived}}
+    check_canvases(result["distill"]["canvas"], result["data"].get("preprocessing"))
     for options, names in ((result, _FOLDERS), (result["distill"], ["warm_start"])):
         options.update({name: os.path.expanduser(options[name]) for name in names if options.get(name)})
     return result | {section: plain[section] for section in FREE_SECTIONS if section in plain}

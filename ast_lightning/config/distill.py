@@ -33,6 +33,23 @@ class DistillSettings(Settings):
     init: Any = option("representative", "initial images", type="str | part", choices=INITS)
     init_clusters: int = option(10, "k-means clusters per class of init=representative; at most ipc are used", least=1)
     warm_start: str | None = option(None, "folder of a distilled dataset to start from, with its learning rate")
+    ema: float | None = option(
+        None,
+        "δ of an average of the images, X̄ ← δ X̄ + (1 − δ) X after every iteration, which is evaluated and kept instead "
+        "of X (FTD, ATT); it starts as the initial images, so that 0.999 needs thousands of iterations; null: off",
+        above=0,
+        below=1,
+    )
+    canvas: int = option(
+        1,
+        "side of a canvas in image sides; above 1, the set consists of canvases of which every batch shows randomly "
+        "rolled parts (MTT's textures)",
+        least=1,
+        most=64,
+    )
+    crops: int = option(
+        1, "crops of each canvas in a batch; distill.batch_syn counts the canvases", least=1, most=10_000
+    )
     augment: bool = option(True, "Siamese augmentation of the synthetic images, with the families of the data")
     lr_teacher: float = option(
         None,
@@ -105,6 +122,9 @@ class DistillSettings(Settings):
         if self.outer == "normalized" and self.lr_img > 10:
             problem = "with distill.outer=normalized it is a number of standard deviations, about 0.2"
             raise self.refused("lr_img", problem, "leave it out, or set distill.outer=sgd for a rate of plain SGD")
+        if self.crops > 1 and self.canvas == 1:
+            problem = "crops are taken from canvases, and the set consists of images"
+            raise self.refused("crops", problem, "set distill.canvas=2, or leave distill.crops out")
 
 
 @dataclass(frozen=True)
@@ -124,6 +144,21 @@ class DistributionMatchingSettings(DistillSettings):
     )
     max_steps: int = option(20000, "outer iterations", least=1, result=False)
     real_batch: int = option(256, "real images of each class in an iteration, drawn at random", least=1)
+
+
+def check_canvases(canvas: int, preprocessing: object) -> None:
+    """Reject canvases of whitened images, because whitening depends on the position in the image.
+
+    Args:
+        canvas: ``distill.canvas``.
+        preprocessing: ``data.preprocessing``.
+
+    Raises:
+        ConfigurationError: ``canvas`` is above 1, and the preprocessing is ``zca``.
+    """
+    if canvas > 1 and preprocessing == "zca":
+        problem = "ZCA whitening depends on the position in the image, so that whitened canvases cannot be rolled"
+        raise ConfigurationError("distill.canvas", canvas, problem, "set data.preprocessing=standardize")
 
 
 def check_precision(precision: str, experts: object = "<their folder>") -> None:

@@ -6,6 +6,7 @@ from ast_lightning.distillation.initialization import initial_images, starting_p
 from ast_lightning.distillation.method import Context, Method
 from ast_lightning.distillation.module import DistillModule
 from ast_lightning.distillation.synthetic_set import BatchDraw, SyntheticImages, SyntheticSet
+from ast_lightning.distillation.textures import Textures
 from ast_lightning.distillation.trajectory_matching import TrajectoryMatching
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Method",
     "SyntheticImages",
     "SyntheticSet",
+    "Textures",
     "TrajectoryMatching",
     "TrajectoryMatchingSettings",
     "initial_images",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from ast_lightning.config.distill import DistillSettings
 from ast_lightning.config.parts import resolve
 from ast_lightning.data import ImageDataModule, LabelledImages
 from ast_lightning.data.selection import Logits, check_ipc, random_images, representative_images
+from ast_lightning.data.splits import smallest_class
 from ast_lightning.distillation.method import Context
+from ast_lightning.distillation.textures import tiled
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.randomness import keyed_generator
 from ast_lightning.synthetic import DistilledDataset, load_distilled
@@ -60,24 +63,32 @@ def initial_images(
 ) -> tuple[Tensor, Tensor]:
     """Initialise the images and labels as ``distill.init`` specifies.
 
+    A canvas is tiled with ``canvas``² different images of its class.
+
     Args:
-        settings: ``init``, ``init_clusters`` and ``ipc`` are used.
+        settings: ``init``, ``init_clusters``, ``ipc`` and ``canvas`` are used.
         real: the preprocessed training images.
         class_names: names of all classes, in the order of the labels.
         seed: seed of all random draws.
         expert: returns a trained expert; needed for ``representative``.
 
     Returns:
-        images ``[classes · ipc, C, H, W]`` float32, grouped by class, and labels ``[classes · ipc]`` int64.
+        images or canvases ``[classes · ipc, C, H, W]`` float32, grouped by class, and labels ``[classes · ipc]`` int64.
 
     Raises:
-        ConfigurationError: a class has fewer than ``ipc`` real images, the initialisation is unknown, or an expert is
-            needed and none is given.
+        ConfigurationError: a class has fewer than ``ipc`` real images (for canvases ``ipc · canvas²``), the
+            initialisation is unknown, or an expert is needed and none is given.
     """
 
     def none() -> Logits:
         raise ConfigurationError("distill.init", settings.init, "it needs a trained expert", "set distill.init=real")
 
+    if settings.canvas > 1:
+        tiles = settings.canvas**2
+        _check_tiles(settings, real, class_names, tiles)
+        one_image = replace(settings, ipc=settings.ipc * tiles, canvas=1, crops=1)
+        images, labels = initial_images(one_image, real, class_names, seed=seed, expert=expert)
+        return tiled(images, settings.canvas), labels[::tiles]
     initialize: Initialization = resolve(settings.init, INITIALIZATION, "distill.init")
     images, labels = initialize(real, class_names, settings, seed, expert or none)
     shape = (len(class_names) * settings.ipc, *real.images.shape[1:])
@@ -89,6 +100,16 @@ def initial_images(
             "correct the function",
         )
     return images, labels
+
+
+def _check_tiles(settings: DistillSettings, real: LabelledImages, class_names: Sequence[str], tiles: int) -> None:
+    name, count = smallest_class(real.labels, class_names)
+    if isinstance(settings.init, str) and settings.init != "noise" and settings.ipc * tiles > count:
+        problem = (
+            f"each canvas is tiled with {tiles} images, {settings.ipc * tiles} per class, and class {name!r} has only "
+            f"{count} training images"
+        )
+        raise settings.refused("canvas", problem, "lower it or distill.ipc, or set distill.init=noise")
 
 
 def starting_point(settings: DistillSettings, context: Context) -> tuple[Tensor, Tensor, float]:
@@ -109,14 +130,17 @@ def starting_point(settings: DistillSettings, context: Context) -> tuple[Tensor,
 
 
 def _check_warm_start(earlier: DistilledDataset, data: ImageDataModule, settings: DistillSettings) -> None:
-    shape = (data.num_classes * settings.ipc, data.channels, *data.image_size)
-    if tuple(earlier.images.shape) != shape or earlier.class_names != data.class_names:
+    sides = (settings.canvas * side for side in data.image_size)
+    shape = (data.num_classes * settings.ipc, data.channels, *sides)
+    same_images = earlier.image_shape == (data.channels, *data.image_size)
+    if tuple(earlier.images.shape) != shape or not same_images or earlier.class_names != data.class_names:
+        crops = "" if earlier.crop_size is None else f" with crops {earlier.crop_size}"
         raise ConfigurationError(
             "distill.warm_start",
             settings.warm_start,
-            f"its images {tuple(earlier.images.shape)} of {len(earlier.class_names)} classes are not the "
+            f"its images {tuple(earlier.images.shape)}{crops} of {len(earlier.class_names)} classes are not the "
             f"{shape} of this run",
-            "set distill.ipc and the data options to those of the earlier distillation",
+            "set distill.ipc, distill.canvas and the data options to those of the earlier distillation",
         )
     different = data.preprocessing.difference(earlier.preprocessing)
     if different:

@@ -16,7 +16,8 @@ from ast_lightning.config.distill import DistillSettings
 from ast_lightning.config.schedule import Schedule
 from ast_lightning.data import ImageDataModule
 from ast_lightning.data.selection import Logits
-from ast_lightning.distillation.synthetic_set import SyntheticImages, SyntheticSet
+from ast_lightning.distillation.synthetic_set import SyntheticSet
+from ast_lightning.distillation.textures import images_or_textures
 from ast_lightning.evaluation.baselines import expert_logits
 from ast_lightning.networks import NetworkFactory
 from ast_lightning.trajectories import TrajectoryStore
@@ -117,8 +118,8 @@ class Method(ABC):
         return ""
 
     def synthetic_set(self, images: Tensor, labels: Tensor, learning_rate: float) -> SyntheticSet:
-        """Build the synthetic set from initial images ``[N, C, H, W]``, labels ``[N]`` and the learning rate."""
-        return SyntheticImages(images, labels, learning_rate)
+        """Build the synthetic set from initial images or canvases ``[N, C, H, W]``, labels ``[N]`` and α."""
+        return images_or_textures(self.settings, images, labels, learning_rate)
 
     def start(self, device: torch.device, dtype: torch.dtype) -> None:  # noqa: B027
         """Move everything that the loss needs to the device. Called once, before the first item."""

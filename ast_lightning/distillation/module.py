@@ -54,7 +54,8 @@ class DistillModule(LightningModule):
     ``<split>/accuracy_std`` in per cent.
 
     Raises:
-        ConfigurationError: the Trainer uses a 16-bit precision, or the method rejects the number of devices.
+        ConfigurationError: the Trainer uses a 16-bit precision, the method rejects the number of devices, or the set
+            has no average for ``distill.ema``.
         DistillationDiverged: during training, see :meth:`on_before_optimizer_step`.
     """
 
@@ -62,6 +63,8 @@ class DistillModule(LightningModule):
         super().__init__()
         self.settings = method.settings
         self.synthetic = synthetic
+        if method.settings.ema is not None:
+            synthetic.keep_average(method.settings.ema)
         self.method = method  # not an nn.Module, so that DDP does not wrap it
         self._evaluator = evaluator
         self._outer = outer_step(method.settings)
@@ -146,14 +149,20 @@ class DistillModule(LightningModule):
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         """Apply the update, and restore the last good values if it has made the set unusable.
 
+        An iteration that restores earlier values is not followed by :meth:`SyntheticSet.after_iteration`: all values
+        of the set, such as its average, are then those of the iteration gone back to.
+
         Raises:
             DistillationDiverged: see :meth:`on_before_optimizer_step`.
         """
+        recoveries = len(self.recovery.events)
         super().optimizer_step(*arguments, **named)
         if problem := self.synthetic.problem(self.settings):
             optimizer = self.optimizers(use_pl_optimizer=False)
             assert isinstance(optimizer, torch.optim.Optimizer)
             self._recover(*problem, optimizer)
+        if len(self.recovery.events) == recoveries:
+            self.synthetic.after_iteration()
 
     def _recover(self, problem: str, remedy: str, optimizer: torch.optim.Optimizer) -> None:
         # at least one iteration has to succeed
@@ -202,7 +211,7 @@ class DistillModule(LightningModule):
     def _check_ranks(self) -> None:
         """Check that all ranks hold the same images; otherwise all further results would be meaningless."""
         if self.trainer.world_size > 1:
-            images = self.training_set().images
+            images = next(self.synthetic.parameters()).detach()  # an average of them would hide the difference
             mean = self.trainer.strategy.reduce(images.clone(), reduce_op="mean")
             assert isinstance(mean, Tensor)
             difference = (mean - images).abs().max()

@@ -19,13 +19,13 @@ _START, _FACTOR, _PATIENCE = 20, 4.0, 20
 
 @dataclass
 class Recovery:
-    """Monitors the loss and saves good values of a set.
+    """Monitors the loss and saves good values of a set, its parameters and buffers.
 
     All fields are stored in the checkpoint and depend only on the iterations, so that a resumed run and all ranks make
     the same decisions.
 
     Attributes:
-        good: the saved values, by parameter name; empty before the first iteration.
+        good: the saved values by name, those of ``state_dict()``; empty before the first iteration.
         kept_at: the iteration before which they were saved.
         start: sum of the first 20 losses.
         above: number of consecutive iterations in which the loss exceeded 4 times the mean of the first 20 losses.
@@ -55,7 +55,7 @@ class Recovery:
     def keep(self, iteration: int, values: nn.Module) -> None:
         """Save the values before ``iteration`` every ``KEPT_EVERY`` iterations, unless the loss is too high."""
         if not self.good or (iteration % KEPT_EVERY == 0 and not self.above):
-            self.good = {name: each.detach().clone() for name, each in values.named_parameters()}
+            self.good = {name: each.detach().clone() for name, each in values.state_dict().items()}
             self.kept_at = iteration
 
     @torch.no_grad()
@@ -72,9 +72,11 @@ class Recovery:
         Returns:
             The new entry of ``events``.
         """
-        for name, each in values.named_parameters():
-            each.copy_(self.good[name])
-            each.grad = None
+        for name, each in values.state_dict().items():
+            if name in self.good:  # checkpoints of earlier versions have the parameters only
+                each.copy_(self.good[name])
+        for parameter in values.parameters():
+            parameter.grad = None
         optimizer.state.clear()
         for group in optimizer.param_groups:
             group.update({name: SMALLER * group[name] for name in ("lr", "initial_lr") if name in group})

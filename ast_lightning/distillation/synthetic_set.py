@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ast_lightning.config.distill import DistillSettings
+from ast_lightning.errors import ConfigurationError
 from ast_lightning.randomness import Key
 from ast_lightning.synthetic import TrainingSet
 
@@ -63,6 +64,23 @@ class SyntheticSet(nn.Module, ABC):
     def training_set(self) -> TrainingSet:
         """The current set, detached, for evaluation and saving."""
 
+    def keep_average(self, decay: float) -> None:
+        """Average the images over the iterations, and return the average from :meth:`training_set`.
+
+        Called once, before training, if ``distill.ema`` is set.
+
+        Args:
+            decay: δ, in (0, 1).
+
+        Raises:
+            ConfigurationError: this kind of set has no average.
+        """
+        problem = f"the synthetic set {type(self).__name__} has no average"
+        raise ConfigurationError("distill.ema", decay, problem, "leave it out")
+
+    def after_iteration(self) -> None:
+        """Called after each iteration, with or without an update; not after one that restores earlier values."""
+
     def logged(self) -> dict[str, Tensor]:
         """Scalars to log at each iteration."""
         return {}
@@ -74,6 +92,11 @@ class SyntheticSet(nn.Module, ABC):
 
 class SyntheticImages(SyntheticSet):
     """Pixels as parameters, hard labels, and a learned or fixed learning rate α.
+
+    With :meth:`keep_average`, the set also holds an exponential moving average of its images, as in FTD (CVPR 2023,
+    section 3: X̄ ← δ X̄ + (1 − δ) X after every iteration). X̄ starts as the initial images and has no bias correction.
+    It is a buffer, so that checkpoints contain it and a recovery from divergence restores it with the images. An
+    iteration whose update is skipped counts like any other, with unchanged X.
 
     Args:
         images: X before distillation, ``[N, C, H, W]`` float32 or float64, preprocessed like the real images.
@@ -95,6 +118,9 @@ class SyntheticImages(SyntheticSet):
             self.register_buffer("learning_rate", rate)
         self.register_buffer("labels", labels.clone())
         self.labels: Tensor
+        self.register_buffer("average", None)
+        self.average: Tensor | None
+        self.decay = 1.0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -119,7 +145,16 @@ class SyntheticImages(SyntheticSet):
         return [{"params": [self.images], "lr": settings.lr_img}, *rates]
 
     def training_set(self) -> TrainingSet:
-        return TrainingSet(self.images.detach(), self.labels, float(self.alpha.detach()))
+        images = self.images if self.average is None else self.average
+        return TrainingSet(images.detach(), self.labels, float(self.alpha.detach()))
+
+    def keep_average(self, decay: float) -> None:
+        self.decay, self.average = decay, self.images.detach().clone()
+
+    @torch.no_grad()
+    def after_iteration(self) -> None:
+        if self.average is not None:
+            self.average.lerp_(self.images, 1 - self.decay)
 
     def logged(self) -> dict[str, Tensor]:
         return {"train/student_lr": self.alpha.detach()}

@@ -21,6 +21,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 
 from ast_lightning.config.evaluation import EvaluationSettings
 from ast_lightning.data import LabelledImages, SiameseAugmentation
+from ast_lightning.images import circular_crops, draw_offsets
 from ast_lightning.networks import FunctionalNetwork, NetworkFactory, build_network, is_dropout
 from ast_lightning.randomness import Key, keyed_generator, keyed_global_state
 from ast_lightning.synthetic.training_set import TrainingSet
@@ -168,18 +169,22 @@ class NetworkEvaluator:
         return lambda images: module(images).unsqueeze(0)
 
     def _batches(self, index: int, training_set: TrainingSet, device: torch.device) -> Iterator[_Batch]:
-        """(epoch, augmented images, labels) for every step of one network."""
+        """(epoch, augmented images, labels) for every step of one network; canvases are cropped anew for each step."""
         dtype = _precision(training_set)
         images, labels = training_set.images.detach().to(device, dtype), training_set.labels.to(device)
         if labels.is_floating_point():
             labels = labels.to(dtype)
-        height, width = images.shape[-2:]
+        sides, crop_size = (images.shape[2], images.shape[3]), training_set.crop_size
         for epoch in range(self.settings.epochs):
             generator = keyed_generator(*self.key, "batches", index, epoch)
+            crops = keyed_generator(*self.key, "crops", index, epoch)
             for rows in torch.randperm(len(images), generator=generator).split(self.settings.batch_size):
-                draw = self._augmentation.draw(len(rows), (height, width), generator)
+                draw = self._augmentation.draw(len(rows), crop_size or sides, generator)
                 rows = rows.to(device)
-                yield epoch, self._augmentation.apply(images[rows], draw), labels[rows]
+                batch = images[rows]
+                if crop_size:
+                    batch = circular_crops(batch, draw_offsets(len(batch), sides, crops), crop_size)
+                yield epoch, self._augmentation.apply(batch, draw), labels[rows]
 
     def _fit(
         self,

@@ -1,10 +1,11 @@
-"""Preprocessing and Siamese augmentation of images.
+"""Preprocessing, Siamese augmentation and crops of images.
 
 Training on a distilled dataset needs only this part of the package. It imports only torch, NumPy, safetensors and
 xxhash.
 """
 
 from ast_lightning.images.augmentation import FAMILIES, AugmentationDraw, SiameseAugmentation
+from ast_lightning.images.crops import circular_crops, draw_offsets
 from ast_lightning.images.preprocessing import (
     NoPreprocessing,
     Preprocessing,
@@ -24,6 +25,8 @@ __all__ = [
     "SiameseAugmentation",
     "Standardization",
     "ZcaWhitening",
+    "circular_crops",
+    "draw_offsets",
     "fit_preprocessing",
     "load_preprocessing",
     "preprocess",

@@ -1,7 +1,8 @@
 """A distilled dataset on disk: self-describing, and usable without the rest of this package.
 
 <folder>/
-  dataset.json                classes, accuracy, protocol, configuration, inputs; checksums of all files below
+  dataset.json                classes, accuracy, protocol, configuration, inputs; checksums of all files below;
+                              for canvases crop_size, the size of the images to cut from them
   images.safetensors          images [N, C, H, W] float32, labels [N] int64, learning_rate []
   preprocessing.safetensors   statistics of the preprocessing, which must also be applied to real test images
   images.png                  the images with the preprocessing inverted
@@ -14,7 +15,7 @@ only.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.images import Preprocessing, SiameseAugmentation, load_preprocessing, save_preprocessing
+from ast_lightning.images import (
+    Preprocessing,
+    SiameseAugmentation,
+    circular_crops,
+    draw_offsets,
+    load_preprocessing,
+    save_preprocessing,
+)
 from ast_lightning.randomness import keyed_generator
 from ast_lightning.storage.checksums import Damaged, bytes_checksum, read_tensors, seal, tensor_checksum, unseal
 from ast_lightning.storage.files import read_json, write_folder, write_json, write_tensors
@@ -44,6 +52,7 @@ AVERAGE = "average"
 FILES = ("dataset.json", "images.safetensors", "preprocessing.safetensors")
 _COPY = "copy the whole folder again, or distil again"
 _ANOTHER = "it is not the file that dataset.json was written with"
+_CROP = "crop_size"
 _DESCRIBED = ("format", "shape", "learning_rate", "preprocessing", "class_names", "augmentation", "checksums")
 
 
@@ -60,6 +69,8 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         augmentation: names of the Siamese transforms that :meth:`augment` draws from, joined by underscores; None for
             no augmentation.
         metadata: plain containers: ``accuracy``, ``iteration``, ``network``, ``data``, ``evaluation``, ``config``, ….
+        crop_size: (H, W) of the real images, if ``images`` are larger canvases: draw images of this size from them with
+            :meth:`crop`. None for ordinary images.
     """
 
     images: Tensor
@@ -69,6 +80,7 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     class_names: tuple[str, ...]
     augmentation: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    crop_size: tuple[int, int] | None = None
 
     @classmethod
     def from_training(
@@ -83,13 +95,14 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
             data.class_names,
             "_".join(data.augmentation.families) or None,
             {"data": data.describe(), **provenance(), **(metadata or {})},
+            training_set.crop_size,
         )
 
     def __repr__(self) -> str:
         return (
             f"DistilledDataset({len(self)} images {list(self.images.shape[1:])} of {len(self.class_names)} classes, "
             f"learning_rate={self.learning_rate:g}, preprocessing={self.preprocessing.kind!r}, "
-            f"augmentation={self.augmentation!r})"
+            f"augmentation={self.augmentation!r}{f', crop_size={self.crop_size}' if self.crop_size else ''})"
         )
 
     def __len__(self) -> int:
@@ -113,12 +126,17 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         """Images per class."""
         return len(self.images) // len(self.class_names)
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the images that networks see: of the crops, if the set consists of canvases."""
+        return (self.images.shape[1], *(self.crop_size or self.images.shape[2:]))
+
     def transform(self, image: Any) -> Tensor:
         """Preprocess real images for a network that was trained on this set.
 
         Args:
             image: a PIL image of mode L or RGB; or a tensor or array-like of uint8 in 0 … 255 or floating point in
-                [0, 1], ``[C, H, W]`` or ``[N, C, H, W]``, of the size of the synthetic images.
+                [0, 1], ``[C, H, W]`` or ``[N, C, H, W]``, of the size of the synthetic images or of their crops.
 
         Returns:
             float32, ``[C, H, W]`` or ``[N, C, H, W]``.
@@ -127,10 +145,10 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
             ValueError: the mode, type, range, number of channels or size is not supported.
         """
         tensor = _unit_range(image)
-        if tensor.shape[-3:] != self.images.shape[1:]:
-            shape, ours = tuple(tensor.shape[-3:]), tuple(self.images.shape[1:])
+        if tensor.shape[-3:] != self.image_shape:
+            shape, ours = tuple(tensor.shape[-3:]), self.image_shape
             raise ValueError(f"these images are {shape}; the distilled dataset is for {ours}")
-        batch = tensor.float().reshape(-1, *self.images.shape[1:])
+        batch = tensor.float().reshape(-1, *self.image_shape)
         return self.preprocessing.apply(batch).view(tensor.shape)
 
     def augment(self, images: Tensor, *key: int) -> Tensor:
@@ -143,6 +161,22 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         augmentation, (height, width) = SiameseAugmentation(self.augmentation), images.shape[-2:]
         draw = augmentation.draw(len(images), (height, width), keyed_generator("augment", *key))
         return augmentation.apply(images, draw)
+
+    def crop(self, images: Tensor, *key: int) -> Tensor:
+        """Draw a random circular crop of each canvas, as the evaluation does for every batch, before :meth:`augment`.
+
+        Args:
+            images: ``[N, C, H, W]``, some or all of the set's images.
+            key: numbers that determine the draw, e.g. (seed, step).
+
+        Returns:
+            Images of ``crop_size``; ordinary images are returned as they are.
+        """
+        if self.crop_size is None:
+            return images
+        height, width = images.shape[-2:]
+        offsets = draw_offsets(len(images), (height, width), keyed_generator("crop", *key))
+        return circular_crops(images, offsets, self.crop_size)
 
     def checksum(self) -> str:
         """Checksum of images, labels and learning rate, 32 hexadecimal digits; independent of the location on disk."""
@@ -196,6 +230,7 @@ def save_distilled(folder: Path | str, dataset: DistilledDataset) -> Path:
             "learning_rate": dataset.learning_rate,
             "preprocessing": dataset.preprocessing.describe(),
             "augmentation": dataset.augmentation,
+            **({_CROP: list(dataset.crop_size)} if dataset.crop_size else {}),
             "checksums": {
                 "images.safetensors": dataset.checksum(),
                 "preprocessing.safetensors": tensor_checksum(dataset.preprocessing.tensors()),
@@ -229,7 +264,8 @@ def load_distilled(folder: Path | str, option: str = "synthetic") -> DistilledDa
         read_preprocessing(folder, description, option),
         tuple(description["class_names"]),
         description["augmentation"],
-        {key: value for key, value in description.items() if key not in _DESCRIBED},
+        {key: value for key, value in description.items() if key not in (*_DESCRIBED, _CROP)},
+        None if _CROP not in description else tuple(description[_CROP]),
     )
     if problem := _impossible(dataset):
         raise ConfigurationError(option, folder, problem, "distil again, or name another distilled dataset")
@@ -241,6 +277,8 @@ def _impossible(dataset: DistilledDataset) -> str:
     labels, classes = dataset.labels, len(dataset.class_names)
     if dataset.images.ndim != 4 or not classes or not 0 < len(dataset) == classes * dataset.ipc:
         return f"its images are {list(dataset.images.shape)}, not [N, C, H, W] with as many of {classes} classes each"
+    if dataset.crop_size is not None and not _fits(dataset.crop_size, dataset.images.shape[2:]):
+        return f"its crop_size is {dataset.crop_size}, and its canvases are {list(dataset.images.shape[2:])}"
     if not bool(dataset.images.isfinite().all()):
         return "some of its pixels are not finite"
     if not 0 < dataset.learning_rate < math.inf:
@@ -249,6 +287,12 @@ def _impossible(dataset: DistilledDataset) -> str:
     if not whole or bool(((labels < 0) | (labels >= classes)).any()):
         return f"its labels are not {len(dataset)} whole numbers in 0 … {classes - 1}"
     return ""
+
+
+def _fits(crop: Sequence[Any], canvas: Sequence[int]) -> bool:
+    """Whether ``crop`` consists of two whole numbers of at least 1 and at most the sides of a canvas."""
+    whole = len(crop) == 2 and all(type(side) is int for side in crop)
+    return whole and all(1 <= side <= limit for side, limit in zip(crop, canvas, strict=True))
 
 
 def read_description(folder: Path | str, option: str = "synthetic") -> dict[str, Any]:
@@ -275,6 +319,8 @@ def read_description(folder: Path | str, option: str = "synthetic") -> dict[str,
             raise Damaged(f"it lacks {', '.join(missing)}")
         if not isinstance(names := content["class_names"], list) or not all(isinstance(each, str) for each in names):
             raise Damaged("class_names is not a list of names")
+        if not isinstance(content.get(_CROP, []), list):
+            raise Damaged(f"{_CROP} is not a list of sides")
         if not isinstance(content["checksums"], dict) or {*FILES[1:], *PICTURES} - content["checksums"].keys():
             raise Damaged("it lacks checksums of files")
         return content

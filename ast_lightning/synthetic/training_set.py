@@ -14,8 +14,11 @@ class TrainingSet(NamedTuple):
         images: ``[N, C, H, W]`` preprocessed.
         labels: ``[N]`` int64 or ``[N, classes]`` float.
         learning_rate: learning rate of SGD, unless the settings specify one.
+        crop_size: (H, W) of the images that networks see, if ``images`` are larger canvases: each batch takes a random
+            circular crop of each of its canvases. None for ordinary images.
     """
 
     images: Tensor
     labels: Tensor
     learning_rate: float
+    crop_size: tuple[int, int] | None = None

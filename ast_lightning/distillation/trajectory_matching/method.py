@@ -15,7 +15,8 @@ from ast_lightning.config.parts import resolve
 from ast_lightning.config.trajectory_matching import TrajectoryMatchingSettings
 from ast_lightning.data import SiameseAugmentation
 from ast_lightning.distillation.method import Context, Method
-from ast_lightning.distillation.synthetic_set import BatchDraw, SyntheticImages, SyntheticSet
+from ast_lightning.distillation.synthetic_set import BatchDraw, SyntheticSet
+from ast_lightning.distillation.textures import images_or_textures
 from ast_lightning.distillation.trajectory_matching.adjoint import StepBatch
 from ast_lightning.distillation.trajectory_matching.inner import InnerProblem
 from ast_lightning.distillation.trajectory_matching.matching import MATCHING, Guide, Matching, balance_factor
@@ -137,9 +138,11 @@ class TrajectoryMatching(Method):
 
     def synthetic_set(self, images: Tensor, labels: Tensor, learning_rate: float) -> SyntheticSet:
         self.settings.check_batch(len(images))
-        size = self.settings.batch_syn or len(images)
-        self._student.require_pure(images[0], batch=1 if size == 1 or len(images) % size == 1 else 2)
-        return SyntheticImages(images, labels, learning_rate, alpha=self.settings.alpha)
+        synthetic = images_or_textures(self.settings, images, labels, learning_rate, alpha=self.settings.alpha)
+        size, (_, _, height, width) = self.settings.batch_syn or len(images), synthetic.shape
+        alone = self.settings.crops == 1 and (size == 1 or len(images) % size == 1)
+        self._student.require_pure(images[0, :, :height, :width], batch=1 if alone else 2)
+        return synthetic
 
     @property
     def compilation(self) -> Compilation:  # type: ignore[override]
@@ -214,9 +217,9 @@ class TrajectoryMatching(Method):
 
 
 def forward_passes(settings: TrajectoryMatchingSettings, images: int, ranks: int) -> int:
-    """The work of a run per device, in forward passes of one image, for ``images`` synthetic images."""
+    """The work of a run per device, in forward passes of one image, for ``images`` images or canvases."""
     steps = settings.max_steps * settings.windows_of_a_device(ranks) * settings.syn_steps
-    return steps * (settings.batch_syn or images) * PASSES_OF_A_STEP
+    return steps * (settings.batch_syn or images) * settings.crops * PASSES_OF_A_STEP
 
 
 def _perturbation(settings: TrajectoryMatchingSettings) -> Perturbation:
