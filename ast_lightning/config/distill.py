@@ -146,19 +146,20 @@ class DistributionMatchingSettings(DistillSettings):
     real_batch: int = option(256, "real images of each class in an iteration, drawn at random", least=1)
 
 
-def check_canvases(canvas: int, preprocessing: object) -> None:
+def check_canvases(canvas: int, preprocessing: object, option: str = "distill.canvas") -> None:
     """Reject canvases of whitened images, because whitening depends on the position in the image.
 
     Args:
-        canvas: ``distill.canvas``.
-        preprocessing: ``data.preprocessing``.
+        canvas: side of a canvas in image sides.
+        preprocessing: the kind of preprocessing.
+        option: the name of ``canvas``, for the error message.
 
     Raises:
         ConfigurationError: ``canvas`` is above 1, and the preprocessing is ``zca``.
     """
     if canvas > 1 and preprocessing == "zca":
         problem = "ZCA whitening depends on the position in the image, so that whitened canvases cannot be rolled"
-        raise ConfigurationError("distill.canvas", canvas, problem, "set data.preprocessing=standardize")
+        raise ConfigurationError(option, canvas, problem, "use data.preprocessing=standardize")
 
 
 def check_precision(precision: str, experts: object = "<their folder>") -> None:

@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a trajectory store or distilled dataset of the same data: it gives preprocessing and class names",
     )
     take.add_argument("--learning-rate", type=float, help="learning rate of SGD on these images; lr_NAME.pt by default")
+    take.add_argument("--canvas", type=int, default=1, help="side of a canvas in image sides, for textures; 1: images")
     take.set_defaults(run=_import)
     return parser
 
@@ -88,7 +89,7 @@ def _import(options: argparse.Namespace) -> int:
     from ast_lightning.synthetic.dataset import save_distilled
     from ast_lightning.synthetic.interchange import import_published, read_likeness
 
-    dataset = import_published(options.images, read_likeness(options.like), options.learning_rate)
+    dataset = import_published(options.images, read_likeness(options.like), options.learning_rate, options.canvas)
     print(save_distilled(options.out, dataset))
     return 0
 

@@ -1,7 +1,7 @@
 """Synthetic sets in the format of the published codes: ``images_<name>.pt``, ``labels_<name>.pt``, ``lr_<name>.pt``.
 
-These files contain only tensors. The preprocessing of test data and the class names are taken from a trajectory store
-or from a distilled dataset of the same data.
+These files contain only tensors; the canvases of textures are stored like images. The preprocessing of test data and
+the class names are taken from a trajectory store or from a distilled dataset of the same data.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ast_lightning.config.distill import check_canvases
 from ast_lightning.data import Preprocessing, load_preprocessing
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import bytes_checksum
@@ -77,7 +78,9 @@ def export_published(dataset: DistilledDataset, folder: Path | str, name: str | 
     return save_together(folder, contents)
 
 
-def import_published(images: Path | str, like: Likeness, learning_rate: float | None = None) -> DistilledDataset:
+def import_published(
+    images: Path | str, like: Likeness, learning_rate: float | None = None, canvas: int = 1
+) -> DistilledDataset:
     """Read a set from its files and sort it by class.
 
     Args:
@@ -85,6 +88,7 @@ def import_published(images: Path | str, like: Likeness, learning_rate: float | 
             ``lr_<name>.pt``; or a folder with one such set.
         like: properties of the data; data and preprocessing must be those of the set.
         learning_rate: learning rate of SGD on this set; None reads ``lr_<name>.pt``.
+        canvas: side of a canvas in image sides; 1 if the files hold ordinary images.
 
     Raises:
         ConfigurationError: a file is missing, damaged or contains pickled code, or images or labels do not match
@@ -95,7 +99,11 @@ def import_published(images: Path | str, like: Likeness, learning_rate: float | 
     rate = _learning_rate(rate_path) if learning_rate is None else learning_rate
     if not (math.isfinite(rate) and rate > 0):
         raise ConfigurationError("learning-rate", rate, "it must be positive", "give a number above 0")
-    pixels = _read_pixels(path, like)
+    channels, *size = like.shape
+    shape = (channels, *(canvas * side for side in size))
+    if canvas != 1:
+        _check_canvas(canvas, like)
+    pixels = _read_pixels(path, shape)
     labels = _read_labels(labels_path, len(pixels), len(like.class_names))
     order = torch.argsort(labels, stable=True)
     used = [path, labels_path, *([rate_path] if learning_rate is None else [])]
@@ -108,6 +116,7 @@ def import_published(images: Path | str, like: Likeness, learning_rate: float | 
         like.class_names,
         like.augmentation,
         {"data": like.data, **provenance(), "imported": {"files": imported, "like": like.origin}},
+        (size[0], size[1]) if canvas > 1 else None,
     )
 
 
@@ -121,7 +130,7 @@ def read_likeness(folder: Path | str, option: str = "like") -> Likeness:
     if (folder / "dataset.json").exists():
         dataset = load_distilled(folder, option)
         data, origin = dataset.metadata.get("data") or {}, {"distilled": dataset.checksum()}
-        shape = tuple(dataset.images.shape[1:])
+        shape = dataset.image_shape
         return Likeness(dataset.preprocessing, dataset.class_names, dataset.augmentation, shape, data, origin)
     if not (folder / STORE_FILE).exists():
         problem = "it is neither a trajectory store nor a distilled dataset"
@@ -170,13 +179,20 @@ def _learning_rate(path: Path) -> float:
     return float(content)
 
 
-def _read_pixels(path: Path, like: Likeness) -> Tensor:
-    """The images as float32; they must be finite and have the shape of the data."""
+def _check_canvas(canvas: int, like: Likeness) -> None:
+    if canvas < 1:
+        raise ConfigurationError("canvas", canvas, "it must be a whole number of at least 1", "give such a number")
+    check_canvases(canvas, like.preprocessing.kind, "canvas")
+
+
+def _read_pixels(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """The images as float32; they must be finite and have the given shape ``(C, H, W)``."""
     images = _content(path, (Tensor,))
-    if images.shape[1:] != like.shape or not len(images):
-        wanted = ", ".join(map(str, ("N", *like.shape)))
+    if images.shape[1:] != shape or not len(images):
+        wanted = ", ".join(map(str, ("N", *shape)))
         problem = f"its images are {list(images.shape)}, and those of the data are [{wanted}]"
-        raise ConfigurationError("images", path, problem, "name a --like of the data that it was distilled from")
+        remedy = "name a --like of the data that it was distilled from, and the --canvas of textures"
+        raise ConfigurationError("images", path, problem, remedy)
     if not images.is_floating_point() or not images.float().isfinite().all():
         problem = f"its images are {images.dtype}, or some values are not finite"
         raise ConfigurationError("images", path, problem, "name preprocessed images of real, finite numbers")

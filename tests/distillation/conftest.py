@@ -122,6 +122,9 @@ def make_module(
         evaluator: NetworkEvaluator | None = None,
     ) -> DistillModule:
         images, labels = synthetic_set
+        if settings.canvas > 1:
+            side = 8 * settings.canvas
+            images = torch.randn(len(labels), 3, side, side, generator=torch.Generator().manual_seed(7))
         method = TrajectoryMatching(settings, network, store, augmentation=SiameseAugmentation(FAMILIES), seed=seed)
         synthetic = method.synthetic_set(images.to(dtype), labels, settings.lr_teacher)
         return DistillModule(synthetic, method, evaluator=evaluator)

@@ -43,7 +43,8 @@ def network() -> ConvNet:
 
 
 def make_module(store: TrajectoryStore, settings: DistillSettings, networks: int) -> DistillModule:
-    images = torch.randn(2 * CLASSES, 3, 8, 8, generator=torch.Generator().manual_seed(7))
+    side = 8 * settings.canvas
+    images = torch.randn(2 * CLASSES, 3, side, side, generator=torch.Generator().manual_seed(7))
     labels = torch.arange(CLASSES).repeat_interleave(2)
     families = SiameseAugmentation("color_crop_cutout_flip_scale_rotate")
     real = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(8))

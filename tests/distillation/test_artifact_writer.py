@@ -21,7 +21,7 @@ NAMES = ("ant", "bee", "cat")
 
 
 def make_dataset(module: DistillModule, found: dict[str, Any]) -> DistilledDataset:
-    images, labels, rate = module.training_set()
+    images, labels, rate, _ = module.training_set()
     return DistilledDataset(images.clone(), labels.clone(), rate, NoPreprocessing(), NAMES, None, found)
 
 
