@@ -17,7 +17,8 @@ class ImageAverage(Callback):
     """Averages the images x_t with weights that grow like t¹⁰: over about the last eleventh of a run of any length.
 
     After iteration t the average a becomes a + (x_t − a) · 11 / (t + 10), as in polynomial-decay averaging (Shamir and
-    Zhang, ICML 2013). The average restarts if a diverged run goes back to earlier images.
+    Zhang, ICML 2013). The average restarts if a diverged run goes back to earlier images. With ``distill.ema``, the set
+    keeps an average itself, and distill.py does not use this one.
 
     Attributes:
         images: ``[N, C, H, W]``; None before the first iteration.

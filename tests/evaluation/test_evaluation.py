@@ -51,8 +51,9 @@ def plain_training(
             rate, momentum = rate / 2, second_momentum
             velocity = [torch.zeros_like(each) if fresh else each for each in velocity]
         generator = keyed_generator(*key, "batches", index, epoch)
+        crops = keyed_generator(*key, "crops", index, epoch)
         for rows in torch.randperm(len(data.images), generator=generator).split(8):
-            images = data.images[rows]
+            images = data.images[rows] if data.crop_size is None else rolled(data.images[rows], crops)
             if augmentation:
                 images = augmentation.apply(images, augmentation.draw(len(rows), (8, 8), generator))
             loss = F.cross_entropy(module(images), data.labels[rows])
@@ -62,6 +63,13 @@ def plain_training(
                     velocity[position] = momentum * velocity[position] + gradient + weight_decay * weight
                     weight -= rate * velocity[position]
     return module
+
+
+def rolled(canvases: Tensor, generator: torch.Generator) -> Tensor:
+    """The upper left 8×8 pixels of each canvas, rolled by offsets of its own."""
+    down, right = (torch.randint(side, (len(canvases),), generator=generator) for side in canvases.shape[2:])
+    places = zip(canvases, down.tolist(), right.tolist(), strict=True)
+    return torch.stack([torch.roll(canvas, (y, x), (1, 2))[:, :8, :8] for canvas, y, x in places])
 
 
 @torch.no_grad()
@@ -189,6 +197,30 @@ def test_stacked_networks_predict_like_plain_ones(
     for index in range(2):
         assert found[f"answers {index}"][index] >= 99.8
         assert found[f"answers {index}"][1 - index] < 90
+
+
+@pytest.mark.parametrize("normalization", ["instance", "batch"])
+def test_networks_are_trained_on_crops_of_canvases_drawn_anew_for_every_batch(
+    convnet: Convnet, training_set: TrainingSet, real: LabelledImages, normalization: str
+) -> None:
+    """Networks that are stacked, and networks with buffers, against the plain loop."""
+    canvases = training_set.images.repeat(1, 1, 2, 2) + 0.1 * torch.arange(256).view(16, 16).sin()
+    textures = training_set._replace(images=canvases, crop_size=(8, 8))
+    augmentation = SiameseAugmentation("color_crop_flip")
+    settings = dataclasses.replace(SETTINGS, at_once=2)
+    splits = {}
+    for index in range(2):
+        module = plain_training(convnet(normalization), textures, (0, "evaluation"), index, augmentation).eval()
+        splits[str(index)] = relabelled(real, module)
+    evaluator = NetworkEvaluator(convnet(normalization), settings, splits, augmentation=augmentation)
+
+    def agreement(data: TrainingSet) -> list[float]:
+        found = [evaluator.run(group, lambda index: data, CPU) for group in evaluator.groups(2)]
+        return [[*itertools.chain.from_iterable(each[str(index)] for each in found)][index] for index in range(2)]
+
+    assert min(agreement(textures)) >= 99.8
+    assert max(agreement(textures._replace(images=canvases.roll(1, 2)))) < 99.5
+    assert max(agreement(training_set)) < 90
 
 
 def test_groups(convnet: Convnet, real: LabelledImages) -> None:

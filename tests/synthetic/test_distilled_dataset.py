@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ast_lightning.data import SiameseAugmentation, save_preprocessing
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import seal, tensor_checksum
 from ast_lightning.synthetic import DistilledDataset, load_distilled, save_distilled
+from ast_lightning.synthetic.verification import verify_distilled
 
 Make = Callable[..., DistilledDataset]
 FILES = ["dataset.json", "images.safetensors", "preprocessing.safetensors"]
@@ -191,6 +193,49 @@ def test_augment_draws_by_key(make_distilled: Make) -> None:
     dataset.augmentation = None
     assert torch.equal(dataset.augment(dataset.images, 1, 0), dataset.images)
     assert SiameseAugmentation("color_flip").families == ("color", "flip")
+
+
+def textures(dataset: DistilledDataset, crop_size: tuple[int, int] | None = (6, 5)) -> DistilledDataset:
+    canvases = torch.randn(len(dataset), 3, 12, 10, generator=torch.Generator().manual_seed(6))
+    return replace(dataset, images=canvases, crop_size=crop_size)
+
+
+def test_canvases_are_saved_with_the_size_of_their_crops(make_distilled: Make, tmp_path: Path) -> None:
+    dataset = textures(make_distilled())
+    folder = save_distilled(tmp_path / "set", dataset)
+    read = load_distilled(folder)
+    assert torch.equal(read.images, dataset.images)
+    assert read.crop_size == (6, 5)
+    assert read.image_shape == (3, 6, 5)
+    assert read.metadata == dataset.metadata
+    assert "crop_size=(6, 5)" in repr(read)
+    assert verify_distilled(folder) == []
+    assert read.pictures().shape == (12, 3, 12, 10)
+    assert torch.equal(read.transform(pixels(4)), make_distilled().transform(pixels(4)))  # of real images
+    with pytest.raises(ValueError, match=r"\(3, 12, 10\); the distilled dataset is for \(3, 6, 5\)"):
+        read.transform(torch.zeros(3, 12, 10))
+    plain = json.loads((save_distilled(tmp_path / "plain", make_distilled()) / "dataset.json").read_text("utf-8"))
+    assert "crop_size" not in plain
+    assert load_distilled(tmp_path / "plain").crop_size is None
+
+
+def test_crops_are_drawn_by_key(make_distilled: Make) -> None:
+    dataset = textures(make_distilled())
+    draws = [dataset.crop(dataset.images[2:7], 1, step) for step in range(6)]
+    assert all(each.shape == (5, 3, 6, 5) for each in draws)
+    assert torch.equal(dataset.crop(dataset.images[2:7], 1, 4), draws[4])
+    assert len({tuple(each.flatten().tolist()) for each in draws}) == 6
+    values = {tuple(each) for each in dataset.images[2].flatten(1).T.tolist()}
+    assert {tuple(each) for each in draws[0][0].flatten(1).T.tolist()} <= values
+    plain = make_distilled()
+    assert plain.crop(plain.images, 1, 0) is plain.images
+
+
+@pytest.mark.parametrize("crop_size", [(13, 5), (6, 0), (6,), (6.0, 5)])
+def test_crops_that_do_not_fit_are_named(make_distilled: Make, tmp_path: Path, crop_size: Any) -> None:
+    folder = save_distilled(tmp_path / "set", textures(make_distilled(), crop_size))
+    with pytest.raises(ConfigurationError, match=r"its crop_size is .*, and its canvases are \[12, 10\]"):
+        load_distilled(folder)
 
 
 def damage(folder: Path, how: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,29 @@ def test_round_trip_is_exact(original: DistilledDataset, like: Likeness, tmp_pat
     assert set(saved.metadata["imported"]["files"]) == {path.name for path in files}
     assert saved.metadata["data"] == DATA
     assert saved.metadata["versions"]["torch"] == torch.__version__
+
+
+def test_canvases_are_read_if_their_size_is_given(make_distilled: Make, tmp_path: Path) -> None:
+    canvases = torch.randn(12, 3, 12, 10, generator=torch.Generator().manual_seed(6))
+    dataset = replace(make_distilled(), images=canvases, crop_size=(6, 5))
+    export_published(dataset, tmp_path / "files")
+    for like in (dataset, make_distilled()):  # the size of the data, from canvases or images
+        found = read_likeness(save_distilled(tmp_path / "like", like))
+        read = import_published(tmp_path / "files", found, 0.1, canvas=2)
+        assert torch.equal(read.images, canvases)
+        assert read.crop_size == (6, 5)
+        with pytest.raises(ConfigurationError, match=r"are \[12, 3, 12, 10\].*\[N, 3, 6, 5\].*--canvas"):
+            import_published(tmp_path / "files", found, 0.1)
+        with pytest.raises(ConfigurationError, match=r"those of the data are \[N, 3, 18, 15\]"):
+            import_published(tmp_path / "files", found, 0.1, canvas=3)
+        with pytest.raises(ConfigurationError, match=r"canvas=0: it must be a whole number of at least 1"):
+            import_published(tmp_path / "files", found, 0.1, canvas=0)
+
+
+def test_canvases_are_not_whitened(like: Likeness, original: DistilledDataset, tmp_path: Path) -> None:
+    export_published(original, tmp_path / "files")
+    with pytest.raises(ConfigurationError, match=r"canvas=2: ZCA whitening depends on the position"):
+        import_published(tmp_path / "files", like, canvas=2)
 
 
 def test_the_files_hold_what_the_published_codes_expect(original: DistilledDataset, tmp_path: Path) -> None:
