@@ -55,7 +55,7 @@ class DistillModule(LightningModule):
 
     Raises:
         ConfigurationError: the Trainer uses a 16-bit precision, the method rejects the number of devices, or the set
-            has no average for ``distill.ema``.
+            has no average for ``distill.ema`` or no crops for ``distill.canvas``.
         DistillationDiverged: during training, see :meth:`on_before_optimizer_step`.
     """
 
@@ -63,8 +63,11 @@ class DistillModule(LightningModule):
         super().__init__()
         self.settings = method.settings
         self.synthetic = synthetic
-        if method.settings.ema is not None:
-            synthetic.keep_average(method.settings.ema)
+        if self.settings.canvas > 1 and synthetic.training_set().crop_size is None:
+            problem = f"the synthetic set {type(synthetic).__name__} has no crops"
+            raise self.settings.refused("canvas", problem, "leave it out")
+        if self.settings.ema is not None:
+            synthetic.keep_average(self.settings.ema)
         self.method = method  # not an nn.Module, so that DDP does not wrap it
         self._evaluator = evaluator
         self._outer = outer_step(method.settings)

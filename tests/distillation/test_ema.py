@@ -159,7 +159,12 @@ def test_a_decay_outside_0_and_1_is_rejected(decay: float) -> None:
         DistillSettings(ema=decay)
 
 
-def test_a_set_without_an_average_is_rejected(make_store: Make, make_module: Make, ast_settings: Make) -> None:
-    method = make_module(make_store(experts=1), ast_settings(ema=0.5)).method
-    with pytest.raises(ConfigurationError, match=r"distill\.ema=0\.5: the synthetic set Decoded has no average"):
+@pytest.mark.parametrize(("name", "value", "lacking"), [("ema", 0.5, "average"), ("canvas", 2, "crops")])
+def test_a_set_without_an_average_or_crops_is_rejected(
+    make_store: Make, make_module: Make, ast_settings: Make, name: str, value: float, lacking: str
+) -> None:
+    method = make_module(make_store(experts=1), ast_settings(**{name: value})).method
+    with pytest.raises(
+        ConfigurationError, match=rf"distill\.{name}={value}: the synthetic set Decoded has no {lacking}"
+    ):
         DistillModule(Decoded(), method)
