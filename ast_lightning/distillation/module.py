@@ -212,12 +212,13 @@ class DistillModule(LightningModule):
         self._check_ranks()
 
     def _check_ranks(self) -> None:
-        """Check that all ranks hold the same images; otherwise all further results would be meaningless."""
+        """Check that all ranks hold the same set; otherwise all further results would be meaningless."""
         if self.trainer.world_size > 1:
-            images = next(self.synthetic.parameters()).detach()  # an average of them would hide the difference
-            mean = self.trainer.strategy.reduce(images.clone(), reduce_op="mean")
+            # not training_set(): an average of the images would hide the difference
+            values = torch.cat([each.detach().flatten() for each in self.synthetic.parameters()])
+            mean = self.trainer.strategy.reduce(values.clone(), reduce_op="mean")
             assert isinstance(mean, Tensor)
-            difference = (mean - images).abs().max()
+            difference = (mean - values).abs().max()
             self.log("ranks/image_difference", difference, sync_dist=True, reduce_fx="max")
-            if not bool(torch.allclose(mean, images, rtol=1e-5, atol=1e-6)):
+            if not bool(torch.allclose(mean, values, rtol=1e-5, atol=1e-6)):
                 raise RuntimeError(f"the ranks hold different synthetic images (by up to {float(difference):g})")
