@@ -3,7 +3,8 @@
 One iteration trains the student for K steps on augmented synthetic images, compares its final parameters with a target,
 and differentiates the distance with respect to the images and α. The first variant corresponds to the published codes:
 the graph of all K steps, uncompiled, with the default memory allocation of the C library. With ``kept memory``, the
-process keeps freed memory, as distill.py does on the CPU.
+process keeps freed memory, as distill.py does on the CPU. Two more tables compare the truncated gradient of TESLA with
+the exact one, and the nearest step of ATT with the last one of MTT.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,6 +27,7 @@ from ast_lightning.runs.machine import keep_freed_memory
 from benchmarks.arguments import Size, run
 from benchmarks.convolutions import ALONE, convolutions_alone, describe_convolutions
 from benchmarks.measure import Step, Variant, first_run, interleaved, peak_memory, that_differ, time_table
+from benchmarks.nearest import nearest
 
 AUGMENTATION = "color_crop_cutout_flip_scale_rotate"
 WIDE = 768
@@ -200,16 +202,38 @@ def accuracy(size: Size, images: int, steps: int) -> str:
     return "\n".join(lines)
 
 
+def truncated(size: Size, images: int, steps: Sequence[int]) -> str:
+    """Seconds, memory and image gradients of the truncated engine and of the exact adjoint, without momentum."""
+    lines = [
+        f"### Unroll: truncated gradient (TESLA) against the exact one, {images} images",
+        "",
+        "| K | seconds, exact | truncated | ratio | MB, exact | truncated | cosine | ratio of norms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for count in steps:
+        engines = [Iteration(images, count, engine, device=size.device) for engine in ("adjoint", "truncated")]
+        variants = [Variant(each.engine, each) for each in engines]
+        exact, approximate = (each.median for each in interleaved(variants, size.rounds))
+        most, least = (peak_memory(each) / 1e6 for each in variants)
+        one, other = (each.build()()[0].flatten() for each in engines)
+        cosine, norms = float(one @ other / (one.norm() * other.norm())), float(other.norm() / one.norm())
+        seconds = f"{exact:.3g} | {approximate:.3g} | {approximate / exact:.2f}"
+        lines.append(f"| {count} | {seconds} | {most:.0f} | {least:.0f} | {cosine:.3f} | {norms:.2f} |")
+    return "\n".join(lines)
+
+
 def report(size: Size) -> list[str]:
     """All sections."""
     if size.small:
-        return [accuracy(size, 10, 5), times(size, 10, 5)]
+        return [accuracy(size, 10, 5), times(size, 10, 5), truncated(size, 10, (1, 5)), nearest((10,), windows=5)]
     return [
         accuracy(size, 10, 5),
         times(size, 10, 10),
         times(size, 100, 5),
         memory(size, 100, (10, 20, 80)),
         first_iteration(size, 100, 5),
+        truncated(size, 10, (1, 5, 10, 20, 40)),
+        nearest((10, 20, 40), windows=20),
     ]
 
 

@@ -22,7 +22,7 @@ from ast_lightning.config.network import ConvNetSettings
 from ast_lightning.config.schema import kind_of
 from ast_lightning.config.settings import comparable, without_neutral
 from ast_lightning.config.trainer import CHANGE_RESULTS, SHORT_PRECISIONS, TrainerSettings
-from ast_lightning.config.trajectory_matching import TrajectoryMatchingSettings
+from ast_lightning.config.trajectory_matching import EXACT_ENGINES, TrajectoryMatchingSettings
 
 Config = dict[str, Any]
 
@@ -79,6 +79,9 @@ def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
     if values.pop("learn_lr", True) is False:  # until version 0.1
         values["alpha"] = "fixed"
     kind = kind_of("distill", {"_target_": target}) or kind
+    exact = values.get("engine") in EXACT_ENGINES
+    if exact and isinstance(kind, type) and issubclass(kind, TrajectoryMatchingSettings):
+        del values["engine"]  # these engines compute the same
     if values.get("warm_start"):
         values["warm_start"] = _absolute(values["warm_start"])
     own = {"seed": config["seed"], "data": _data(config), **_arithmetic(config)}

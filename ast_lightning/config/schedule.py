@@ -43,6 +43,6 @@ class Schedule:
         """
         return sorted({*range(0, self.last + 1, self.every_n_epochs), self.epochs})
 
-    def holds(self, epoch: int) -> bool:
+    def holds(self, epoch: float) -> bool:
         """Whether ``epoch`` is stored."""
         return epoch == self.epochs or (0 <= epoch <= self.last and epoch % self.every_n_epochs == 0)

@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 from ast_lightning.config.distill import DistillSettings
 from ast_lightning.config.settings import option
 
-ENGINES = ("adjoint", "autograd")
+ENGINES = ("adjoint", "autograd", "truncated")
+EXACT_ENGINES = ("adjoint", "autograd")
+"""The engines whose results are the same: which of them computes does not identify a run."""
 NORMALIZED_RATE_STEP = 0.001
 """Size of the normalised step of log α."""
 
@@ -49,7 +51,13 @@ class TrajectoryMatchingSettings(DistillSettings):
         True, "scale the student's loss by a factor of the start epoch (AST's balanced inner loop)", type="bool | part"
     )
     perturbation: Any = option(1.0, "η of AST's weight perturbation; 0: off", type="float | part", least=0)
-    matching: Any = option("trajectory", "the matching loss", type="str | part", choices=("trajectory",))
+    matching: Any = option(
+        "trajectory",
+        "what enters the matching loss: trajectory (the last step of the student) | nearest (the step nearest to the "
+        "target, ATT)",
+        type="str | part",
+        choices=("trajectory", "nearest"),
+    )
     intermediate: str = option(
         "aggregate",
         "intermediate matching: none | aggregate (β = 1) | adaptive (β = i / M)",
@@ -69,12 +77,42 @@ class TrajectoryMatchingSettings(DistillSettings):
         least=0,
     )
     engine: str = option(
-        "adjoint", "adjoint: constant memory | autograd: the graph of all K steps", choices=ENGINES, result=False
+        "adjoint",
+        "how the images are differentiated: adjoint (exact, constant memory) | autograd (exact, the graph of all K "
+        "steps) | truncated (an approximation, TESLA)",
+        choices=ENGINES,
     )
     recompute: bool = option(
         False,
         "store only every √K-th inner step and recompute the others, for ten million parameters and more",
         result=False,
+    )
+    min_start_epoch: int = option(0, "T⁻, the lowest start epoch of a window", least=0, most=100_000)
+    first_start_bound: int | None = option(
+        None,
+        "T₀, exclusive bound on the start epoch in the first iteration; it rises linearly to max_start_epoch (DATM); "
+        "null: max_start_epoch from the start",
+        least=1,
+        most=100_000,
+    )
+    expansion_end: int | None = option(
+        None, "iteration in which the bound on the start epoch reaches max_start_epoch", least=1
+    )
+    waypoints: list[int] | None = option(
+        None,
+        "epochs between which trajectories are replaced by straight pieces, with real-valued start epochs (MCT), such "
+        "as [0,17,34,50]; null: trajectories as they are",
+        least=0,
+        most=100_000,
+    )
+    drop_ratio: float = option(
+        0.0,
+        "share of the parameters that the matching loss leaves out: those where student and target differ least (PAD)",
+        least=0,
+        below=1,
+    )
+    max_loss: float | None = option(
+        None, "an iteration with a larger loss changes nothing (DATM); null: no bound", above=0
     )
 
     def follow(self) -> dict[str, Any]:
@@ -86,13 +124,52 @@ class TrajectoryMatchingSettings(DistillSettings):
         super().__post_init__()
         if self.alpha == "log" and self.outer == "sgd":
             raise self.refused("alpha", "its step is that of distill.outer=normalized", "choose raw or fixed")
-        if self.recompute and self.engine != "adjoint":
+        if self.recompute and self.engine == "autograd":
             raise self.refused("recompute", "the autograd engine keeps every step", "set distill.engine=adjoint")
-        if self.split == "batch" and self.engine != "adjoint":
+        if self.split == "batch" and self.engine == "autograd":
             raise self.refused("engine", "distill.split=batch needs the adjoint", "set distill.engine=adjoint")
         if self.intermediate != "none" and self.syn_steps < self.expert_epochs:
             problem = f"intermediate matching needs at least distill.expert_epochs={self.expert_epochs} inner steps"
             raise self.refused("syn_steps", problem, "raise distill.syn_steps or set distill.intermediate=none")
+        self._check_truncated()
+        self._check_starts()
+        if self.matching == "nearest" and self.intermediate != "none":
+            problem = f"it selects one step, and distill.intermediate={self.intermediate} compares several"
+            raise self.refused("matching", problem, "set distill.intermediate=none")
+
+    def _check_truncated(self) -> None:
+        """TESLA's gradient is derived for plain steps and one comparison."""
+        if self.engine != "truncated":
+            return
+        if self.momentum > 0:
+            problem = f"it is not defined for a student with distill.momentum={self.momentum:g}"
+            raise self.refused("engine", problem, "set distill.momentum=0, or distill.engine=adjoint")
+        if self.intermediate != "none":
+            problem = f"it is not defined for distill.intermediate={self.intermediate}"
+            raise self.refused("engine", problem, "set distill.intermediate=none, or distill.engine=adjoint")
+
+    def _check_starts(self) -> None:
+        for given, other in (("first_start_bound", "expansion_end"), ("expansion_end", "first_start_bound")):
+            if getattr(self, given) is not None and getattr(self, other) is None:
+                problem = f"it has no effect without distill.{other}"
+                raise self.refused(given, problem, f"set distill.{other} as well, or leave both out")
+        epochs = self.waypoints
+        if epochs is not None and (len(epochs) < 2 or epochs[0] != 0 or epochs != sorted({*epochs})):
+            raise self.refused("waypoints", "it must be epochs in ascending order from 0", "give [0,17,34,50] or alike")
+
+    def start_bound(self, iteration: int) -> int:
+        """U, the exclusive bound on the start epoch: T₀ + ⌊(T⁺ − T₀) · iteration / expansion_end⌋, at most T⁺.
+
+        From DATM (ICLR 2024). Without ``first_start_bound``, it is T⁺ in every iteration.
+
+        >>> growing = TrajectoryMatchingSettings(max_start_epoch=20, first_start_bound=10, expansion_end=1000)
+        >>> [growing.start_bound(iteration) for iteration in (0, 99, 100, 999, 1000, 5000)]
+        [10, 10, 11, 19, 20, 20]
+        """
+        if self.first_start_bound is None or self.expansion_end is None:
+            return self.max_start_epoch
+        missing = self.max_start_epoch - self.first_start_bound
+        return min(self.max_start_epoch, self.first_start_bound + missing * iteration // self.expansion_end)
 
     def splits_batches(self, devices: int) -> bool:
         """Whether this number of devices divides the rows of every inner batch instead of the windows."""

@@ -136,6 +136,10 @@ class Method(ABC):
             The loss, and detached scalars to log by name. Every item returns the same names, including ``train/loss``.
         """
 
-    def accepts(self, means: Mapping[str, Tensor]) -> bool:
-        """Whether to apply the update of an iteration, given its logged values averaged over all ranks."""
-        return True
+    def accepts(self, means: Mapping[str, Tensor]) -> bool | None:
+        """Whether to apply the update of an iteration, given its logged values averaged over all ranks.
+
+        Without the update, parameters and the state of the optimiser stay as they are. ``train/skipped`` is logged,
+        unless the result is None: the method applies every update.
+        """
+        return None

@@ -129,7 +129,9 @@ class DistillModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Recover if the loss or a gradient has diverged. Skip an update that the method does not accept.
 
-        Loss and gradients are already averaged over ranks, so that every rank makes the same decision.
+        The losses of skipped iterations count for a recovery: if the images have diverged, all later iterations would
+        be skipped. Gradients of a skipped iteration may be infinite. Loss and gradients are already averaged over
+        ranks, so that every rank makes the same decision.
 
         Raises:
             DistillationDiverged: the run has diverged, and no ``distill.recoveries`` are left.
@@ -138,14 +140,18 @@ class DistillModule(LightningModule):
         gradients = [each.grad for each in self.synthetic.parameters() if each.grad is not None]
         norm, loss = gradients[0].norm(), self._means["train/loss"]
         self.log("train/image_gradient_norm", norm)
+        accepted = self.method.accepts(self._means)
+        if accepted is not None:
+            self.log("train/skipped", float(not accepted))
+        skipped = accepted is False
         problem = self.recovery.watch(self.global_step, float(loss))
-        if problem is None and not all(bool(each.isfinite().all()) for each in gradients):
+        if not (problem or skipped or all(bool(each.isfinite().all()) for each in gradients)):
             problem = f"the norm of the image gradient is {float(norm):g}"
         if problem:
             rates = [(name, getattr(self.settings, name)) for name in _RATES if hasattr(self.settings, name)]
             listed = " or ".join(f"distill.{name} ({value:g})" for name, value in rates)
             self._recover(problem, f"lower {listed}", optimizer)
-        elif not self.method.accepts(self._means):
+        elif skipped:  # without gradients, the optimiser changes nothing, not even its state
             for parameter in self.synthetic.parameters():
                 parameter.grad = None
 

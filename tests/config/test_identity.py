@@ -53,7 +53,7 @@ OTHER_VALUES: dict[str, Any] = {  # another valid value, where adding to the def
     "distill.windows": {"_target_": "my.windows"},
     "distill.matching": {"_target_": "my.matching"},
     "distill.intermediate": "none",
-    "distill.engine": "autograd",
+    "distill.engine": "truncated",
     "distill.split": "batch",
     "trainer.precision": "64-true",
     "compile": True,

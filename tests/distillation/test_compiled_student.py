@@ -84,6 +84,26 @@ def test_whole_unroll_with_hard_labels(problems: tuple[InnerProblem, InnerProble
         close(seen, expected)
 
 
+def test_truncated_steps_are_one_more_graph_each(problems: tuple[InnerProblem, InnerProblem]) -> None:
+    """Of a student that was walked back exactly before, and of one that was not."""
+
+    def outcome(problem: InnerProblem, engine: str = "truncated") -> list[Tensor]:
+        theta, images, labels, _ = inputs(4)
+        tensors = images.requires_grad_(), labels.requires_grad_()
+        options: dict[str, Any] = {"steps": 3, "match_at": [3], "engine": engine}
+        rate = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+        matched = unroll(problem, theta, tensors, lambda k, x, y: (x.roll(k, 3), y), rate, **options)
+        return list(torch.autograd.grad(matched[3].square().sum(), (*tensors, rate)))
+
+    compiled, plain = problems
+    outcome(compiled, "adjoint")
+    graphs = counters["stats"]["unique_graphs"]
+    for seen, expected in zip(outcome(compiled), outcome(plain), strict=True):
+        close(seen, expected)
+    outcome(compiled)
+    assert counters["stats"]["unique_graphs"] == graphs + 1
+
+
 class OwnNorm(nn.Module):
     """A network of a user's, with a normalisation of torch's."""
 

@@ -113,3 +113,38 @@ def test_the_last_images_can_be_validated_after_the_fit(
     module, trainer = run("odd", seen, max_steps=3, eval_every=2)
     trainer.validate(module, verbose=False)
     assert seen.steps == [2, 3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_loss": 4.23},
+        {"waypoints": [0, 3, 5], "max_start_epoch": 5, "first_start_bound": 1, "expansion_end": 4},
+        {"matching": "nearest", "intermediate": "none", "drop_ratio": 0.3, "momentum": 0.0, "engine": "truncated"},
+    ],
+    ids=["skips", "waypoints", "nearest"],
+)
+def test_parts_of_published_methods_go_on(
+    run: Callable[..., tuple[DistillModule, Trainer]], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    whole, killed, resumed = Skips(), Skips(), Skips()
+    changes = {"max_steps": 6, "eval_every": 2, **changes}
+    uninterrupted = run("whole", whole, **changes)
+    with pytest.raises(OSError, match="killed"):
+        run("killed", killed, Kill(3), **changes)
+    state = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    same(uninterrupted, run("killed", resumed, resume=state, **changes))
+    assert killed.seen[:2] + resumed.seen == whole.seen
+    if "max_loss" in changes:
+        assert {*whole.seen[:2]} == {*whole.seen[2:]} == {0.0, 1.0}
+
+
+class Skips(Callback):
+    """Notes for every iteration whether its update was skipped."""
+
+    def __init__(self) -> None:
+        self.seen: list[float | None] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        skipped = trainer.callback_metrics.get("train/skipped")
+        self.seen.append(None if skipped is None else float(skipped))

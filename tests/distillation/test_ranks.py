@@ -33,8 +33,36 @@ BASE: dict[str, Any] = {
 PARTS: dict[str, Any] = {
     "windows": {"settings": {**BASE, "max_steps": 20, "windows_per_step": 6}},
     "batch": {"settings": {**BASE, "split": "batch", "windows_per_step": 2, "recompute": True}},
+    "soft_windows": {"settings": {**BASE, "windows_per_step": 6, "labels": "soft", "lr_labels": 5.0}},
+    "soft_batch": {"settings": {**BASE, "split": "batch", "labels": "soft", "outer": "normalized", "lr_img": 0.2}},
+    "teacher": {"settings": {**BASE, "labels": "teacher"}},
     "tiny_batch": {"settings": {**BASE, "batch_syn": 1, "max_steps": 2}},  # one window: split by itself
     "textures": {"settings": {**BASE, "split": "batch", "canvas": 2, "crops": 2, "ema": 0.5}},
+    "nearest": {
+        "settings": {
+            **BASE,
+            "split": "batch",
+            "engine": "truncated",
+            "momentum": 0.0,
+            "intermediate": "none",
+            "drop_ratio": 0.3,
+            "matching": "nearest",
+            "lr_teacher": 0.5,
+        }
+    },
+    "straight": {
+        "settings": {
+            **BASE,
+            "windows_per_step": 6,
+            "waypoints": [0, 3, 5],
+            "max_start_epoch": 5,
+            "min_start_epoch": 1,
+            "first_start_bound": 2,
+            "expansion_end": 3,
+            "max_loss": 9.0,
+            "max_steps": 5,
+        }
+    },
     "distributions": {"method": "dm", "settings": {"ipc": 2, "lr_img": 10.0, "max_steps": 3, "real_batch": 7}},
     "odd": {"settings": {**BASE, "windows_per_step": 5, "split": "windows"}},
     "evaluated": {"settings": {**BASE, "max_steps": 1, "eval_every": 1, "windows_per_step": 6}, "networks": 2},
@@ -98,7 +126,13 @@ def test_gradients_are_the_average_of_the_windows(results: dict[int, list[Result
 
 
 @SEVERAL
-@pytest.mark.parametrize("part", ["windows", "batch", "tiny_batch", "textures", "distributions"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("windows", "batch", "soft_windows", "soft_batch", "teacher", "tiny_batch", "textures", "nearest", "straight"),
+        "distributions",
+    ],
+)
 def test_ranks_end_like_one_process(results: dict[int, list[Results]], part: str, ranks: int) -> None:
     """The same images on all ranks, to the last bit, and those of one process; so is what is logged."""
     alone, first = results[1][0][part], results[ranks][0][part]
@@ -109,11 +143,13 @@ def test_ranks_end_like_one_process(results: dict[int, list[Results]], part: str
     for name, value in alone.items():
         torch.testing.assert_close(first[name], value, rtol=1e-8, atol=1e-11, msg=lambda text, name=name: name + text)
     assert alone["images"].dtype == torch.float64
+    assert part != "straight" or alone["train/skipped"] == 1
 
 
 @SEVERAL
 def test_the_gradients_of_a_split_batch_are_those_of_the_whole(results: dict[int, list[Results]], ranks: int) -> None:
-    for part in ("batch", "textures", "tiny_batch"):  # the last has fewer images than there are ranks
+    # tiny_batch has fewer images than there are ranks
+    for part in ("batch", "textures", "nearest", "soft_batch", "teacher", "tiny_batch"):
         alone, split = results[1][0][part]["gradients"], results[ranks][0][part]["gradients"]
         torch.testing.assert_close(split[0], alone[0], rtol=1e-9, atol=1e-12)
 

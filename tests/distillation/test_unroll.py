@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ast_lightning.config.trajectory_matching import ENGINES
+from ast_lightning.config.trajectory_matching import EXACT_ENGINES
 from ast_lightning.distillation.trajectory_matching import unroll
 from ast_lightning.networks import ConvNet, FunctionalNetwork
 
-pytestmark = pytest.mark.parametrize("engine", ENGINES)
+pytestmark = pytest.mark.parametrize("engine", EXACT_ENGINES)
 
 smooth_convnet = functools.partial(
     ConvNet, channels=2, num_classes=3, image_size=(4, 4), width=3, depth=1, activation="gelu"

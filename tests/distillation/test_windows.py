@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -19,9 +20,17 @@ from safetensors.torch import load_file
 
 from ast_lightning.config.schedule import Schedule
 from ast_lightning.config.trajectory_matching import TrajectoryMatchingSettings
-from ast_lightning.distillation.trajectory_matching import TrajectoryWindows, Window, check_window, choose_window
+from ast_lightning.distillation.trajectory_matching import (
+    TrajectoryWindows,
+    Window,
+    check_window,
+    check_windows,
+    choose_window,
+)
+from ast_lightning.distillation.trajectory_matching.windows import uniform
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories.waypoints import StraightenedTrajectories
 from tests import PATIENCE
 
 MakeStore = Callable[..., TrajectoryStore]
@@ -32,7 +41,7 @@ def windows_of(store: TrajectoryStore, epochs: int, bound: int, **options: Any) 
     return TrajectoryWindows(store, settings, **options)
 
 
-def taken(windows: TrajectoryWindows, count: int, first: int = 0, stride: int = 1) -> list[tuple[int, int, int]]:
+def taken(windows: TrajectoryWindows, count: int, first: int = 0, stride: int = 1) -> list[tuple[int, int, float]]:
     return [(each.index, each.expert, each.start_epoch) for each in islice(windows.stream(first, stride), count)]
 
 
@@ -68,7 +77,7 @@ def test_start_epochs_do_not_follow_from_the_expert() -> None:
 @given(world=st.integers(1, 5), steps=st.integers(1, 6), seed=st.integers(0, 1000))
 @settings(derandomize=True, deadline=None, max_examples=15)
 def test_ranks_partition_the_stream(world: int, steps: int, seed: int, store: TrajectoryStore) -> None:
-    def stream(rank: int, world_size: int, count: int) -> list[tuple[int, int, int]]:
+    def stream(rank: int, world_size: int, count: int) -> list[tuple[int, int, float]]:
         windows = windows_of(store, 2, 3, seed=seed)
         return taken(windows, count, rank, world_size)
 
@@ -181,6 +190,79 @@ def test_windows_of_a_thinned_store(make_store: MakeStore) -> None:
     assert seen == {0, 2}
     with pytest.raises(ConfigurationError, match=r"distill\.expert_epochs=3"):
         windows_of(store, 3, 1)
+
+
+def settings_of(**changes: Any) -> TrajectoryMatchingSettings:
+    return TrajectoryMatchingSettings(**{"expert_epochs": 2, "max_start_epoch": 20, **changes})
+
+
+def test_the_bound_on_start_epochs_grows_as_in_datm() -> None:
+    growing = settings_of(first_start_bound=10, expansion_end=1000)
+    bounds = [growing.start_bound(iteration) for iteration in (0, 99, 100, 199, 200, 950, 999, 1000, 9999)]
+    assert bounds == [10, 10, 11, 11, 12, 19, 19, 20, 20]
+    assert settings_of(first_start_bound=20, expansion_end=7).start_bound(3) == 20
+    assert {settings_of().start_bound(iteration) for iteration in (0, 10**6)} == {20}
+
+
+def test_start_epochs_lie_between_the_lowest_and_the_growing_bound() -> None:
+    settings = settings_of(min_start_epoch=5, max_start_epoch=9, first_start_bound=6, expansion_end=300)
+    settings = replace(settings, windows_per_step=2)  # iteration = index // 2
+    seen: dict[int, set[float]] = {}
+    for index in range(800):
+        seen.setdefault(index // 200, set()).add(uniform(index, range(4), 1, settings, 0)[1])
+    assert seen == {0: {5}, 1: {5, 6}, 2: {5, 6, 7}, 3: {5, 6, 7, 8}}
+
+
+def test_start_epochs_of_default_settings_are_those_of_earlier_versions() -> None:
+    expected = [(0, 15), (1, 15), (2, 12), (0, 8), (1, 18), (2, 1)]
+    assert [uniform(index, range(3), 1, settings_of(), 5) for index in range(6)] == expected
+    thinned = [uniform(index, range(3), 3, settings_of(min_start_epoch=4), 5)[1] for index in range(200)]
+    assert {*thinned} == {6, 9, 12, 15, 18}
+
+
+def test_windows_of_straightened_trajectories(store: TrajectoryStore) -> None:
+    settings = settings_of(waypoints=[0, 3, 5], min_start_epoch=1, max_start_epoch=5, expert_epochs=3)
+    windows, straight = TrajectoryWindows(store, settings, seed=2), StraightenedTrajectories(store, [0, 3, 5])
+    starts = []
+    for window in islice(windows.stream(0), 60):
+        expected = straight.read_window(window.expert, window.start_epoch, 3)
+        assert torch.equal(torch.cat([window.start[None], window.targets]), expected)
+        if window.start_epoch > 2:
+            assert torch.equal(window.targets[-1], straight.read_window(window.expert, 5.0, 0)[0])
+        starts.append(window.start_epoch)
+    assert len({*starts}) == 60
+    assert 1 <= min(starts) < 1.3
+    assert 4.7 < max(starts) < 5
+    torch.set_default_dtype(torch.float64)  # as Lightning does for precision=64-true
+    try:
+        again = TrajectoryWindows(store, settings, seed=2).window(7)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert again.start_epoch == starts[7]
+    assert torch.equal(again.targets, windows.window(7).targets)
+    assert sum(starts) / 60 == pytest.approx(3, abs=0.4)
+
+
+@pytest.mark.parametrize(
+    ("option", "changes", "words"),
+    [
+        ("min_start_epoch", {"min_start_epoch": 20}, "below distill.max_start_epoch=20"),
+        ("min_start_epoch", {"min_start_epoch": 9, "first_start_bound": 9, "expansion_end": 5}, "first_start_bound=9"),
+        ("first_start_bound", {"first_start_bound": 21, "expansion_end": 5}, "set distill.first_start_bound=20 "),
+        ("max_start_epoch", {"waypoints": [0, 10, 19]}, "set distill.max_start_epoch=19 or lower"),
+        ("waypoints", {"waypoints": [0, 10, 31]}, "up to epoch 30 only"),
+    ],
+)
+def test_windows_without_a_start_are_rejected(option: str, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words) as caught:
+        check_windows(settings_of(**changes), Schedule(30))
+    assert caught.value.option == f"distill.{option}"
+
+
+def test_a_lowest_start_between_stored_epochs() -> None:
+    check_windows(settings_of(min_start_epoch=11, expert_epochs=4), Schedule(40, every_n_epochs=4))
+    with pytest.raises(ConfigurationError, match=r"min_start_epoch=17: expert\.every_n_epochs=4 stores no epoch"):
+        check_windows(settings_of(min_start_epoch=17, expert_epochs=4), Schedule(40, every_n_epochs=4))
 
 
 def reading(windows: TrajectoryWindows, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:

@@ -10,6 +10,7 @@ from ast_lightning.distillation.trajectory_matching.matching import (
     intermediate_weight,
     matching_loss,
     matching_steps,
+    relative_distance,
 )
 from ast_lightning.distillation.trajectory_matching.method import TrajectoryMatching
 from ast_lightning.distillation.trajectory_matching.perturbation import perturb
@@ -18,6 +19,7 @@ from ast_lightning.distillation.trajectory_matching.windows import (
     TrajectoryWindows,
     Window,
     check_window,
+    check_windows,
     choose_window,
 )
 
@@ -32,10 +34,12 @@ __all__ = [
     "Window",
     "balance_factor",
     "check_window",
+    "check_windows",
     "choose_window",
     "intermediate_weight",
     "matching_loss",
     "matching_steps",
     "perturb",
+    "relative_distance",
     "unroll",
 ]

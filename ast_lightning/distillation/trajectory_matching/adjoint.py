@@ -17,6 +17,11 @@ also depends on all earlier gradients, and g_k is weighted with w_k = λ_{k+1} +
 needed. The backward pass starts at the last θ_k that the loss uses. x̄_k and ȳ_k are backpropagated to the tensors of
 the synthetic set through the batch of step k, which is recomputed from the same random draws. Memory: the graph of one
 step and θ_0 … θ_K; with ``recompute``, θ and b at every ⌈√K⌉-th step and the steps between two of them.
+
+TESLA (ICML 2023) truncates this gradient: it ignores that g_k depends on the steps before k, so that without momentum
+λ = ∂L/∂θ_K at every step and ∇_θ is never needed. With D = ‖θ_0 − θ*‖² and G = Σ g_k, this gives its formulas
+
+    x̄_k = (2/D) ∇_x ⟨α (θ* − θ_0) + α² G, g_k⟩ with θ_k and G held fixed,   ᾱ = −(2/D) ⟨θ_0 − α G − θ*, G⟩
 """
 
 from __future__ import annotations
@@ -61,6 +66,7 @@ class Student:
         momentum: μ.
         loss_scale: c.
         recompute: store only every ⌈√K⌉-th step.
+        truncated: ignore in the backward pass that the gradient of a step depends on the steps before it.
     """
 
     problem: InnerProblem
@@ -69,6 +75,7 @@ class Student:
     momentum: float
     loss_scale: float
     recompute: bool
+    truncated: bool = False
 
     @property
     def stride(self) -> int:
@@ -187,7 +194,9 @@ def walk_back(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
             weight = student.momentum * weight + adjoint
             with torch.enable_grad():
                 x, y = student.batch(step, *gathered)
-            wanted = (step > 0, x.requires_grad, y.requires_grad)
+            # without ∇_θ, the first step would need a compilation of its own
+            onwards = not student.truncated and (step > 0 or student.problem.compiled)
+            wanted = (onwards, x.requires_grad, y.requires_grad)
             direction = student.loss_scale * weight
             theta = thetas[step - start].clone()  # forward mode does not support a view of another tensor
             found = student.problem.products(theta, x.detach(), y.detach(), direction, wanted)

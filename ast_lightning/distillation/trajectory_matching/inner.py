@@ -66,6 +66,11 @@ class InnerProblem:
         choices = [each.choice for each in (self._gradient, *self._products.values())]
         return next((choice for choice in choices if not choice.enabled), self._choice)
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the derivatives were to be compiled, even if a compilation has failed since."""
+        return self._choice.enabled
+
     def loss(self, theta: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The mean cross-entropy of ``images`` ``[B, C, H, W]``; labels ``[B]`` int64 or ``[B, classes]`` float."""
         return F.cross_entropy(self.network(theta, images), labels)
@@ -85,11 +90,9 @@ class InnerProblem:
             images: ``[B, C, H, W]``.
             labels: ``[B]`` or ``[B, classes]``.
             direction: u, ``[P]``.
-            wanted: which derivatives are needed; the others may be None in the result.
+            wanted: which derivatives are needed; the others are None in the result. Each choice is compiled by itself.
         """
-        # the last step of the backward pass does not need ∇_θ, but omitting it would need a second compilation
-        asked = (wanted[0] or self._choice.enabled, *wanted[1:])
-        places = tuple(place for place, each in enumerate(asked) if each)
+        places = tuple(place for place, each in enumerate(wanted) if each)
         if places not in self._products:
             plain = functools.partial(self._plain_products, places)
             fused = _products(self._fused_slope(theta, images, labels), places)

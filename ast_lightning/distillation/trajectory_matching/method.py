@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -23,7 +23,7 @@ from ast_lightning.distillation.trajectory_matching.matching import MATCHING, Gu
 from ast_lightning.distillation.trajectory_matching.perturbation import perturb
 from ast_lightning.distillation.trajectory_matching.split import SplitProblem, check_network
 from ast_lightning.distillation.trajectory_matching.unroll import unroll
-from ast_lightning.distillation.trajectory_matching.windows import TrajectoryWindows, Window, check_window
+from ast_lightning.distillation.trajectory_matching.windows import TrajectoryWindows, Window, check_windows
 from ast_lightning.networks import FunctionalNetwork, NetworkFactory, ParameterLayout
 from ast_lightning.randomness import keyed_generator
 from ast_lightning.storage.inspection import count
@@ -36,7 +36,7 @@ PASSES_OF_A_STEP = 11
 Perturbation = Callable[[Tensor, ParameterLayout, torch.Generator, TrajectoryMatchingSettings], Tensor]
 """The type of ``distill.perturbation``: (θ*_s ``[P]``, names and shapes of its tensors, CPU generator, settings) →
 θ_0."""
-Balance = Callable[[int, TrajectoryMatchingSettings], float]
+Balance = Callable[[float, TrajectoryMatchingSettings], float]
 """The type of ``distill.balance``: (start epoch s, settings) → c(s), the scale of the inner loss."""
 
 
@@ -55,7 +55,8 @@ class TrajectoryMatching(Method):
         compilation: whether the student's derivatives are compiled; None does not compile.
 
     Logged, as means over the windows of an iteration: ``train/loss``, ``train/match_<i>`` (the weighted term of expert
-    epoch s + i), ``train/start_distance`` ‖θ_0 − θ*_{s+M}‖, ``train/start_epoch``.
+    epoch s + i), ``train/start_distance`` ‖θ_0 − θ*_{s+M}‖, ``train/start_epoch``, and ``train/matched_step``, the last
+    step that enters the loss, if the loss selects it (``distill.matching=nearest``).
 
     Raises:
         ConfigurationError: the store does not hold these windows, or the network cannot be used as a student.
@@ -92,7 +93,7 @@ class TrajectoryMatching(Method):
     def check(cls, settings: TrajectoryMatchingSettings, context: Context) -> None:
         settings.windows_of_a_device(context.ranks)
         if context.schedule is not None:
-            check_window(settings.expert_epochs, settings.max_start_epoch, context.schedule)
+            check_windows(settings, context.schedule)
 
     @classmethod
     def build(cls, settings: TrajectoryMatchingSettings, context: Context) -> TrajectoryMatching:
@@ -189,7 +190,13 @@ class TrajectoryMatching(Method):
         measured |= {f"train/match_{offset}": part for offset, part in loss.parts.items()}
         measured["train/start_distance"] = (start - targets[-1]).norm()
         measured["train/start_epoch"] = start.new_tensor(item.start_epoch)
+        if not isinstance(match.match_at, Collection):
+            measured["train/matched_step"] = start.new_tensor(max(matched))
         return loss.total, measured
+
+    def accepts(self, means: Mapping[str, Tensor]) -> bool | None:
+        """Whether the loss is at most ``distill.max_loss`` (DATM, ICLR 2024); None without such a bound."""
+        return None if self.settings.max_loss is None else bool(means["train/loss"] <= self.settings.max_loss)
 
     def inner_batches(self, window_index: int, synthetic: SyntheticSet) -> StepBatch:
         """The augmented batches of the inner steps for window ``window_index``.

@@ -5,7 +5,7 @@ With momentum μ and the gradient g_k = c · ∇_θ CE(net_θk(x_k), y_k):
     b_1 = g_0,   b_{k+1} = μ b_k + g_k,   θ_{k+1} = θ_k − α b_{k+1}
 
 There are two engines with the same results: ``adjoint`` (adjoint.py) in constant memory, and ``autograd``, which keeps
-the graph of all K steps and serves as the reference.
+the graph of all K steps and serves as the reference. A third, ``truncated``, approximates the gradient as TESLA does.
 """
 
 from __future__ import annotations
@@ -54,15 +54,16 @@ def unroll(
         loss_scale: c, the balance factor of the inner loss.
         match_at: the steps, in 1 … K, after which the parameters are returned; or a :class:`StepChooser`, which selects
             them after seeing each θ_k.
-        engine: ``adjoint``: memory of one step and K·P floats; ``autograd``: memory of K steps.
-        recompute: the adjoint engine stores only every ⌈√K⌉-th step, and recomputes the others in the backward pass.
+        engine: ``adjoint``: memory of one step and K·P floats; ``autograd``: memory of K steps; ``truncated``: as
+            ``adjoint``, without the dependence of a step's gradient on earlier steps, for μ = 0 (TESLA, ICML 2023).
+        recompute: store only every ⌈√K⌉-th step, and recompute the others in the backward pass; not with ``autograd``.
 
     Returns:
-        θ_k ``[P]`` by k for every selected k; differentiable once in the tensors and α with ``adjoint``, any number
-        of times with ``autograd``. Autocast is disabled inside.
+        θ_k ``[P]`` by k for every selected k; differentiable any number of times in the tensors and α with
+        ``autograd``, once with the other engines. Autocast is disabled inside.
 
     Raises:
-        ValueError: a matching step is outside 1 … K, or the engine is unknown.
+        ValueError: a matching step is outside 1 … K, the engine is unknown, or it is ``truncated`` with momentum.
         TypeError: the parameters are neither float32 nor float64.
 
     >>> linear = lambda theta, images: images.flatten(1) @ theta.view(1, 2)
@@ -76,11 +77,13 @@ def unroll(
         chosen_steps(match_at, steps)
     if engine not in ENGINES:
         raise ValueError(f"engine={engine!r} must be one of {', '.join(ENGINES)}")
+    if engine == "truncated" and momentum:
+        raise ValueError(f"engine=truncated is not defined for momentum={momentum}")
     if theta.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"the unroll needs float32 or float64 parameters, not {theta.dtype}")
     if not isinstance(problem, InnerProblem):
         problem = InnerProblem(problem)
-    student = Student(problem, batch, steps, momentum, loss_scale, recompute)
+    student = Student(problem, batch, steps, momentum, loss_scale, recompute, engine == "truncated")
     with torch.autocast(theta.device.type, enabled=False):
         if engine == "autograd":
             return _differentiable_walk(student, theta, tensors, learning_rate, match_at)
