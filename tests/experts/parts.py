@@ -86,17 +86,22 @@ def easy_first(epoch: int, labels: Tensor, *, share: float = 0.5) -> Tensor:
 
 
 def train_ranks(path: Path) -> None:
-    """Two epochs with all the parts on as many devices as the environment names; rank 0 writes the movement."""
+    """Experts on as many devices as the environment names; rank 0 writes what became of them."""
     here = "tests.experts.parts"
-    settings = ExpertSettings(
-        epochs=3,
-        batch_size=30,
-        lr=0.03,
-        optimizer={"_target_": f"{here}.sam", "rho": 0.1},
-        regularizers=[{"_target_": f"{here}.consistency", "weight": 0.5}],
-        samples={"_target_": f"{here}.easy_first"},
-    )
+    own: dict[str, Any] = {
+        "optimizer": {"_target_": f"{here}.sam", "rho": 0.1},
+        "regularizers": [{"_target_": f"{here}.consistency", "weight": 0.5}],
+        "samples": {"_target_": f"{here}.easy_first"},
+    }
+    built_in: dict[str, Any] = {"optimizer": "gsam", "sam_rho": 0.1, "sam_alpha": 0.5, "samples": "curriculum"}
     torch.set_num_threads(1)
+    results = {"parts of one's own": train_one(own), "gsam and curriculum": train_one(built_in)}
+    if os.environ.get("RANK", "0") == "0":
+        torch.save(results, path)
+
+
+def train_one(parts: dict[str, Any]) -> dict[str, Any]:
+    settings = ExpertSettings(epochs=3, batch_size=30, lr=0.03, **parts)
     data = ImageDataModule("digits", per_class=10, batch_size=30, augmentation="crop_rotate")
     network = functools.partial(ConvNet, **data.network_arguments, width=4, depth=1)
     recorder = TrajectoryRecorder(None)
@@ -108,10 +113,9 @@ def train_ranks(path: Path) -> None:
     )  # fmt: skip
     expert = ExpertModule(network, settings, seed=3)
     trainer.fit(expert, datamodule=data)
-    if trainer.is_global_zero:
-        flat = torch.cat([each.detach().flatten() for each in expert.network.parameters()])
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        torch.save({"theta": flat, "movement": recorder.movement, "metrics": metrics}, path)
+    flat = torch.cat([each.detach().flatten() for each in expert.network.parameters()])
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {"theta": flat, "movement": recorder.movement, "metrics": metrics}
 
 
 if __name__ == "__main__":
