@@ -1,4 +1,4 @@
-"""Parts as a user would write them; ``python -m tests.experts.parts FILE`` trains with them as one of several ranks."""
+"""Parts as a user would write them; ``python -m tests.experts.parts FILE`` trains as one of several ranks."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def easy_first(epoch: int, labels: Tensor, *, share: float = 0.5) -> Tensor:
     return torch.arange(len(labels))[: int(share * len(labels)) if epoch < 2 else None]
 
 
-def train_ranks(path: Path) -> None:
-    """Experts on as many devices as the environment names; rank 0 writes what became of them."""
+def train_all() -> dict[str, Any]:
+    """What becomes of two experts, on as many devices as the environment names."""
     here = "tests.experts.parts"
     own: dict[str, Any] = {
         "optimizer": {"_target_": f"{here}.sam", "rho": 0.1},
@@ -94,10 +94,7 @@ def train_ranks(path: Path) -> None:
         "samples": {"_target_": f"{here}.easy_first"},
     }
     built_in: dict[str, Any] = {"optimizer": "gsam", "sam_rho": 0.1, "sam_alpha": 0.5, "samples": "curriculum"}
-    torch.set_num_threads(1)
-    results = {"parts of one's own": train_one(own), "gsam and curriculum": train_one(built_in)}
-    if os.environ.get("RANK", "0") == "0":
-        torch.save(results, path)
+    return {"parts of one's own": train_one(own), "gsam and curriculum": train_one(built_in)}
 
 
 def train_one(parts: dict[str, Any]) -> dict[str, Any]:
@@ -119,4 +116,7 @@ def train_one(parts: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    train_ranks(Path(sys.argv[1]))
+    torch.set_num_threads(1)
+    found = train_all()
+    if os.environ["RANK"] == "0":
+        torch.save(found, Path(sys.argv[1]))

@@ -22,6 +22,7 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.experts import ExpertModule, ExpertObjective, ExpertSettings, TrajectoryRecorder
 from ast_lightning.networks import build_network
 from tests import PATIENCE
+from tests.experts.parts import train_all
 
 pytestmark = pytest.mark.slow
 
@@ -184,25 +185,23 @@ def test_regularizers_are_compiled_once_for_all_epochs(lab: Any) -> None:
     torch.compiler.reset()
 
 
-def train_ranks(path: Path, ranks: int) -> dict[str, Any]:
+def train_two_ranks(path: Path) -> dict[str, Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     processes = []
-    for rank in range(ranks):
-        variables = {"OMP_NUM_THREADS": "1"}
-        if ranks > 1:  # as torchrun sets them, a node a rank
-            variables |= {"RANK": str(rank), "GROUP_RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(ranks)}
-            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    for rank in ("0", "1"):  # as torchrun sets them, a node a rank
+        variables = {"RANK": rank, "GROUP_RANK": rank, "LOCAL_RANK": "0", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
         words = [sys.executable, "-m", HERE, str(path)]
         processes.append(subprocess.Popen(words, cwd=Path(__file__).parents[2], env={**os.environ, **variables}))
-    assert [process.wait(timeout=PATIENCE) for process in processes] == [0] * ranks
+    assert [process.wait(timeout=PATIENCE) for process in processes] == [0, 0]
     result: dict[str, Any] = torch.load(path, weights_only=True)
     return result
 
 
 def test_two_devices_train_the_same_expert(tmp_path: Path) -> None:
-    one, two = train_ranks(tmp_path / "one.pt", 1), train_ranks(tmp_path / "two.pt", 2)
+    one, two = train_all(), train_two_ranks(tmp_path / "two.pt")
     assert list(one) == list(two) == ["parts of one's own", "gsam and curriculum"]
     for (name, alone), shared in zip(one.items(), two.values(), strict=True):
         torch.testing.assert_close(shared["theta"], alone["theta"], rtol=1e-3, atol=1e-4, msg=name)
