@@ -90,7 +90,7 @@ def test_parts_change_the_result_and_its_folder(my_parts: Any, tmp_path: Path) -
 def test_every_kind_of_part_has_an_example() -> None:
     named = {words[2].partition("=")[0] for words in COMMANDS}
     assert named >= {"distill.matching", "distill.init", "distill.outer", "expert.optimizer", "expert.regularizers"}
-    assert named >= {"data.name", "network", "--config-dir"}
+    assert named >= {"expert.samples", "data.name", "network", "--config-dir"}
 
 
 def test_the_method_through_the_scripts(my_parts: Any, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
+from ast_lightning.data import ImageDataModule
 from ast_lightning.evaluation import NetworkEvaluator
 from ast_lightning.parallel.devices import peak_memory
 from ast_lightning.storage.files import format_bytes
@@ -51,7 +52,10 @@ class RunProgress(Callback):
         self._started = self._printed = self._measured_from = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(trainer, int(trainer.estimated_stepping_batches), trainer.global_step)
+        total, data = int(trainer.estimated_stepping_batches), getattr(trainer, "datamodule", None)
+        if isinstance(data, ImageDataModule) and data.samples and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            total = data.count_steps(trainer.max_epochs or 0)  # Lightning assumes that all epochs are equally long
+        self._start(trainer, total, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

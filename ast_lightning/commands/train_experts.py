@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from ast_lightning.commands.stores import (
     wanted_experts,
 )
 from ast_lightning.data import load_preprocessing
-from ast_lightning.experts import ExpertModule, ExpertObjective, TrajectoryRecorder
+from ast_lightning.experts import ExpertModule, ExpertObjective, TrajectoryRecorder, check_devices, kept_in
+from ast_lightning.parallel.devices import devices_of
 from ast_lightning.parallel.workers import count_processes, run_workers
 from ast_lightning.runs.checkpoints import RunStates
 from ast_lightning.runs.expert_locks import all_locked, claim_experts, held_by_others
@@ -56,8 +58,10 @@ def train_experts(run: Run) -> dict[str, float]:
     prepare(run.config["trainer"], tf32=run.config["tf32"])
     if run.config["buffers"]:
         return import_experts(run)
+    run.expert.check_precision(str(run.config["trainer"]["precision"]))
     processes = count_processes(run.config["expert_processes"], run.config["trainer"], in_sweep=run.in_sweep)
     run.data.setup("fit")
+    check_devices(run.network(), devices_of(run.config["trainer"]))
     indices = wanted_experts(run)
     if run.fast_dev_run:
         progress = RunProgress(f"expert {indices[0]}", lines=1)
@@ -143,7 +147,8 @@ def _train_one(run: Run, store: TrajectoryStore, index: int, objective: ExpertOb
     trainer.loggers = start_loggers(run.loggers, folder, run.config)
     if resume:
         say(f"expert {index} resumes from {resume}")
-    trainer.fit(_expert(run, index, objective), datamodule=run.data, ckpt_path=resume, weights_only=True)
+    expert = _expert(run, index, objective, scores=partial(kept_in, store))
+    trainer.fit(expert, datamodule=run.data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero and store.is_complete(index):  # not if max_time stopped it early
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
         log_outcome(trainer.loggers, run.config, ("expert",), expert_results(store, [index]), trainer.global_step)
@@ -152,12 +157,13 @@ def _train_one(run: Run, store: TrajectoryStore, index: int, objective: ExpertOb
 def _objective(run: Run) -> ExpertObjective:
     """Create the objective. Whether to compile depends on all ``num_experts``, also if only one of them is trained."""
     passes = PASSES_OF_A_PENALIZED_STEP if run.expert.gradient_penalty > 0 else PASSES_OF_A_PLAIN_STEP
+    passes *= 2 if run.expert.optimizer == "gsam" else 1
     images = len(run.data.train.labels) * run.expert.epochs * int(run.config["num_experts"])
     return ExpertObjective(run.network(), run.expert, choose_compilation(run, passes * images))
 
 
-def _expert(run: Run, index: int, objective: ExpertObjective) -> ExpertModule:
-    return ExpertModule(run.network(), run.expert, expert_index=index, seed=run.seed, objective=objective)
+def _expert(run: Run, index: int, objective: ExpertObjective, **options: Any) -> ExpertModule:
+    return ExpertModule(run.network(), run.expert, expert_index=index, seed=run.seed, objective=objective, **options)
 
 
 def _trainer(

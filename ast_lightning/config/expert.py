@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 from ast_lightning.config.parts import describe_part
 from ast_lightning.config.schedule import SNAPSHOT_DTYPES, Schedule
 from ast_lightning.config.settings import Settings, option
+from ast_lightning.errors import ConfigurationError
 
 PENALTY_NORMS = ("pixel", "sample")
-_PARTS = ("optimizer", "regularizers", "samples")
+_ADDED = ("optimizer", "sam_rho", "sam_alpha", "sam_adaptive", "regularizers", "samples")
+"""Options that did not exist in the first version."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,42 @@ class ExpertSettings(Settings):
     max_epoch: int | None = option(
         None, "last epoch to store besides the final one; training continues to the end", least=1, most=100_000
     )
-    optimizer: Any = option("sgd", "the optimiser of an expert", type="str | part", choices=("sgd",))
+    optimizer: Any = option(
+        "sgd", "sgd | gsam: flat trajectories (FTD), two gradients per step", type="str | part", choices=("sgd", "gsam")
+    )
+    sam_rho: float = option(0.01, "ρ of gsam: how far from the parameters the gradient is taken", least=0, most=10**6)
+    sam_alpha: float = option(
+        0.3, "a of gsam: how much of the first gradient's perpendicular part is subtracted", least=0, most=10**6
+    )
+    sam_adaptive: bool = option(True, "gsam: scale the distance of each parameter by its square (ASAM)")
     regularizers: list[Any] = option([], "terms added to the loss, each with its own weight", type="list[part]")
-    samples: Any = option("all", "the training images of an epoch", type="str | part", choices=("all",))
+    samples: Any = option(
+        "all",
+        "the training images of an epoch: all | curriculum: first without hard, later without easy images (PAD)",
+        type="str | part",
+        choices=("all", "curriculum"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.optimizer == "sgd":
+            for each in fields(self):
+                if each.name.startswith("sam_") and getattr(self, each.name) != each.metadata["neutral"]:
+                    remedy = f"set expert.optimizer=gsam, or leave out expert.{each.name}"
+                    raise self.refused(each.name, "it has no effect with expert.optimizer=sgd", remedy)
+
+    def check_precision(self, precision: str) -> None:
+        """Reject 16-mixed with GSAM: its gradient scaler evaluates the gradient itself, and only once per step.
+
+        Args:
+            precision: as a Trainer names it, e.g. ``32-true``.
+
+        Raises:
+            ConfigurationError: naming ``trainer.precision``.
+        """
+        if precision == "16-mixed" and self.optimizer == "gsam":
+            problem = "its gradient scaler evaluates one gradient per step, and expert.optimizer=gsam needs two"
+            raise ConfigurationError("trainer.precision", precision, problem, "set trainer.precision=bf16-mixed")
 
     @property
     def decay_after(self) -> int:
@@ -81,11 +116,11 @@ class ExpertSettings(Settings):
     def describe(self) -> dict[str, Any]:
         """The settings as plain containers.
 
-        Parts at their neutral value are left out, so that experts that were trained before parts existed keep their
-        description.
+        Options that were added later are left out at their neutral value, so that experts that were trained before
+        these options existed keep their description.
         """
         values = {name: describe_part(value) for name, value in asdict(self).items()}
-        neutral = {each.name: each.metadata["neutral"] for each in fields(self) if each.name in _PARTS}
+        neutral = {each.name: each.metadata["neutral"] for each in fields(self) if each.name in _ADDED}
         return {name: value for name, value in values.items() if name not in neutral or value != neutral[name]}
 
     def clip_factor(self, epoch: int) -> float:

@@ -253,12 +253,11 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[TrainingBatch]:
         """This rank's :class:`TrainingBatch` objects, in an order determined by ``shuffle_key`` and the epoch."""
-        labels, batch_size, ranks = self.train.labels, self._settings.batch_size, self._rank_and_world_size()
-        epoch = 0 if self.trainer is None else self.trainer.current_epoch
-        sampler = ShuffledBatches(
-            labels, batch_size, lambda: self.shuffle_key, *ranks, samples=self.samples, epoch=epoch
-        )
-        return loader(self.train, sampler)
+        return loader(self.train, self._batches(0 if self.trainer is None else self.trainer.current_epoch))
+
+    def count_steps(self, epochs: int) -> int:
+        """Number of training batches in the epochs 0 … ``epochs`` − 1, whose images ``samples`` selects."""
+        return sum(len(self._batches(epoch)) for epoch in range(epochs))
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         """The test split, as (images, labels), to monitor expert training. It must not be used for model selection."""
@@ -275,6 +274,10 @@ class ImageDataModule(LightningDataModule):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
         images, labels = (tensor.to(device, non_blocking=True) for tensor in (batch.images, batch.labels))
         return batch._replace(images=images, labels=labels)
+
+    def _batches(self, epoch: int) -> ShuffledBatches:
+        labels, size, ranks = self.train.labels, self._settings.batch_size, self._rank_and_world_size()
+        return ShuffledBatches(labels, size, lambda: self.shuffle_key, *ranks, samples=self.samples, epoch=epoch)
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         trainer = self.trainer

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from ast_lightning.data import LabelledImages
 from ast_lightning.data.selection import Logits, random_images, representative_images
 from ast_lightning.data.splits import smallest_class
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation.evaluator import Score
-from ast_lightning.networks import FunctionalNetwork, NetworkFactory
+from ast_lightning.networks import FunctionalNetwork, NetworkFactory, build_network
 from ast_lightning.randomness import keyed_generator, keyed_seed
 from ast_lightning.synthetic.training_set import TrainingSet
 from ast_lightning.trajectories import TrajectoryStore
@@ -97,15 +98,20 @@ def held_out(real: LabelledImages, chosen: Tensor, seed: int) -> LabelledImages:
 def expert_logits(network: NetworkFactory, store: TrajectoryStore) -> Logits:
     """The first expert of a store after its last epoch, as a function of images.
 
+    Batch normalisation uses the running statistics of the expert, or those of the batch if they are not stored.
+
     Args:
         network: builds a network with the architecture of the experts.
         store: the trajectories; at least one expert must be complete.
     """
-    functional, theta = FunctionalNetwork(network), store.read_snapshot(store.experts()[0], store.epochs)
+    index = store.experts()[0]
+    functional, theta = FunctionalNetwork(network), store.read_snapshot(index, store.epochs)
+    statistics, module = store.read_statistics(index, store.epochs), build_network(network, 0, "skeleton").eval()
+    state = {**functional.unflatten(theta), **statistics}
 
     @torch.no_grad()
     def logits(images: Tensor) -> Tensor:
-        return functional(theta, images)
+        return functional_call(module, state, (images,)) if statistics else functional(theta, images)
 
     return logits
 

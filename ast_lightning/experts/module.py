@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics.classification import MulticlassAccuracy
 
 from ast_lightning.config.expert import ExpertSettings
 from ast_lightning.config.parts import resolve
 from ast_lightning.data import ImageDataModule, SiameseAugmentation, TrainingBatch
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.experts.curriculum import curriculum, difficulty
 from ast_lightning.experts.objective import ExpertLoss, ExpertObjective
 from ast_lightning.experts.optimizers import SingleDecay, build_optimizer
 from ast_lightning.networks import NetworkFactory, build_network
@@ -30,6 +34,19 @@ class _PerCent(MulticlassAccuracy):
         return 100 * super().compute()
 
 
+def check_devices(network: NetworkFactory, ranks: int) -> None:
+    """Reject batch normalisation on several devices: each would use the statistics of its part of the batch.
+
+    Raises:
+        ConfigurationError: the network has such a layer, which the message names.
+    """
+    for name, module in build_network(network, 0, "skeleton").named_modules() if ranks > 1 else ():
+        if isinstance(module, _BatchNorm):
+            problem = f"each device would compute the statistics of {name} ({type(module).__name__}) over its part"
+            remedy = "set trainer.devices=1; expert_processes trains several experts at the same time"
+            raise ConfigurationError("trainer.devices", ranks, problem, remedy)
+
+
 class ExpertModule(LightningModule):
     """One expert. Train it with a Trainer with ``max_epochs=settings.epochs`` and a TrajectoryRecorder callback.
 
@@ -44,6 +61,11 @@ class ExpertModule(LightningModule):
         augmentation: the Siamese augmentation of the training batches; None uses that of the data module.
         objective: an objective for the same network and settings. Share one between experts to compile it only once.
             None creates an uncompiled objective.
+        scores: receives the function that computes the difficulty of the training images ``[N]``, and returns its
+            result, or one that it has kept. Called only if ``settings.samples`` needs scores. None computes them.
+
+    Raises:
+        ConfigurationError: in ``fit``, if the Trainer cannot train this expert as the settings say.
 
     Logged per epoch: ``train/loss``, ``train/cross_entropy``, ``train/penalty``, ``train/accuracy``,
     ``train/clip_factor``, ``train/lr`` and ``test/accuracy``; ``train/regularization`` if there are further
@@ -59,6 +81,7 @@ class ExpertModule(LightningModule):
         seed: int = 0,
         augmentation: SiameseAugmentation | None = None,
         objective: ExpertObjective | None = None,
+        scores: Callable[[Callable[[], Tensor]], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.settings = settings or ExpertSettings()
@@ -67,6 +90,8 @@ class ExpertModule(LightningModule):
         self.augmentation = augmentation
         self.network = build_network(network, seed, "expert", expert_index)
         self.objective = objective or ExpertObjective(network, self.settings)
+        self._factory = network
+        self._scores = scores or (lambda compute: compute())
         self.train_accuracy: _PerCent | None = None
         self.test_accuracy: _PerCent | None = None
         self._evaluated = False
@@ -78,6 +103,8 @@ class ExpertModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         data = self._data()
+        self.settings.check_precision(str(self.trainer.precision))
+        check_devices(self._factory, self.trainer.world_size)
         data.shuffle_key = self.key
         data.samples = self._samples()
         if self.augmentation is None:
@@ -155,7 +182,19 @@ class ExpertModule(LightningModule):
             problem = "epochs may differ in length, and this Trainer measures only the first"
             remedy = "give the Trainer reload_dataloaders_every_n_epochs=1"
             raise ConfigurationError("expert.samples", self.settings.samples, problem, remedy)
-        return resolve(self.settings.samples, {}, "expert.samples")
+        built_in = {"curriculum": functools.partial(curriculum, epochs=self.settings.epochs)}
+        samples = resolve(self.settings.samples, built_in, "expert.samples")
+        wanted = inspect.signature(samples).parameters.get("scores")
+        if wanted is None or wanted.default is not inspect.Parameter.empty:
+            return samples
+        # one rank reads or computes them, so that all have the same
+        scores = self._scores(self._difficulty) if self.trainer.is_global_zero else None
+        return functools.partial(samples, scores=self.trainer.strategy.broadcast(scores))
+
+    def _difficulty(self) -> Tensor:
+        device, short = self.trainer.strategy.root_device, bool(self.trainer.fast_dev_run)  # type: ignore[attr-defined]
+        length = {"networks": 1, "epochs": 0} if short else {}
+        return difficulty(self._factory, self._data().train, self.settings, self.seed, device, **length)
 
     def _data(self) -> ImageDataModule:
         data = self.trainer.datamodule  # type: ignore[attr-defined]

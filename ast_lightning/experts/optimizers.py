@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import MultiStepLR
 from ast_lightning.config.expert import ExpertSettings
 from ast_lightning.config.parts import resolve
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.experts.gsam import GSAM
 
 OptimizerBuilder = Callable[[Sequence[nn.Parameter], ExpertSettings], Any]
 
@@ -54,7 +55,21 @@ def sgd(parameters: Sequence[nn.Parameter], settings: ExpertSettings) -> Optimiz
     return with_decay(optimizer, settings)
 
 
-OPTIMIZERS: dict[str, OptimizerBuilder] = {"sgd": sgd}
+def gsam(parameters: Sequence[nn.Parameter], settings: ExpertSettings) -> OptimizerLRScheduler:
+    """:class:`GSAM` with the momentum, weight decay and schedule of :func:`sgd`."""
+    optimizer = GSAM(
+        parameters,
+        rho=settings.sam_rho,
+        alpha=settings.sam_alpha,
+        adaptive=settings.sam_adaptive,
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+    return with_decay(optimizer, settings)
+
+
+OPTIMIZERS: dict[str, OptimizerBuilder] = {"sgd": sgd, "gsam": gsam}
 
 
 def build_optimizer(parameters: Sequence[nn.Parameter], settings: ExpertSettings) -> OptimizerLRScheduler:

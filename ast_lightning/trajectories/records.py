@@ -20,6 +20,7 @@ OPTION = "experts_dir"
 STORE_FILE = "store.json"
 EXPERT_FILE = "expert.json"
 PREPROCESSING_FILE = "preprocessing.safetensors"
+SCORES_FILE = "scores.safetensors"
 IDENTITY = ("network", "data", "expert", "epochs", "seed", "arithmetic")
 """The keys of ``store.json`` that determine the trajectories: if they are equal, two stores hold the same experts."""
 

@@ -86,12 +86,21 @@ class SnapshotFormat:
             Damaged: it was changed, or belongs to another expert, epoch or store.
             OSError: it cannot be read.
         """
+        tensors, checksum = self._tensors(path, expert, epoch)
+        return torch.cat([tensors[name].reshape(-1) for name, _ in self.parameters]).float(), checksum
+
+    def read_statistics(self, path: Path, expert: int, epoch: int) -> dict[str, Tensor]:
+        """Like :meth:`read`, but the statistics by name in their own dtypes; empty if the snapshot holds none."""
+        tensors, _ = self._tensors(path, expert, epoch)
+        return {name: tensors[name] for name, _ in self.statistics if name in tensors}
+
+    def _tensors(self, path: Path, expert: int, epoch: int) -> tuple[dict[str, Tensor], str]:
         found, tensors = read_checked_tensors(path)
         checksum, about = found.pop(FIELD), self._about(expert, epoch)
         if found != about:
             place = "expert {expert} after epoch {epoch} of store {store}"
             raise Damaged(f"it is that of {place.format_map(found)}, not of {place.format_map(about)}")
-        return torch.cat([tensors[name].reshape(-1) for name, _ in self.parameters]).float(), checksum
+        return tensors, checksum
 
     def _about(self, expert: int, epoch: int) -> dict[str, str]:
         return {"expert": str(expert), "epoch": str(epoch), "store": self.store}

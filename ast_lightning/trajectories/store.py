@@ -3,6 +3,7 @@
     store/
       store.json                  its inputs: data, preprocessing, network, expert settings, seed, versions
       preprocessing.safetensors   the statistics that were applied to the images
+      scores.safetensors          with expert.samples=curriculum, the difficulty of each training image
       expert_0000/
         epoch_0000.safetensors    the initialisation, tensors under their parameter names
         epoch_0001.safetensors    …
@@ -38,6 +39,7 @@ from ast_lightning.trajectories.records import (
     IDENTITY,
     OPTION,
     PREPROCESSING_FILE,
+    SCORES_FILE,
     STORE_FILE,
     ExpertRecord,
     expert_remedy,
@@ -200,6 +202,20 @@ class TrajectoryStore:
             if fingerprint not in (None, found.get("fingerprint")):
                 raise Damaged(f"it is not the one that {STORE_FILE} names")
 
+    def read_scores(self) -> Tensor:
+        """The difficulty of each training image, ``[N]`` float32.
+
+        Raises:
+            ConfigurationError: the file is missing or damaged, or belongs to another store.
+        """
+        path = self.folder / SCORES_FILE
+        remedy = "restore a copy of it, or delete it and run train_experts.py with the same settings: that computes it"
+        with reading(path, remedy, OPTION, self.folder):
+            found, tensors = read_checked_tensors(path)
+            if found.get("store") != self.id:
+                raise Damaged(f"it is that of store {found.get('store')}, not of store {self.id}")
+            return tensors["scores"]
+
     def summary(self, expert: int) -> dict[str, Any]:
         """The summary of a complete expert, as passed to :meth:`finish`."""
         return self.record(expert).summary
@@ -263,6 +279,19 @@ class TrajectoryStore:
             ConfigurationError: the file is missing or damaged, or belongs to another expert or epoch.
         """
         return self._read(expert, epoch)[0]
+
+    def read_statistics(self, expert: int, epoch: int) -> dict[str, Tensor]:
+        """The network's buffers after ``epoch`` epochs, such as the running statistics of batch normalisation.
+
+        Returns:
+            Tensors by name, on the CPU; empty if the snapshot holds none, as those of imported experts.
+
+        Raises:
+            ConfigurationError: see :meth:`read_snapshot`.
+        """
+        path = self.snapshot_path(expert, epoch)
+        with reading(path, expert_remedy(path.parent), OPTION, self.folder):
+            return self.format.read_statistics(path, expert, epoch)
 
     def read_window(self, expert: int, start: int, length: int) -> Tensor:
         """The snapshots after epochs ``start``, ``start + n``, … ``start + length`` if every n-th epoch is stored.

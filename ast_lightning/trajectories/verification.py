@@ -11,7 +11,7 @@ from ast_lightning.storage.inspection import Finding
 from ast_lightning.storage.reading import reading
 from ast_lightning.storage.torch_files import load_checked
 from ast_lightning.trajectories.listing import numbered_folders, snapshot_files
-from ast_lightning.trajectories.records import EXPERT_FILE, OPTION, PREPROCESSING_FILE, STORE_FILE
+from ast_lightning.trajectories.records import EXPERT_FILE, OPTION, PREPROCESSING_FILE, SCORES_FILE, STORE_FILE
 from ast_lightning.trajectories.store import TrajectoryStore
 
 _RERUN = "run train_experts.py with the same settings: it resumes this expert, or prints why it cannot"
@@ -30,6 +30,8 @@ def verify_store(folder: Path) -> list[Finding]:
     except ConfigurationError as error:
         return [*found, Finding.of(folder / STORE_FILE, error)]
     found += _problem(folder / PREPROCESSING_FILE, store.check_preprocessing)
+    if (folder / SCORES_FILE).exists():
+        found += _problem(folder / SCORES_FILE, store.read_scores)
     for expert, path in numbered_folders(folder):
         found += _expert(store, expert, path)
     return found

@@ -135,6 +135,13 @@ def test_it_is_refused_by_name_and_leaves_nothing_behind(
         (["+trainer.val_check_interval=1"], "trainer.val_check_interval", ["after every epoch"]),
         (["+trainer.overfit_batches=1"], "trainer.overfit_batches", ["data.per_class"]),
         (["+trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches", ["expert.batch_size"]),
+        (["expert.sam_rho=0.1"], "expert.sam_rho", ["no effect", "expert.optimizer=gsam"]),
+        (["expert.optimizer=gsam", "trainer.precision=16-mixed"], "trainer.precision", ["gsam", "bf16-mixed"]),
+        (
+            ["network.normalization=batch", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"],
+            "trainer.devices",
+            ["features.1 (BatchNorm2d)", "expert_processes"],
+        ),
     ],
 )
 def test_it_is_refused_before_experts_are_trained(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ast_lightning.data import digits
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.experts import TrajectoryRecorder
 from ast_lightning.trajectories import TrajectoryStore
+from ast_lightning.trajectories.verification import verify_store
 
 from .conftest import SMALL, Command, run_of
 
@@ -37,6 +41,47 @@ def test_parts_by_their_target_train_other_experts_in_a_folder_of_their_own(
     capsys.readouterr()
     command("train_experts", tmp_path, *SHORT, *PARTS)
     assert "expert 0 is already complete" in capsys.readouterr().out
+
+
+def test_gsam_and_the_curriculum_resume_with_the_scores_of_their_store(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An expert that is stopped and resumed, and one that is trained alone, equal those of one command."""
+    words = ("expert.optimizer=gsam", "expert.samples=curriculum", "logger=none", "trainer.enable_progress_bar=true")
+    command("train_experts", tmp_path / "whole", *words)
+    printed = capsys.readouterr().out
+    assert printed.count("computing the difficulty of 200 images with 5 networks of 1 epoch") == 1
+    assert "expert 0: 13/13" in printed  # of 150, 200, 180 and 160 images in batches of 64
+    command("train_experts", tmp_path / "parts", *words, "expert_index=1")
+
+    class Stop(Exception):
+        pass
+
+    def stop(recorder: TrajectoryRecorder, trainer: Any, expert: Any) -> None:
+        if trainer.current_epoch == 2:
+            raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrajectoryRecorder, "on_train_epoch_start", stop)
+        with pytest.raises(Stop):
+            command("train_experts", tmp_path / "parts", *words)
+    command("train_experts", tmp_path / "parts", *words)
+    assert "resumes from" in capsys.readouterr().out
+    whole, parts = (
+        TrajectoryStore.open(run_of(*SMALL, f"output_dir={tmp_path / name}", *words).experts_folder())
+        for name in ("whole", "parts")
+    )
+    assert torch.equal(whole.read_scores(), parts.read_scores())
+    for expert in (0, 1):
+        assert torch.equal(whole.read_window(expert, 0, 4), parts.read_window(expert, 0, 4))
+    assert not verify_store(parts.folder)
+
+
+def test_batch_normalisation_from_experts_to_accuracies(tmp_path: Path, command: Command) -> None:
+    words = ("network.normalization=batch", "distill.batch_syn=6", "baselines=[]")
+    for name in ("train_experts", "distill"):
+        assert command(name, tmp_path, *words)["test_accuracy"] > 0
+    assert all(value > 0 for value in command("evaluate", tmp_path, *words).values())
 
 
 def test_a_part_that_cannot_be_imported_is_named(tmp_path: Path, command: Command) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from ast_lightning.commands.run import Run
 from ast_lightning.distillation.trajectory_matching import choose_window
+from ast_lightning.errors import ConfigurationError
 from ast_lightning.trajectories import TrajectoryStore
 from tests import PATIENCE
 
@@ -98,12 +99,14 @@ def alone(trained: Path, tmp_path_factory: pytest.TempPathFactory, command: Comm
     return state_of(run_in(folder, "distill.windows_per_step=2"))
 
 
-def wait_for_state(run: Run, processes: list[subprocess.Popen[str]]) -> None:
-    deadline = time.monotonic() + 90
-    while not (run.distill_folder() / "checkpoints" / "last.ckpt").exists():
+def wait_for_state(run: Run, processes: list[subprocess.Popen[str]], after: int = 0) -> int:
+    """Wait for a checkpoint that is newer than ``after``, a time of modification; return its own."""
+    deadline, path = time.monotonic() + 90, run.distill_folder() / "checkpoints" / "last.ckpt"
+    while not path.exists() or path.stat().st_mtime_ns <= after:
         assert time.monotonic() < deadline
         assert all(process.poll() is None for process in processes)
         time.sleep(0.05)
+    return path.stat().st_mtime_ns
 
 
 def children_of(process: int) -> list[int]:
@@ -121,38 +124,42 @@ def test_two_nodes_end_like_one_device(trained: Path, alone: dict[str, torch.Ten
         torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("whole_node", [False, True], ids=["agent", "node"])
-def test_a_killed_node_ends_the_other_and_both_go_on(trained: Path, tmp_path: Path, whole_node: bool) -> None:
-    """Killed are the process group of the second agent, with its process or without; then both are started again."""
+def test_a_killed_node_ends_the_other_and_both_go_on(trained: Path, tmp_path: Path) -> None:
+    """Killed are the process group of the second agent, then this group and its process; each time both go on."""
     folder = fresh_copy(trained, tmp_path / "killed")
     long = ("distill.max_steps=2000", "distill.eval_every=2000")
-    nodes = start_nodes(folder, *long)
-    run = run_in(folder, *TWO_DEVICES)
-    wait_for_state(run, nodes)
-    workers = children_of(nodes[1].pid)
-    os.killpg(nodes[1].pid, signal.SIGKILL)
-    for worker in workers if whole_node else []:
-        os.kill(worker, signal.SIGKILL)
-    (status, _, errors), _ = ended(nodes, SOON)
-    assert status == 1
-    told = [line for line in errors.splitlines() if line.startswith("error")]
-    assert len(told) == 1, errors
-    assert "has ended" in told[0]
-    assert "rerun the command" in told[0]
-    reached = torch.load(run.distill_folder() / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    assert 0 < reached < 2000
+    run, written, reached = run_in(folder, *TWO_DEVICES), 0, 0
+    for whole_node in (False, True):
+        nodes = start_nodes(folder, *long)
+        wait_for_state(run, nodes, written)
+        workers = children_of(nodes[1].pid)
+        os.killpg(nodes[1].pid, signal.SIGKILL)
+        for worker in workers if whole_node else []:
+            os.kill(worker, signal.SIGKILL)
+        (status, said, errors), _ = ended(nodes, SOON)
+        assert status == 1
+        assert ("resuming from" in said) == whole_node
+        told = [line for line in errors.splitlines() if line.startswith("error")]
+        assert len(told) == 1, errors
+        assert "has ended" in told[0]
+        assert "rerun the command" in told[0]
+        path, before = run.distill_folder() / "checkpoints" / "last.ckpt", reached
+        reached, written = torch.load(path, weights_only=True)["global_step"], path.stat().st_mtime_ns
+        assert before < reached < 2000
 
     length = (f"distill.max_steps={reached + 7}",)
     again = ended(start_nodes(folder, *length))
     assert [status for status, _, _ in again] == [0, 0], again[0][2]
     assert "resuming from" in again[0][1]
     straight = fresh_copy(trained, tmp_path / "straight")
-    assert [status for status, _, _ in ended(start_nodes(straight, *length))] == [0, 0]
+    assert [status for status, _, _ in ended([start(*words_of(straight, *TWO_DEVICES, *length))])] == [0]
     expected, found = (state_of(run_in(each, *TWO_DEVICES, *length)) for each in (straight, folder))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_an_error_of_one_rank_is_that_of_the_run(trained: Path, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_an_error_of_one_rank_is_that_of_the_run(
+    trained: Path, alone: dict[str, torch.Tensor], tmp_path: Path, command: Command
+) -> None:
     """A snapshot that rank 1 alone would read is damaged: told once, status 2, and one device goes on after mending."""
     folder = fresh_copy(trained, tmp_path / "damaged")
     run = run_in(folder, *TWO_DEVICES)
@@ -172,8 +179,7 @@ def test_an_error_of_one_rank_is_that_of_the_run(trained: Path, alone: dict[str,
     assert f"iteration {index // 2}" not in said
 
     path.write_bytes(content)
-    ((status, said, errors),) = ended([start(*words_of(folder, "distill.windows_per_step=2"))])
-    assert status == 0, errors
+    command("distill", folder, *DOUBLE, "distill.windows_per_step=2")
     found = state_of(run_in(folder, *TWO_DEVICES))
     for name, value in alone.items():
         torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-12)
@@ -213,10 +219,8 @@ def test_an_unforeseen_error_shows_its_rank_and_where_its_traceback_is(trained: 
     assert "nobody foresaw this" in log.read_text()
 
 
-def test_a_device_count_that_does_not_divide_the_windows(trained: Path, tmp_path: Path) -> None:
+def test_a_device_count_that_does_not_divide_the_windows(trained: Path, tmp_path: Path, command: Command) -> None:
     folder = fresh_copy(trained, tmp_path / "odd")
-    ((status, _, errors),) = ended(
-        [start(*words_of(folder, *TWO_DEVICES, "distill.windows_per_step=3", "distill.split=windows"))], SOON
-    )
-    assert status == 2
-    assert errors.startswith("error: distill.windows_per_step=3: 2 devices cannot divide")
+    words = (*DOUBLE, *TWO_DEVICES, "distill.windows_per_step=3", "distill.split=windows")
+    with pytest.raises(ConfigurationError, match=r"^distill\.windows_per_step=3: 2 devices cannot divide"):
+        command("distill", folder, *words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,13 +21,14 @@ from ast_lightning.parallel import workers
 from ast_lightning.storage.files import read_json
 from ast_lightning.trajectories import TrajectoryStore
 from tests import PATIENCE
+from tests.threads import one_thread
 
-from .conftest import ROOT, SMALL, run_of
+from .conftest import ROOT, SMALL, Command, run_of
 
 pytestmark = pytest.mark.slow
 
 FEW = ("num_experts=4", "data.preprocessing=zca", "logger=none", "trainer.enable_progress_bar=true")
-LONG = (*FEW, "expert.epochs=200")
+LONG = (*FEW, "expert.epochs=150")
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -44,32 +46,41 @@ def store_of(folder: Path, *words: str) -> Path:
     return run_of(*SMALL, f"output_dir={folder}", *words).experts_folder()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_threads() -> Iterator[None]:
+    """What is trained in this process has the bits of a process with one thread."""
+    with one_thread():
+        yield
+
+
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> TrajectoryStore:
-    """Four experts of one process."""
+def reference(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
+    """A folder with four experts of one process."""
     folder = tmp_path_factory.mktemp("reference")
-    assert trained(folder, *FEW).returncode == 0
-    return TrajectoryStore.open(store_of(folder, *FEW))
+    command("train_experts", folder, *FEW)
+    return folder
 
 
-def test_two_processes_train_the_same_experts_to_the_last_bit(tmp_path: Path, reference: TrajectoryStore) -> None:
-    result = trained(tmp_path, *FEW, "expert_processes=2")
+def test_two_processes_train_the_same_experts_to_the_last_bit(
+    tmp_path: Path, reference: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They replace those of one process, which are kept aside."""
+    shutil.copytree(reference / "experts", tmp_path / "experts")
+    result = trained(tmp_path, *FEW, "expert_processes=2", "fresh=true")
     assert result.returncode == 0, result.stderr
-    store = TrajectoryStore.open(store_of(tmp_path, *FEW))
+    store, alone = (TrajectoryStore.open(store_of(folder, *FEW)) for folder in (tmp_path, reference))
     assert store.experts() == [0, 1, 2, 3]
+    assert len(list((store.folder / "earlier").iterdir())) == 4
     for expert in store.experts():
-        assert torch.equal(store.read_window(expert, 0, 4), reference.read_window(expert, 0, 4))
+        assert torch.equal(store.read_window(expert, 0, 4), alone.read_window(expert, 0, 4))
     who = re.findall(r"^\[(\d)\] expert (\d): 16/16", result.stdout, re.MULTILINE)
     assert sorted(expert for _, expert in who) == ["0", "1", "2", "3"]
     assert {worker for worker, _ in who} <= {"0", "1"}  # one may have trained all before the other was ready
     assert "training 4 experts in 2 processes" in result.stdout
     assert re.findall(r"^4 experts: ", result.stdout, re.MULTILINE) == ["4 experts: "]
-    again = trained(tmp_path, *FEW, "expert_processes=2")
-    assert again.stdout.count("is already complete") == 4
-    anew = trained(tmp_path, *FEW, "expert_processes=2", "fresh=true")
-    assert anew.returncode == 0, anew.stderr
-    assert len(list((store.folder / "earlier").iterdir())) == 4
-    assert torch.equal(TrajectoryStore.open(store.folder).read_window(3, 0, 4), reference.read_window(3, 0, 4))
+    capsys.readouterr()
+    command("train_experts", tmp_path, *FEW, "expert_processes=2")
+    assert capsys.readouterr().out.count("is already complete") == 4
 
 
 @pytest.fixture
@@ -115,7 +126,9 @@ def is_alive(process: int) -> bool:
 Running = tuple[subprocess.Popen[str], list[int]]
 
 
-def test_a_worker_that_is_killed_ends_them_all_and_the_same_command_goes_on(running: Running, tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_ends_them_all_and_the_same_command_goes_on(
+    running: Running, tmp_path: Path, command: Command
+) -> None:
     parent, pids = running
     os.kill(pids[1], signal.SIGKILL)
     printed, _ = parent.communicate(timeout=30)
@@ -129,9 +142,9 @@ def test_a_worker_that_is_killed_ends_them_all_and_the_same_command_goes_on(runn
     assert len(re.findall(r"^\[\d\] expert \d resumes from", result.stdout, re.MULTILINE)) == 2
     assert (folder / "expert_0000/epoch_0002.safetensors").stat().st_mtime_ns == kept
     straight = tmp_path / "straight"
-    assert trained(straight, *LONG, "expert_index=1").returncode == 0
+    command("train_experts", straight, *LONG, "expert_index=1")
     stores = [TrajectoryStore.open(store_of(each, *LONG)) for each in (tmp_path, straight)]
-    assert torch.equal(*(store.read_window(1, 0, 200) for store in stores))
+    assert torch.equal(*(store.read_window(1, 0, 150) for store in stores))
 
 
 def test_workers_do_not_outlive_a_parent_that_is_killed(running: Running) -> None:

@@ -14,7 +14,7 @@ import torch
 from lightning import Callback, Trainer
 
 from ast_lightning.data import ImageDataModule
-from ast_lightning.experts import ExpertModule, ExpertSettings, TrajectoryRecorder
+from ast_lightning.experts import ExpertModule, ExpertObjective, ExpertSettings, TrajectoryRecorder
 from ast_lightning.networks import ConvNet, NetworkFactory, describe_network
 from ast_lightning.trajectories import TrajectoryStore
 from tests.threads import one_thread
@@ -60,12 +60,16 @@ class Lab:
         callbacks: Sequence[Callback] = (),
         data: ImageDataModule | None = None,
         resume: Path | None = None,
+        objective: ExpertObjective | None = None,
+        scores: Any = None,
         **options: Any,
     ) -> ExpertModule:
         """Train expert ``index``; ``options`` are Lightning's."""
         torch.manual_seed(next(self.counter))
         settings = settings or self.settings
-        expert = ExpertModule(self.network, settings, expert_index=index, seed=self.seed)
+        expert = ExpertModule(
+            self.network, settings, expert_index=index, seed=self.seed, objective=objective, scores=scores
+        )
         arguments: dict[str, Any] = {"enable_checkpointing": False, "max_epochs": settings.epochs, **options}
         trainer = Trainer(
             accelerator="cpu",

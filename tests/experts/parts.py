@@ -1,4 +1,4 @@
-"""Parts as a user would write them; ``python -m tests.experts.parts FILE`` trains with them as one of several ranks."""
+"""Parts as a user would write them; ``python -m tests.experts.parts FILE`` trains as one of several ranks."""
 
 from __future__ import annotations
 
@@ -85,18 +85,20 @@ def easy_first(epoch: int, labels: Tensor, *, share: float = 0.5) -> Tensor:
     return torch.arange(len(labels))[: int(share * len(labels)) if epoch < 2 else None]
 
 
-def train_ranks(path: Path) -> None:
-    """Two epochs with all the parts on as many devices as the environment names; rank 0 writes the movement."""
+def train_all() -> dict[str, Any]:
+    """What becomes of two experts, on as many devices as the environment names."""
     here = "tests.experts.parts"
-    settings = ExpertSettings(
-        epochs=3,
-        batch_size=30,
-        lr=0.03,
-        optimizer={"_target_": f"{here}.sam", "rho": 0.1},
-        regularizers=[{"_target_": f"{here}.consistency", "weight": 0.5}],
-        samples={"_target_": f"{here}.easy_first"},
-    )
-    torch.set_num_threads(1)
+    own: dict[str, Any] = {
+        "optimizer": {"_target_": f"{here}.sam", "rho": 0.1},
+        "regularizers": [{"_target_": f"{here}.consistency", "weight": 0.5}],
+        "samples": {"_target_": f"{here}.easy_first"},
+    }
+    built_in: dict[str, Any] = {"optimizer": "gsam", "sam_rho": 0.1, "sam_alpha": 0.5, "samples": "curriculum"}
+    return {"parts of one's own": train_one(own), "gsam and curriculum": train_one(built_in)}
+
+
+def train_one(parts: dict[str, Any]) -> dict[str, Any]:
+    settings = ExpertSettings(epochs=3, batch_size=30, lr=0.03, **parts)
     data = ImageDataModule("digits", per_class=10, batch_size=30, augmentation="crop_rotate")
     network = functools.partial(ConvNet, **data.network_arguments, width=4, depth=1)
     recorder = TrajectoryRecorder(None)
@@ -108,11 +110,13 @@ def train_ranks(path: Path) -> None:
     )  # fmt: skip
     expert = ExpertModule(network, settings, seed=3)
     trainer.fit(expert, datamodule=data)
-    if trainer.is_global_zero:
-        flat = torch.cat([each.detach().flatten() for each in expert.network.parameters()])
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        torch.save({"theta": flat, "movement": recorder.movement, "metrics": metrics}, path)
+    flat = torch.cat([each.detach().flatten() for each in expert.network.parameters()])
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {"theta": flat, "movement": recorder.movement, "metrics": metrics}
 
 
 if __name__ == "__main__":
-    train_ranks(Path(sys.argv[1]))
+    torch.set_num_threads(1)
+    found = train_all()
+    if os.environ["RANK"] == "0":
+        torch.save(found, Path(sys.argv[1]))

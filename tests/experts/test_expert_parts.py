@@ -22,6 +22,7 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.experts import ExpertModule, ExpertObjective, ExpertSettings, TrajectoryRecorder
 from ast_lightning.networks import build_network
 from tests import PATIENCE
+from tests.experts.parts import train_all
 
 pytestmark = pytest.mark.slow
 
@@ -50,23 +51,33 @@ class Kill(Callback):
             raise Killed
 
 
-def test_sam_without_radius_is_sgd_in_every_bit_and_is_logged_once(lab: Any, family: Any, tmp_path: Path) -> None:
+GSAM = {"optimizer": "gsam", "sam_rho": 0.1, "sam_alpha": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("neutral", "other"),
+    [({"optimizer": part("sam", rho=0.0)}, {"optimizer": part("sam")}), (GSAM | {"sam_rho": 0, "sam_alpha": 0}, GSAM)],
+)
+def test_sam_without_radius_is_sgd_in_every_bit_and_is_logged_once(
+    lab: Any, family: Any, neutral: dict[str, Any], other: dict[str, Any]
+) -> None:
     """Both evaluations of a step see the same draws; the metrics count each batch once."""
-    settings = dataclasses.replace(lab.settings, optimizer=part("sam", rho=0.0))
+    settings = dataclasses.replace(lab.settings, **neutral)
     recorder = TrajectoryRecorder(None)
     expert = lab.train(recorder, 0, settings=settings)
     assert torch.equal(theta(expert), family.store.read_snapshot(0, 6))
     assert recorder.movement == family.recorders[0].movement
     assert recorder.state_dict()["history"] == family.store.summary(0)["history"]
-    other = lab.train(TrajectoryRecorder(None), 0, settings=dataclasses.replace(settings, optimizer=part("sam")))
-    assert (theta(other) - theta(expert)).norm() > 1e-3
+    changed = lab.train(TrajectoryRecorder(None), 0, settings=dataclasses.replace(settings, **other))
+    assert (theta(changed) - theta(expert)).norm() > 1e-3
 
 
-def test_running_statistics_follow_the_first_evaluation_of_a_step(lab: Any) -> None:
+@pytest.mark.parametrize("neutral", [{"optimizer": part("sam", rho=0.0)}, GSAM | {"sam_rho": 0, "sam_alpha": 0}])
+def test_running_statistics_follow_the_first_evaluation_of_a_step(lab: Any, neutral: dict[str, Any]) -> None:
     other = dataclasses.replace(lab, network=functools.partial(lab.network, normalization="batch"))
     short = dataclasses.replace(lab.settings, epochs=1)
     one = other.train(TrajectoryRecorder(None), 0, settings=short)
-    two = other.train(TrajectoryRecorder(None), 0, settings=dataclasses.replace(short, optimizer=part("sam", rho=0.0)))
+    two = other.train(TrajectoryRecorder(None), 0, settings=dataclasses.replace(short, **neutral))
     buffers = dict(two.network.named_buffers())
     assert int(buffers["features.1.num_batches_tracked"]) == 4
     for name, buffer in one.network.named_buffers():
@@ -76,7 +87,7 @@ def test_running_statistics_follow_the_first_evaluation_of_a_step(lab: Any) -> N
 @pytest.mark.parametrize(
     "parts",
     [
-        {"optimizer": part("sam", rho=0.1)},
+        GSAM | {"samples": "curriculum"},
         {"samples": part("easy_first", share=0.5), "regularizers": [part("consistency", weight=0.3)]},
     ],
 )
@@ -174,29 +185,29 @@ def test_regularizers_are_compiled_once_for_all_epochs(lab: Any) -> None:
     torch.compiler.reset()
 
 
-def train_ranks(path: Path, ranks: int) -> dict[str, Any]:
+def train_two_ranks(path: Path) -> dict[str, Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     processes = []
-    for rank in range(ranks):
-        variables = {"OMP_NUM_THREADS": "1"}
-        if ranks > 1:  # as torchrun sets them, a node a rank
-            variables |= {"RANK": str(rank), "GROUP_RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(ranks)}
-            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    for rank in ("0", "1"):  # as torchrun sets them, a node a rank
+        variables = {"RANK": rank, "GROUP_RANK": rank, "LOCAL_RANK": "0", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
         words = [sys.executable, "-m", HERE, str(path)]
         processes.append(subprocess.Popen(words, cwd=Path(__file__).parents[2], env={**os.environ, **variables}))
-    assert [process.wait(timeout=PATIENCE) for process in processes] == [0] * ranks
+    assert [process.wait(timeout=PATIENCE) for process in processes] == [0, 0]
     result: dict[str, Any] = torch.load(path, weights_only=True)
     return result
 
 
 def test_two_devices_train_the_same_expert(tmp_path: Path) -> None:
-    one, two = train_ranks(tmp_path / "one.pt", 1), train_ranks(tmp_path / "two.pt", 2)
-    torch.testing.assert_close(two["theta"], one["theta"], rtol=1e-3, atol=1e-4)
-    assert two["movement"] == pytest.approx(one["movement"], rel=1e-3)
-    for name, value in one["metrics"].items():
-        assert two["metrics"][name] == pytest.approx(value, rel=1e-3), name
+    one, two = train_all(), train_two_ranks(tmp_path / "two.pt")
+    assert list(one) == list(two) == ["parts of one's own", "gsam and curriculum"]
+    for (name, alone), shared in zip(one.items(), two.values(), strict=True):
+        torch.testing.assert_close(shared["theta"], alone["theta"], rtol=1e-3, atol=1e-4, msg=name)
+        assert shared["movement"] == pytest.approx(alone["movement"], rel=1e-3), name
+        for metric, value in alone["metrics"].items():
+            assert shared["metrics"][metric] == pytest.approx(value, rel=1e-3), (name, metric)
 
 
 BEFORE_PARTS = [
