@@ -9,8 +9,11 @@ from ast_lightning.config.distill import DistillSettings
 from ast_lightning.config.settings import option
 
 ENGINES = ("adjoint", "autograd")
+LABELS = ("hard", "soft", "teacher")
 NORMALIZED_RATE_STEP = 0.001
 """Size of the normalised step of log α."""
+NORMALIZED_LABEL_STEP = 0.01
+"""Size of the normalised step of the label logits, in standard deviations of the initial logits."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,21 @@ class TrajectoryMatchingSettings(DistillSettings):
         neutral=1e-5,
         least=0,
     )
+    labels: str = option(
+        "hard",
+        "labels of the images: hard | soft (learned, DATM) | teacher (the expert's at the end of the window, TESLA)",
+        choices=LABELS,
+    )
+    lr_labels: float = option(
+        None,
+        "outer learning rate of the label logits of labels=soft; of outer=normalized in standard deviations of the "
+        "initial logits; null: 0.01, with another outer step 10; 0: the initial labels are kept",
+        neutral=1.0,
+        least=0,
+    )
+    label_momentum: float = option(
+        0.9, "momentum of the outer step of the label logits, with labels=soft", least=0, below=1
+    )
     engine: str = option(
         "adjoint", "adjoint: constant memory | autograd: the graph of all K steps", choices=ENGINES, result=False
     )
@@ -79,8 +97,10 @@ class TrajectoryMatchingSettings(DistillSettings):
 
     def follow(self) -> dict[str, Any]:
         alpha = self.alpha or ("raw" if self.outer == "sgd" else "log")
-        rate = {"lr_lr": NORMALIZED_RATE_STEP} if alpha == "log" else {}
-        return {**super().follow(), **rate, "alpha": alpha, "syn_steps": max(20, self.expert_epochs or 0)}
+        rates = {"lr_lr": NORMALIZED_RATE_STEP} if alpha == "log" else {}
+        if self.labels == "soft":
+            rates["lr_labels"] = NORMALIZED_LABEL_STEP if self.outer == "normalized" else 10.0
+        return {**super().follow(), **rates, "alpha": alpha, "syn_steps": max(20, self.expert_epochs or 0)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,6 +113,17 @@ class TrajectoryMatchingSettings(DistillSettings):
         if self.intermediate != "none" and self.syn_steps < self.expert_epochs:
             problem = f"intermediate matching needs at least distill.expert_epochs={self.expert_epochs} inner steps"
             raise self.refused("syn_steps", problem, "raise distill.syn_steps or set distill.intermediate=none")
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        if self.labels != "soft":
+            for name, neutral in (("lr_labels", 1.0), ("label_momentum", 0.9)):
+                if getattr(self, name) != neutral:
+                    problem = f"distill.labels={self.labels} learns no label logits"
+                    raise self.refused(name, problem, "leave it out, or set distill.labels=soft")
+        if self.labels == "teacher" and self.windows_per_step > 1:
+            problem = "with several windows in an iteration, the labels would be those of several experts"
+            raise self.refused("labels", problem, "set distill.windows_per_step=1, or choose hard or soft labels")
 
     def splits_batches(self, devices: int) -> bool:
         """Whether this number of devices divides the rows of every inner batch instead of the windows."""

@@ -26,7 +26,7 @@ from ast_lightning.terminal import say
 
 _SET = "synthetic."
 _RECOVERY = "recovery"
-_RATES = ("lr_img", "lr_lr", "lr_teacher")
+_RATES = ("lr_img", "lr_lr", "lr_labels", "lr_teacher")
 
 
 class _Work(IterableDataset[list[Any]]):
@@ -136,12 +136,16 @@ class DistillModule(LightningModule):
         if problem is None and not all(bool(each.isfinite().all()) for each in gradients):
             problem = f"the norm of the image gradient is {float(norm):g}"
         if problem:
-            rates = [(name, getattr(self.settings, name)) for name in _RATES if hasattr(self.settings, name)]
+            unused = () if getattr(self.settings, "labels", "hard") == "soft" else ("lr_labels",)
+            names = [name for name in _RATES if hasattr(self.settings, name) and name not in unused]
+            rates = [(name, getattr(self.settings, name)) for name in names]
             listed = " or ".join(f"distill.{name} ({value:g})" for name, value in rates)
             self._recover(problem, f"lower {listed}", optimizer)
         elif not self.method.accepts(self._means):
             for parameter in self.synthetic.parameters():
                 parameter.grad = None
+        else:
+            self.synthetic.accept()
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         """Apply the update, and restore the last good values if it has made the set unusable.
@@ -200,9 +204,11 @@ class DistillModule(LightningModule):
         self._check_ranks()
 
     def _check_ranks(self) -> None:
-        """Check that all ranks hold the same images; otherwise all further results would be meaningless."""
+        """Check that all ranks hold the same set; otherwise all further results would be meaningless."""
         if self.trainer.world_size > 1:
-            images = self.training_set().images
+            images, labels, _ = self.training_set()
+            if labels.is_floating_point():
+                images = torch.cat([images.flatten(), labels.flatten()])
             mean = self.trainer.strategy.reduce(images.clone(), reduce_op="mean")
             assert isinstance(mean, Tensor)
             difference = (mean - images).abs().max()

@@ -94,14 +94,16 @@ def held_out(real: LabelledImages, chosen: Tensor, seed: int) -> LabelledImages:
     return real.take(order[free] if free.any() else order)
 
 
-def expert_logits(network: NetworkFactory, store: TrajectoryStore) -> Logits:
-    """The first expert of a store after its last epoch, as a function of images.
+def expert_logits(network: NetworkFactory, store: TrajectoryStore, expert: int | None = None) -> Logits:
+    """An expert of a store after its last epoch, as a function of images.
 
     Args:
         network: builds a network with the architecture of the experts.
         store: the trajectories; at least one expert must be complete.
+        expert: index of the expert; None: the first one.
     """
-    functional, theta = FunctionalNetwork(network), store.read_snapshot(store.experts()[0], store.epochs)
+    index = store.experts()[0] if expert is None else expert
+    functional, theta = FunctionalNetwork(network), store.read_snapshot(index, store.epochs)
 
     @torch.no_grad()
     def logits(images: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ast_lightning.storage.inspection import cell
 
-_FIRST = ("shape", "class_names", "learning_rate", "preprocessing", "augmentation", "accuracy", "iteration")
+_FIRST = ("shape", "labels", "class_names", "learning_rate", "preprocessing", "augmentation", "accuracy", "iteration")
 _LONG = ("parameters", "buffers")  # names and shapes of a network, which its arguments imply
 
 

@@ -33,6 +33,9 @@ BASE: dict[str, Any] = {
 PARTS: dict[str, Any] = {
     "windows": {"settings": {**BASE, "max_steps": 20, "windows_per_step": 6}},
     "batch": {"settings": {**BASE, "split": "batch", "windows_per_step": 2, "recompute": True}},
+    "soft_windows": {"settings": {**BASE, "windows_per_step": 6, "labels": "soft", "lr_labels": 5.0}},
+    "soft_batch": {"settings": {**BASE, "split": "batch", "labels": "soft", "outer": "normalized", "lr_img": 0.2}},
+    "teacher": {"settings": {**BASE, "labels": "teacher"}},
     "tiny_batch": {"settings": {**BASE, "batch_syn": 1, "max_steps": 2}},  # one window: split by itself
     "distributions": {"method": "dm", "settings": {"ipc": 2, "lr_img": 10.0, "max_steps": 3, "real_batch": 7}},
     "odd": {"settings": {**BASE, "windows_per_step": 5, "split": "windows"}},
@@ -97,7 +100,9 @@ def test_gradients_are_the_average_of_the_windows(results: dict[int, list[Result
 
 
 @SEVERAL
-@pytest.mark.parametrize("part", ["windows", "batch", "tiny_batch", "distributions"])
+@pytest.mark.parametrize(
+    "part", ["windows", "batch", "soft_windows", "soft_batch", "teacher", "tiny_batch", "distributions"]
+)
 def test_ranks_end_like_one_process(results: dict[int, list[Results]], part: str, ranks: int) -> None:
     """The same images on all ranks, to the last bit, and those of one process; so is what is logged."""
     alone, first = results[1][0][part], results[ranks][0][part]
@@ -112,7 +117,7 @@ def test_ranks_end_like_one_process(results: dict[int, list[Results]], part: str
 
 @SEVERAL
 def test_the_gradients_of_a_split_batch_are_those_of_the_whole(results: dict[int, list[Results]], ranks: int) -> None:
-    for part in ("batch", "tiny_batch"):  # the second has fewer images than there are ranks
+    for part in ("batch", "soft_batch", "teacher", "tiny_batch"):  # the last has fewer images than there are ranks
         alone, split = results[1][0][part]["gradients"], results[ranks][0][part]["gradients"]
         torch.testing.assert_close(split[0], alone[0], rtol=1e-9, atol=1e-12)
 

@@ -139,7 +139,9 @@ class TrajectoryMatching(Method):
         self.settings.check_batch(len(images))
         size = self.settings.batch_syn or len(images)
         self._student.require_pure(images[0], batch=1 if size == 1 or len(images) % size == 1 else 2)
-        return SyntheticImages(images, labels, learning_rate, alpha=self.settings.alpha)
+        return SyntheticImages(
+            images, labels, learning_rate, alpha=self.settings.alpha, label_kind=self.settings.labels
+        )
 
     @property
     def compilation(self) -> Compilation:  # type: ignore[override]
@@ -166,6 +168,8 @@ class TrajectoryMatching(Method):
         generator = keyed_generator(self._seed, "perturbation", item.index)
         start = self._perturb(item.start.to(tensors[0]), self._student.layout, generator, settings)
         targets = item.targets.to(tensors[0])
+        if settings.labels == "teacher":
+            tensors[1] = self._teacher_labels(targets[-1], tensors[0], synthetic)
         iteration = item.index // settings.windows_per_step
         match = self._matching(Guide(start, targets, item.start_epoch, iteration), settings)
         matched = unroll(
@@ -187,6 +191,18 @@ class TrajectoryMatching(Method):
         measured["train/start_distance"] = (start - targets[-1]).norm()
         measured["train/start_epoch"] = start.new_tensor(item.start_epoch)
         return loss.total, measured
+
+    @torch.no_grad()
+    def _teacher_labels(self, theta: Tensor, images: Tensor, synthetic: SyntheticSet) -> Tensor:
+        """softmax of the logits of the current images under θ*_{s+M} (TESLA, ICML 2023), ``[N, classes]``.
+
+        The set keeps them if the update of the iteration is accepted. All ranks compute the labels of all images.
+        """
+        assert isinstance(synthetic, SyntheticImages)
+        parts = images.split(self.settings.batch_syn or len(images))
+        labels = torch.cat([self._student(theta, part).softmax(1) for part in parts])
+        synthetic.propose(labels)
+        return labels
 
     def inner_batches(self, window_index: int, synthetic: SyntheticSet) -> StepBatch:
         """The augmented batches of the inner steps for window ``window_index``.
