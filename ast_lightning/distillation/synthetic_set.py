@@ -87,6 +87,9 @@ class SyntheticImages(SyntheticSet):
         label_kind: ``hard``: Y = ``labels`` is not trained; ``soft``: the parameter is Z = ``labels``, and Y =
             softmax(Z) (DATM, ICLR 2024); ``teacher``: Y = ``labels`` until :meth:`propose` replaces it (TESLA, ICML
             2023).
+
+    Raises:
+        ValueError: the shape or dtype of the labels does not match their kind.
     """
 
     def __init__(
@@ -99,6 +102,10 @@ class SyntheticImages(SyntheticSet):
         label_kind: str = "hard",
     ) -> None:
         super().__init__()
+        if label_kind != "hard" and not (labels.ndim == 2 and labels.is_floating_point()):
+            raise ValueError(
+                f"{label_kind} labels begin as [N, classes] float, not {list(labels.shape)} {labels.dtype}"
+            )
         self.images = nn.Parameter(images.detach().clone())
         rate = torch.tensor(learning_rate, dtype=images.dtype)
         if alpha == "log":

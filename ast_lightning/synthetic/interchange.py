@@ -52,8 +52,8 @@ class Likeness:
 def export_published(dataset: DistilledDataset, folder: Path | str, name: str | None = None) -> list[Path]:
     """Write a set as ``images_<name>.pt`` (float32), ``labels_<name>.pt`` and ``lr_<name>.pt`` (a 0-d float32).
 
-    Hard labels are int64 ``[N]``. Soft labels are probabilities, float32 ``[N, classes]``. The files become visible only
-    after all three are written.
+    Hard labels are int64 ``[N]``. Soft labels are probabilities, float32 ``[N, classes]``. The files become visible
+    only after all three are written.
 
     Args:
         dataset: the dataset to write.

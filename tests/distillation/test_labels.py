@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +16,23 @@ from torch import Tensor
 
 from ast_lightning.callbacks import ImageAverage
 from ast_lightning.config.distill import DistillSettings
-from ast_lightning.data import LabelledImages
+from ast_lightning.data import LabelledImages, fit_preprocessing
 from ast_lightning.data.selection import initial_logits
-from ast_lightning.distillation import DistillModule, TrajectoryMatching, TrajectoryMatchingSettings, initial_images
+from ast_lightning.distillation import (
+    Context,
+    DistillModule,
+    SyntheticImages,
+    TrajectoryMatching,
+    TrajectoryMatchingSettings,
+    initial_images,
+    starting_point,
+)
 from ast_lightning.distillation.outer import NormalizedSGD
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.evaluation.baselines import expert_logits
 from ast_lightning.networks import FunctionalNetwork
 from ast_lightning.randomness import keyed_generator
+from ast_lightning.synthetic import DistilledDataset, save_distilled
 from tests.distillation.conftest import FAMILIES, starting_labels
 from tests.distillation.test_distill_resume import Kill, checkpoints
 
@@ -224,6 +236,65 @@ def test_initial_logits_are_means_over_the_experts_that_are_right() -> None:
     expected = torch.tensor([[4.0, 0.5], [7.0, 4.0], [1.0, 5.0], [4.0, 0.0]])
     assert torch.equal(initial_logits(images, labels, experts), expected)
     assert torch.equal(initial_logits(images, labels, experts, correct=False), first)
+
+
+@pytest.fixture
+def begin(
+    network: Make, make_store: Make, synthetic_set: tuple[Tensor, Tensor], real_images: LabelledImages, tmp_path: Path
+) -> Callable[..., tuple[Tensor, Tensor, float]]:
+    """``starting_point`` of a run, from an earlier set with the labels ``earlier`` if these are given."""
+    pixels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    names, store = ("ant", "bee", "cat"), make_store()
+
+    def call(earlier: Tensor | None = None, **options: Any) -> tuple[Tensor, Tensor, float]:
+        preprocessing = fit_preprocessing("none", pixels)
+        data = SimpleNamespace(
+            train=real_images, class_names=names, num_classes=3, channels=3, image_size=(8, 8), network_arguments={},
+            preprocessing=preprocessing,
+        )  # fmt: skip
+        if earlier is not None:
+            dataset = DistilledDataset(synthetic_set[0], earlier, 0.02, preprocessing, names)
+            options["warm_start"] = str(save_distilled(tmp_path / "earlier", dataset))
+        context = Context(data, network, 0, 1, lambda: (store, [0, 1, 2]), lambda store: None, None)  # type: ignore[arg-type]
+        return starting_point(TrajectoryMatchingSettings(ipc=2, **options), context)
+
+    call.experts = [expert_logits(network, store, index) for index in range(3)]  # type: ignore[attr-defined]
+    return call
+
+
+@pytest.mark.parametrize("init", ["real", "noise", "correct", "representative"])
+def test_the_first_logits_are_those_of_experts(begin: Any, init: str) -> None:
+    images, labels, rate = begin(init=init, labels="soft")
+    classes = torch.arange(3).repeat_interleave(2)
+    every = torch.stack([expert(images) for expert in begin.experts])
+    right = (every.argmax(2) == classes).unsqueeze(2)
+    mean = torch.where(right.any(0), (every * right).sum(0) / right.sum(0).clamp_min(1), every[0])
+    torch.testing.assert_close(labels, every[0] if init in ("real", "noise") else mean)
+    assert not torch.equal(every[0], mean)
+    assert rate == 0.01
+    if init == "correct":
+        assert bool(right.any(0).all())
+    assert torch.equal(begin(init=init)[1], classes)
+    assert torch.equal(begin(init=init, labels="teacher")[1], F.one_hot(classes, 3).float())
+
+
+def test_labels_of_an_earlier_set(begin: Any) -> None:
+    classes = torch.arange(3).repeat_interleave(2)
+    soft = (2 * F.one_hot(classes, 3) + torch.linspace(0, 1, 18).view(6, 3)).softmax(1)
+    images, logits, rate = begin(soft, labels="soft")
+    torch.testing.assert_close(logits.softmax(1), soft)
+    assert rate == pytest.approx(0.02)
+    assert torch.equal(begin(soft, labels="teacher")[1], soft)
+    assert torch.equal(begin(soft)[1], classes)
+    _, from_hard, _ = begin(classes, labels="soft", init="real")
+    torch.testing.assert_close(from_hard, initial_logits(images, classes, begin.experts))
+    certain = F.one_hot(classes, 3).float()
+    assert bool(begin(certain, labels="soft")[1].isfinite().all())
+
+
+def test_labels_of_another_kind_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"soft labels begin as \[N, classes\] float, not \[2\]"):
+        SyntheticImages(torch.zeros(2, 1, 2, 2), torch.arange(2), 0.1, label_kind="soft")
 
 
 @pytest.fixture
