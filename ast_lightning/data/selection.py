@@ -92,7 +92,8 @@ def correct_images(
                 if len(taken) >= ipc:
                     return torch.tensor(taken[:ipc])
         problem = f"the experts classify only {len(taken)} images of class {class_names[label]!r} correctly"
-        remedy = f"set distill.ipc={len(taken)} or lower, distill.init=real, or train experts for more epochs"
+        fewer = f"distill.ipc={len(taken)} or lower, " if taken else ""
+        remedy = f"set {fewer}distill.init=real, or train experts for more epochs"
         raise ConfigurationError("distill.ipc", ipc, problem, remedy)
 
     return _select(real, class_names, ipc, pick)
