@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 from ast_lightning.config.settings import Settings, option
 from ast_lightning.errors import ConfigurationError
 
-INITS = ("representative", "real", "noise")
+INITS = ("representative", "real", "noise", "correct")
+FROM_EXPERTS = ("representative", "correct")
+"""Values of ``init`` that need experts."""
 OUTER_STEPS = ("normalized", "sgd")
 PRECISIONS = ("32-true", "64-true")
 SCHEDULES = ("inverse_sqrt", "constant", "cosine")
@@ -30,7 +32,13 @@ class DistillSettings(Settings):
     """Whether the method distils from trajectories of experts."""
 
     ipc: int = option(1, "images per class", least=1, most=100_000)
-    init: Any = option("representative", "initial images", type="str | part", choices=INITS)
+    init: Any = option(
+        "representative",
+        "initial images: representative | real (random) | noise | correct (random ones that an expert classifies "
+        "correctly)",
+        type="str | part",
+        choices=INITS,
+    )
     init_clusters: int = option(10, "k-means clusters per class of init=representative; at most ipc are used", least=1)
     warm_start: str | None = option(None, "folder of a distilled dataset to start from, with its learning rate")
     ema: float | None = option(
@@ -102,13 +110,13 @@ class DistillSettings(Settings):
     def uses_experts(cls, values: Mapping[str, Any]) -> bool:
         """Whether the method or the initial images use experts; a user's own ``init`` counts as using them."""
         init = values.get("init")
-        initial = not values.get("warm_start") and (init == "representative" or isinstance(init, Mapping))
+        initial = not values.get("warm_start") and (isinstance(init, Mapping) or init in FROM_EXPERTS)
         return cls.needs_experts or initial
 
     @property
     def starts_from_experts(self) -> bool:
-        """Whether an expert is needed to choose the initial images."""
-        return bool(self.init == "representative") and not self.warm_start
+        """Whether experts are needed to choose the initial images."""
+        return self.init in FROM_EXPERTS and not self.warm_start
 
     def follow(self) -> dict[str, Any]:
         if self.outer != "normalized":
@@ -132,7 +140,9 @@ class DistributionMatchingSettings(DistillSettings):
     """Distribution matching (DM, Zhao and Bilen, WACV 2023); the defaults are its published values."""
 
     _target_: str = option("ast_lightning.distillation.distribution_matching.DistributionMatching", "the method")
-    init: Any = option("real", "initial images; representative needs experts", type="str | part", choices=INITS)
+    init: Any = option(
+        "real", "initial images; representative and correct need experts", type="str | part", choices=INITS
+    )
     outer: Any = option(
         "sgd", "the outer step: sgd (as published) | normalized (no tuning)", type="str | part", choices=OUTER_STEPS
     )

@@ -11,8 +11,11 @@ from ast_lightning.config.settings import option
 ENGINES = ("adjoint", "autograd", "truncated")
 EXACT_ENGINES = ("adjoint", "autograd")
 """The engines whose results are the same: which of them computes does not identify a run."""
+LABELS = ("hard", "soft", "teacher")
 NORMALIZED_RATE_STEP = 0.001
 """Size of the normalised step of log α."""
+NORMALIZED_LABEL_STEP = 0.01
+"""Size of the normalised step of the label logits, in standard deviations of the initial logits."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,21 @@ class TrajectoryMatchingSettings(DistillSettings):
         neutral=1e-5,
         least=0,
     )
+    labels: str = option(
+        "hard",
+        "labels of the images: hard | soft (learned, DATM) | teacher (the expert's at the end of the window, TESLA)",
+        choices=LABELS,
+    )
+    lr_labels: float = option(
+        None,
+        "outer learning rate of the label logits of labels=soft; of outer=normalized in standard deviations of the "
+        "initial logits; null: 0.01, with another outer step 10; 0: the initial labels are kept",
+        neutral=1.0,
+        least=0,
+    )
+    label_momentum: float = option(
+        0.9, "momentum of the outer step of the label logits, with labels=soft", least=0, below=1
+    )
     engine: str = option(
         "adjoint",
         "how the images are differentiated: adjoint (exact, constant memory) | autograd (exact, the graph of all K "
@@ -117,8 +135,10 @@ class TrajectoryMatchingSettings(DistillSettings):
 
     def follow(self) -> dict[str, Any]:
         alpha = self.alpha or ("raw" if self.outer == "sgd" else "log")
-        rate = {"lr_lr": NORMALIZED_RATE_STEP} if alpha == "log" else {}
-        return {**super().follow(), **rate, "alpha": alpha, "syn_steps": max(20, self.expert_epochs or 0)}
+        rates = {"lr_lr": NORMALIZED_RATE_STEP} if alpha == "log" else {}
+        if self.labels == "soft":
+            rates["lr_labels"] = NORMALIZED_LABEL_STEP if self.outer == "normalized" else 10.0
+        return {**super().follow(), **rates, "alpha": alpha, "syn_steps": max(20, self.expert_epochs or 0)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,6 +153,7 @@ class TrajectoryMatchingSettings(DistillSettings):
             raise self.refused("syn_steps", problem, "raise distill.syn_steps or set distill.intermediate=none")
         self._check_truncated()
         self._check_starts()
+        self._check_labels()
         if self.matching == "nearest" and self.intermediate != "none":
             problem = f"it selects one step, and distill.intermediate={self.intermediate} compares several"
             raise self.refused("matching", problem, "set distill.intermediate=none")
@@ -170,6 +191,19 @@ class TrajectoryMatchingSettings(DistillSettings):
             return self.max_start_epoch
         missing = self.max_start_epoch - self.first_start_bound
         return min(self.max_start_epoch, self.first_start_bound + missing * iteration // self.expansion_end)
+
+    def _check_labels(self) -> None:
+        if self.labels != "soft":
+            for name, neutral in (("lr_labels", 1.0), ("label_momentum", 0.9)):
+                if getattr(self, name) != neutral:
+                    problem = f"distill.labels={self.labels} learns no label logits"
+                    raise self.refused(name, problem, "leave it out, or set distill.labels=soft")
+        if self.labels == "teacher" and self.windows_per_step > 1:
+            problem = "with several windows in an iteration, the labels would be those of several experts"
+            raise self.refused("labels", problem, "set distill.windows_per_step=1, or choose hard or soft labels")
+        if self.labels != "hard" and self.canvas > 1:
+            problem = f"the labels of distill.labels={self.labels} are those of networks, which take images of one size"
+            raise self.refused("canvas", problem, "set distill.canvas=1, or distill.labels=hard")
 
     def splits_batches(self, devices: int) -> bool:
         """Whether this number of devices divides the rows of every inner batch instead of the windows."""

@@ -1,8 +1,8 @@
-"""Selection of real images: at random, or representative of their classes."""
+"""Selection of real images: at random, representative of their classes, or classified correctly by an expert."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from sklearn.cluster import KMeans
@@ -15,6 +15,9 @@ from ast_lightning.randomness import keyed_generator, keyed_seed
 
 Logits = Callable[[Tensor], Tensor]
 """images ``[N, C, H, W]`` → logits ``[N, classes]`` of an expert."""
+
+_PART = 256
+"""Images that an expert classifies at once."""
 
 
 def random_images(real: LabelledImages, class_names: Sequence[str], ipc: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -57,6 +60,71 @@ def representative_images(
         return representatives(features, ipc, clusters, keyed_seed(seed, "representative", label))
 
     return _select(real, class_names, ipc, nearest)
+
+
+def correct_images(
+    real: LabelledImages,
+    class_names: Sequence[str],
+    ipc: int,
+    seed: int,
+    experts: Callable[[], Iterable[Logits]],
+) -> tuple[Tensor, Tensor]:
+    """Draw ``ipc`` images of each class that an expert classifies correctly (DATM, ICLR 2024).
+
+    The images of a class are visited in a random order, and those that the first expert classifies correctly are taken.
+    If the class runs out, the next expert visits the images that are not yet taken, in the same order.
+
+    Args:
+        experts: returns an iterator over the experts, which each class starts anew; the other arguments and the result
+            are those of :func:`random_images`.
+
+    Raises:
+        ConfigurationError: a class has fewer than ``ipc`` images, or fewer that some expert classifies correctly.
+    """
+
+    def pick(members: Tensor, label: int) -> Tensor:
+        order = torch.randperm(len(members), generator=keyed_generator(seed, "correct initialisation", label))
+        taken: list[int] = []
+        for logits in experts():
+            for part in order[~torch.isin(order, torch.tensor(taken, dtype=torch.int64))].split(_PART):
+                right = logits(real.images[members[part]]).argmax(1) == label
+                taken += part[right].tolist()
+                if len(taken) >= ipc:
+                    return torch.tensor(taken[:ipc])
+        problem = f"the experts classify only {len(taken)} images of class {class_names[label]!r} correctly"
+        fewer = f"distill.ipc={len(taken)} or lower, " if taken else ""
+        remedy = f"set {fewer}distill.init=real, or train experts for more epochs"
+        raise ConfigurationError("distill.ipc", ipc, problem, remedy)
+
+    return _select(real, class_names, ipc, pick)
+
+
+def initial_logits(images: Tensor, labels: Tensor, experts: Iterable[Logits], *, correct: bool = True) -> Tensor:
+    """Label logits of images before distillation (DATM, ICLR 2024).
+
+    Z_i = Σ_e C_e(x_i) z_e(x_i) / Σ_e C_e(x_i), where z_e are the logits of expert e, and C_e(x_i) is 1 if it classifies
+    x_i correctly and 0 otherwise. If no expert does, Z_i are the logits of the first one.
+
+    Args:
+        images: ``[N, C, H, W]``.
+        labels: the classes, ``[N]`` int64.
+        experts: at least one.
+        correct: if False, all Z are the logits of the first expert.
+
+    Returns:
+        Z, ``[N, classes]``.
+    """
+    first, total, count = None, torch.zeros(()), torch.zeros(len(labels), 1)
+    for expert in experts:
+        logits = torch.cat([expert(part) for part in images.split(_PART)])
+        if first is None:
+            first = logits
+        if not correct:
+            break
+        right = (logits.argmax(1) == labels).unsqueeze(1)
+        total, count = total + right * logits, count + right
+    assert first is not None
+    return torch.where(count > 0, total / count.clamp_min(1), first)
 
 
 def _select(

@@ -1,17 +1,27 @@
-"""Initialisation of the synthetic images: representative or random real images, noise, or an earlier distilled set."""
+"""Initialisation of the synthetic set: real images, noise, or an earlier distilled set, and labels from experts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ast_lightning.config.distill import DistillSettings
 from ast_lightning.config.parts import resolve
 from ast_lightning.data import ImageDataModule, LabelledImages
-from ast_lightning.data.selection import Logits, check_ipc, random_images, representative_images
+from ast_lightning.data.selection import (
+    Logits,
+    check_ipc,
+    correct_images,
+    initial_logits,
+    random_images,
+    representative_images,
+)
 from ast_lightning.data.splits import smallest_class
 from ast_lightning.distillation.method import Context
 from ast_lightning.distillation.textures import tiled
@@ -50,6 +60,18 @@ def noise(
     return torch.randn(shape, generator=keyed_generator(seed, "noise initialisation")), labels
 
 
+def correct(
+    experts: Callable[[], Iterable[Logits]],
+    real: LabelledImages,
+    class_names: Sequence[str],
+    settings: DistillSettings,
+    seed: int,
+    expert: Callable[[], Logits],
+) -> tuple[Tensor, Tensor]:
+    """Random real images that one of the experts classifies correctly."""
+    return correct_images(real, class_names, settings.ipc, seed, experts)
+
+
 INITIALIZATION: dict[str, Initialization] = {"representative": representative, "real": random_real, "noise": noise}
 
 
@@ -60,6 +82,7 @@ def initial_images(
     *,
     seed: int,
     expert: Callable[[], Logits] | None = None,
+    experts: Callable[[], Iterable[Logits]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Initialise the images and labels as ``distill.init`` specifies.
 
@@ -71,6 +94,7 @@ def initial_images(
         class_names: names of all classes, in the order of the labels.
         seed: seed of all random draws.
         expert: returns a trained expert; needed for ``representative``.
+        experts: returns an iterator over all experts; needed for ``correct``.
 
     Returns:
         images or canvases ``[classes · ipc, C, H, W]`` float32, grouped by class, and labels ``[classes · ipc]`` int64.
@@ -80,16 +104,17 @@ def initial_images(
             initialisation is unknown, or an expert is needed and none is given.
     """
 
-    def none() -> Logits:
+    def none() -> Any:
         raise ConfigurationError("distill.init", settings.init, "it needs a trained expert", "set distill.init=real")
 
     if settings.canvas > 1:
         tiles = settings.canvas**2
         _check_tiles(settings, real, class_names, tiles)
         one_image = replace(settings, ipc=settings.ipc * tiles, canvas=1, crops=1)
-        images, labels = initial_images(one_image, real, class_names, seed=seed, expert=expert)
+        images, labels = initial_images(one_image, real, class_names, seed=seed, expert=expert, experts=experts)
         return tiled(images, settings.canvas), labels[::tiles]
-    initialize: Initialization = resolve(settings.init, INITIALIZATION, "distill.init")
+    choices = INITIALIZATION | {"correct": partial(correct, experts or none)}
+    initialize: Initialization = resolve(settings.init, choices, "distill.init")
     images, labels = initialize(real, class_names, settings, seed, expert or none)
     shape = (len(class_names) * settings.ipc, *real.images.shape[1:])
     if tuple(images.shape) != shape or labels.tolist() != sorted(labels.tolist()):
@@ -113,7 +138,13 @@ def _check_tiles(settings: DistillSettings, real: LabelledImages, class_names: S
 
 
 def starting_point(settings: DistillSettings, context: Context) -> tuple[Tensor, Tensor, float]:
-    """X, Y and α before distillation, from ``distill.init`` or from the set in ``distill.warm_start``.
+    """X, labels and α before distillation, from ``distill.init`` or from the set in ``distill.warm_start``.
+
+    Returns:
+        Images ``[N, C, H, W]`` float32, grouped by class; the labels; the learning rate. With hard labels, the labels
+        are ``[N]`` int64. With ``distill.labels=soft`` they are logits ``[N, classes]`` float32: those of experts, see
+        :func:`~ast_lightning.data.selection.initial_logits`, or the logarithm of the soft labels of the earlier set.
+        With ``distill.labels=teacher`` they are probabilities ``[N, classes]`` float32.
 
     Raises:
         ConfigurationError: see :func:`initial_images`; or the earlier set does not match this run.
@@ -121,12 +152,33 @@ def starting_point(settings: DistillSettings, context: Context) -> tuple[Tensor,
     if not settings.warm_start:
         data = context.data
         images, labels = initial_images(
-            settings, data.train, data.class_names, seed=context.seed, expert=context.expert_logits
+            settings,
+            data.train,
+            data.class_names,
+            seed=context.seed,
+            expert=context.expert_logits,
+            experts=context.all_expert_logits,
         )
-        return images, labels, settings.lr_teacher
+        return images, _labels(settings, context, images, labels), settings.lr_teacher
     earlier = load_distilled(settings.warm_start, "distill.warm_start")
     _check_warm_start(earlier, context.data, settings)
-    return earlier.images, earlier.labels, earlier.learning_rate
+    soft = earlier.labels if earlier.has_soft_labels else None
+    return earlier.images, _labels(settings, context, earlier.images, earlier.targets, soft), earlier.learning_rate
+
+
+def _labels(
+    settings: DistillSettings, context: Context, images: Tensor, classes: Tensor, soft: Tensor | None = None
+) -> Tensor:
+    """The labels of :func:`starting_point`, given the class of each image and the soft labels of an earlier set."""
+    kind = getattr(settings, "labels", "hard")
+    if kind == "hard":
+        return classes
+    if kind == "teacher":
+        return F.one_hot(classes, context.data.num_classes).float() if soft is None else soft
+    if soft is not None:
+        return soft.clamp_min(torch.finfo(soft.dtype).tiny).log()
+    unfiltered = not settings.warm_start and settings.init in ("real", "noise")
+    return initial_logits(images, classes, context.all_expert_logits(), correct=not unfiltered)
 
 
 def _check_warm_start(earlier: DistilledDataset, data: ImageDataModule, settings: DistillSettings) -> None:

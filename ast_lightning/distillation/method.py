@@ -67,6 +67,11 @@ class Context:
         """The first expert after its last epoch, as a function of images."""
         return expert_logits(self.network, self.experts()[0])
 
+    def all_expert_logits(self) -> Iterator[Logits]:
+        """The experts of the run after their last epoch, as functions of images; each is read when it is reached."""
+        store, experts = self.experts()
+        return (expert_logits(self.network, store, index) for index in experts)
+
 
 class Method(ABC):
     """Base class of distillation methods. ``distill._target_`` selects a subclass.
@@ -118,7 +123,11 @@ class Method(ABC):
         return ""
 
     def synthetic_set(self, images: Tensor, labels: Tensor, learning_rate: float) -> SyntheticSet:
-        """Build the synthetic set from initial images or canvases ``[N, C, H, W]``, labels ``[N]`` and α."""
+        """Build the synthetic set from initial images or canvases ``[N, C, H, W]``, labels and the learning rate.
+
+        The labels are those of :func:`~ast_lightning.distillation.starting_point`: ``[N]`` int64, unless the settings
+        have an option ``labels`` with another value than ``hard``.
+        """
         return images_or_textures(self.settings, images, labels, learning_rate)
 
     def start(self, device: torch.device, dtype: torch.dtype) -> None:  # noqa: B027

@@ -26,7 +26,7 @@ from ast_lightning.terminal import say
 
 _SET = "synthetic."
 _RECOVERY = "recovery"
-_RATES = ("lr_img", "lr_lr", "lr_teacher")
+_RATES = ("lr_img", "lr_lr", "lr_labels", "lr_teacher")
 
 
 class _Work(IterableDataset[list[Any]]):
@@ -148,12 +148,16 @@ class DistillModule(LightningModule):
         if not (problem or skipped or all(bool(each.isfinite().all()) for each in gradients)):
             problem = f"the norm of the image gradient is {float(norm):g}"
         if problem:
-            rates = [(name, getattr(self.settings, name)) for name in _RATES if hasattr(self.settings, name)]
+            unused = () if getattr(self.settings, "labels", "hard") == "soft" else ("lr_labels",)
+            names = [name for name in _RATES if hasattr(self.settings, name) and name not in unused]
+            rates = [(name, getattr(self.settings, name)) for name in names]
             listed = " or ".join(f"distill.{name} ({value:g})" for name, value in rates)
             self._recover(problem, f"lower {listed}", optimizer)
         elif skipped:  # without gradients, the optimiser changes nothing, not even its state
             for parameter in self.synthetic.parameters():
                 parameter.grad = None
+        else:
+            self.synthetic.accept()
 
     def optimizer_step(self, *arguments: Any, **named: Any) -> None:
         """Apply the update, and restore the last good values if it has made the set unusable.

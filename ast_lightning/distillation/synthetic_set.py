@@ -64,6 +64,9 @@ class SyntheticSet(nn.Module, ABC):
     def training_set(self) -> TrainingSet:
         """The current set, detached, for evaluation and saving."""
 
+    def accept(self) -> None:
+        """Called once in each iteration whose update is accepted, before the update is applied."""
+
     def keep_average(self, decay: float) -> None:
         """Average the images over the iterations, and return the average from :meth:`training_set`.
 
@@ -91,7 +94,7 @@ class SyntheticSet(nn.Module, ABC):
 
 
 class SyntheticImages(SyntheticSet):
-    """Pixels as parameters, hard labels, and a learned or fixed learning rate α.
+    """Pixels as parameters, labels, and a learned or fixed learning rate α.
 
     With :meth:`keep_average`, the set also holds an exponential moving average of its images, as in FTD (CVPR 2023,
     section 3: X̄ ← δ X̄ + (1 − δ) X after every iteration). X̄ starts as the initial images and has no bias correction.
@@ -100,14 +103,32 @@ class SyntheticImages(SyntheticSet):
 
     Args:
         images: X before distillation, ``[N, C, H, W]`` float32 or float64, preprocessed like the real images.
-        labels: Y, ``[N]`` int64.
+        labels: ``[N]`` int64 for hard labels, otherwise ``[N, classes]`` float, see ``label_kind``.
         learning_rate: α before distillation.
         alpha: ``log``: the parameter is log α, so that α stays positive; ``raw``: the parameter is α; ``fixed``: α is
             not trained.
+        label_kind: ``hard``: Y = ``labels`` is not trained; ``soft``: the parameter is Z = ``labels``, and Y =
+            softmax(Z) (DATM, ICLR 2024); ``teacher``: Y = ``labels`` until :meth:`propose` replaces it (TESLA, ICML
+            2023).
+
+    Raises:
+        ValueError: the shape or dtype of the labels does not match their kind.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, learning_rate: float, *, alpha: str = "fixed") -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        learning_rate: float,
+        *,
+        alpha: str = "fixed",
+        label_kind: str = "hard",
+    ) -> None:
         super().__init__()
+        if label_kind != "hard" and not (labels.ndim == 2 and labels.is_floating_point()):
+            raise ValueError(
+                f"{label_kind} labels begin as [N, classes] float, not {list(labels.shape)} {labels.dtype}"
+            )
         self.images = nn.Parameter(images.detach().clone())
         rate = torch.tensor(learning_rate, dtype=images.dtype)
         if alpha == "log":
@@ -116,8 +137,13 @@ class SyntheticImages(SyntheticSet):
             self.learning_rate: Tensor = nn.Parameter(rate)
         else:
             self.register_buffer("learning_rate", rate)
-        self.register_buffer("labels", labels.clone())
-        self.labels: Tensor
+        self._proposed: Tensor | None = None
+        if label_kind == "soft":
+            self.label_logits = nn.Parameter(labels.detach().to(images.dtype, copy=True))
+        elif label_kind == "teacher":  # a parameter, so that a run that diverged goes back to earlier labels too
+            self.labels: Tensor = nn.Parameter(labels.detach().to(images.dtype, copy=True), requires_grad=False)
+        else:
+            self.register_buffer("labels", labels.clone())
         self.register_buffer("average", None)
         self.average: Tensor | None
         self.decay = 1.0
@@ -131,8 +157,23 @@ class SyntheticImages(SyntheticSet):
         """α, a scalar; differentiable if it is learned."""
         return self.log_learning_rate.exp() if hasattr(self, "log_learning_rate") else self.learning_rate
 
+    @property
+    def targets(self) -> Tensor:
+        """Y: ``[N]`` int64, or ``[N, classes]`` float; differentiable if it is learned."""
+        return self.label_logits.softmax(1) if hasattr(self, "label_logits") else self.labels
+
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.images, self.labels, self.alpha
+        return self.images, self.targets, self.alpha
+
+    def propose(self, labels: Tensor) -> None:
+        """Replace Y of ``label_kind=teacher`` by probabilities ``[N, classes]`` if the update is accepted."""
+        self._proposed = labels
+
+    @torch.no_grad()
+    def accept(self) -> None:
+        if self._proposed is not None:
+            self.labels.copy_(self._proposed)
+            self._proposed = None
 
     def batch(self, draw: BatchDraw, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = tensors
@@ -140,13 +181,19 @@ class SyntheticImages(SyntheticSet):
         return images[rows], labels[rows]
 
     def groups(self, settings: DistillSettings) -> list[dict[str, Any]]:
-        others = [each for each in self.parameters() if each is not self.images]
-        rates = [{"params": others, "lr": getattr(settings, "lr_lr", 0.0)}] if others else []
-        return [{"params": [self.images], "lr": settings.lr_img}, *rates]
+        named = {name: each for name, each in self.named_parameters() if each.requires_grad}
+        groups: list[dict[str, Any]] = [{"params": [named.pop("images")], "lr": settings.lr_img}]
+        logits = named.pop("label_logits", None)
+        if named:
+            groups.append({"params": list(named.values()), "lr": getattr(settings, "lr_lr", 0.0)})
+        if logits is not None:
+            rate, momentum = getattr(settings, "lr_labels", 0.0), getattr(settings, "label_momentum", 0.9)
+            groups.append({"params": [logits], "lr": rate, "momentum": momentum})
+        return groups
 
     def training_set(self) -> TrainingSet:
         images = self.images if self.average is None else self.average
-        return TrainingSet(images.detach(), self.labels, float(self.alpha.detach()))
+        return TrainingSet(images.detach(), self.targets.detach(), float(self.alpha.detach()))
 
     def keep_average(self, decay: float) -> None:
         self.decay, self.average = decay, self.images.detach().clone()
@@ -163,6 +210,9 @@ class SyntheticImages(SyntheticSet):
         rate = float(self.alpha.detach())
         if not bool(self.images.isfinite().all()):
             return "the images are no longer finite", f"lower distill.lr_img ({settings.lr_img:g})"
+        if hasattr(self, "label_logits") and not bool(self.label_logits.isfinite().all()):
+            lr_labels = getattr(settings, "lr_labels", 0.0)
+            return "the label logits are no longer finite", f"lower distill.lr_labels ({lr_labels:g})"
         if 0 < rate < math.inf:
             return None
         lr_lr = getattr(settings, "lr_lr", 0.0)

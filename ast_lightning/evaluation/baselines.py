@@ -95,16 +95,17 @@ def held_out(real: LabelledImages, chosen: Tensor, seed: int) -> LabelledImages:
     return real.take(order[free] if free.any() else order)
 
 
-def expert_logits(network: NetworkFactory, store: TrajectoryStore) -> Logits:
-    """The first expert of a store after its last epoch, as a function of images.
+def expert_logits(network: NetworkFactory, store: TrajectoryStore, expert: int | None = None) -> Logits:
+    """An expert of a store after its last epoch, as a function of images.
 
     Batch normalisation uses the running statistics of the expert, or those of the batch if they are not stored.
 
     Args:
         network: builds a network with the architecture of the experts.
         store: the trajectories; at least one expert must be complete.
+        expert: index of the expert; None: the first one.
     """
-    index = store.experts()[0]
+    index = store.experts()[0] if expert is None else expert
     functional, theta = FunctionalNetwork(network), store.read_snapshot(index, store.epochs)
     statistics, module = store.read_statistics(index, store.epochs), build_network(network, 0, "skeleton").eval()
     state = {**functional.unflatten(theta), **statistics}

@@ -90,6 +90,8 @@ def _import(options: argparse.Namespace) -> int:
     from ast_lightning.synthetic.interchange import import_published, read_likeness
 
     dataset = import_published(options.images, read_likeness(options.like), options.learning_rate, options.canvas)
+    if note := dataset.metadata["imported"].get("labels"):
+        print(f"note: the soft labels are the {note}")
     print(save_distilled(options.out, dataset))
     return 0
 

@@ -3,7 +3,7 @@
 <folder>/
   dataset.json                classes, accuracy, protocol, configuration, inputs; checksums of all files below;
                               for canvases crop_size, the size of the images to cut from them
-  images.safetensors          images [N, C, H, W] float32, labels [N] int64, learning_rate []
+  images.safetensors          images [N, C, H, W] float32, labels [N] int64 or [N, classes] float32, learning_rate []
   preprocessing.safetensors   statistics of the preprocessing, which must also be applied to real test images
   images.png                  the images with the preprocessing inverted
   images_raw.png              the preprocessed images, each scaled to the range of the picture
@@ -61,8 +61,8 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
     """Synthetic images of each class, with everything needed to train on them and to test on real images.
 
     Attributes:
-        images: ``[N, C, H, W]`` float32, already preprocessed: train on them as they are.
-        labels: ``[N]`` int64.
+        images: ``[N, C, H, W]`` float32, already preprocessed: train on them as they are. Grouped by class.
+        labels: ``[N]`` int64; soft labels are probabilities, ``[N, classes]`` float32. ``cross_entropy`` accepts both.
         learning_rate: the learned student learning rate, for SGD with momentum.
         preprocessing: applied to real images by :meth:`transform`.
         class_names: names of the classes, by label.
@@ -99,9 +99,10 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         )
 
     def __repr__(self) -> str:
+        soft = "soft labels, " if self.has_soft_labels else ""
         return (
             f"DistilledDataset({len(self)} images {list(self.images.shape[1:])} of {len(self.class_names)} classes, "
-            f"learning_rate={self.learning_rate:g}, preprocessing={self.preprocessing.kind!r}, "
+            f"{soft}learning_rate={self.learning_rate:g}, preprocessing={self.preprocessing.kind!r}, "
             f"augmentation={self.augmentation!r}{f', crop_size={self.crop_size}' if self.crop_size else ''})"
         )
 
@@ -117,8 +118,15 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
         return list(self.class_names)
 
     @property
+    def has_soft_labels(self) -> bool:
+        """Whether the labels are probabilities."""
+        return self.labels.is_floating_point()
+
+    @property
     def targets(self) -> Tensor:
-        """The labels, as in torchvision's datasets."""
+        """The class of each image, ``[N]`` int64, as in torchvision's datasets."""
+        if self.has_soft_labels:
+            return torch.arange(len(self.class_names)).repeat_interleave(self.ipc)
         return self.labels
 
     @property
@@ -184,7 +192,8 @@ class DistilledDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def _tensors(self) -> dict[str, Tensor]:
         learning_rate = torch.tensor(self.learning_rate, dtype=torch.float64)
-        return {"images": self.images.float(), "labels": self.labels, "learning_rate": learning_rate}
+        labels = self.labels.float() if self.has_soft_labels else self.labels
+        return {"images": self.images.float(), "labels": labels, "learning_rate": learning_rate}
 
     def pictures(self) -> Tensor:
         """The images with the preprocessing inverted, ``[N, C, H, W]`` in [0, 1]."""
@@ -231,6 +240,7 @@ def save_distilled(folder: Path | str, dataset: DistilledDataset) -> Path:
             "preprocessing": dataset.preprocessing.describe(),
             "augmentation": dataset.augmentation,
             **({_CROP: list(dataset.crop_size)} if dataset.crop_size else {}),
+            **({"labels": "soft"} if dataset.has_soft_labels else {}),
             "checksums": {
                 "images.safetensors": dataset.checksum(),
                 "preprocessing.safetensors": tensor_checksum(dataset.preprocessing.tensors()),
@@ -264,7 +274,7 @@ def load_distilled(folder: Path | str, option: str = "synthetic") -> DistilledDa
         read_preprocessing(folder, description, option),
         tuple(description["class_names"]),
         description["augmentation"],
-        {key: value for key, value in description.items() if key not in (*_DESCRIBED, _CROP)},
+        {key: value for key, value in description.items() if key not in (*_DESCRIBED, _CROP, "labels")},
         None if _CROP not in description else tuple(description[_CROP]),
     )
     if problem := _impossible(dataset):
@@ -283,6 +293,8 @@ def _impossible(dataset: DistilledDataset) -> str:
         return "some of its pixels are not finite"
     if not 0 < dataset.learning_rate < math.inf:
         return f"its learning rate is {dataset.learning_rate}, and it must be positive and finite"
+    if labels.ndim == 2:
+        return _impossible_probabilities(labels, (len(dataset), classes))
     whole = labels.dtype == torch.int64 and labels.shape == (len(dataset),)
     if not whole or bool(((labels < 0) | (labels >= classes)).any()):
         return f"its labels are not {len(dataset)} whole numbers in 0 … {classes - 1}"
@@ -293,6 +305,15 @@ def _fits(crop: Sequence[Any], canvas: Sequence[int]) -> bool:
     """Whether ``crop`` consists of two whole numbers of at least 1 and at most the sides of a canvas."""
     whole = len(crop) == 2 and all(type(side) is int for side in crop)
     return whole and all(1 <= side <= limit for side, limit in zip(crop, canvas, strict=True))
+
+
+def _impossible_probabilities(labels: Tensor, shape: tuple[int, int]) -> str:
+    """Why soft labels cannot be used for training; empty if they can."""
+    if labels.dtype != torch.float32 or labels.shape != shape:
+        return f"its soft labels are {labels.dtype} {list(labels.shape)}, not float32 {list(shape)}"
+    if not bool((labels >= 0).all()) or not bool(((labels.double().sum(1) - 1).abs() < 1e-4).all()):
+        return "its soft labels are not probabilities: a row has negative entries or does not sum to 1"
+    return ""
 
 
 def read_description(folder: Path | str, option: str = "synthetic") -> dict[str, Any]:

@@ -51,9 +51,10 @@ class Likeness:
 
 
 def export_published(dataset: DistilledDataset, folder: Path | str, name: str | None = None) -> list[Path]:
-    """Write a set as ``images_<name>.pt`` (float32), ``labels_<name>.pt`` (int64) and ``lr_<name>.pt`` (a 0-d float32).
+    """Write a set as ``images_<name>.pt`` (float32), ``labels_<name>.pt`` and ``lr_<name>.pt`` (a 0-d float32).
 
-    The files become visible only after all three are written.
+    Hard labels are int64 ``[N]``. Soft labels are probabilities, float32 ``[N, classes]``. The files become visible
+    only after all three are written.
 
     Args:
         dataset: the dataset to write.
@@ -69,7 +70,7 @@ def export_published(dataset: DistilledDataset, folder: Path | str, name: str | 
         raise ConfigurationError("name", name, "it is to be part of the names of files", "give a word without slashes")
     contents: dict[str, Callable[[], Tensor]] = {
         f"{IMAGES}_{name}.pt": lambda: dataset.images.detach().float().clone(),
-        f"{LABELS}_{name}.pt": lambda: dataset.labels.clone(),
+        f"{LABELS}_{name}.pt": lambda: dataset.labels.float() if dataset.has_soft_labels else dataset.labels.clone(),
         f"{RATE}_{name}.pt": lambda: torch.tensor(dataset.learning_rate),
     }
     for path in (folder / each for each in contents):
@@ -82,6 +83,11 @@ def import_published(
     images: Path | str, like: Likeness, learning_rate: float | None = None, canvas: int = 1
 ) -> DistilledDataset:
     """Read a set from its files and sort it by class.
+
+    Soft labels ``[N, classes]`` are probabilities if all rows sum to 1. Otherwise they are logits, and their softmax is
+    taken; the metadata ``imported`` of the dataset then has an entry ``labels`` that states it. Images with soft labels
+    are sorted by their most probable class if each class has the same number. Otherwise they keep their order, which is
+    by class in published sets.
 
     Args:
         images: ``images_<name>.pt``, in the same folder as ``labels_<name>.pt`` and, unless ``learning_rate`` is given,
@@ -104,10 +110,13 @@ def import_published(
     if canvas != 1:
         _check_canvas(canvas, like)
     pixels = _read_pixels(path, shape)
-    labels = _read_labels(labels_path, len(pixels), len(like.class_names))
-    order = torch.argsort(labels, stable=True)
+    labels, note = _read_labels(labels_path, len(pixels), len(like.class_names))
+    order = _by_class(labels, len(like.class_names))
     used = [path, labels_path, *([rate_path] if learning_rate is None else [])]
-    imported = {each.name: bytes_checksum(each.read_bytes()) for each in used}
+    files = {each.name: bytes_checksum(each.read_bytes()) for each in used}
+    imported: dict[str, Any] = {"files": files, "like": like.origin}
+    if note:
+        imported["labels"] = note
     return DistilledDataset(
         pixels[order],
         labels[order],
@@ -115,7 +124,7 @@ def import_published(
         like.preprocessing,
         like.class_names,
         like.augmentation,
-        {"data": like.data, **provenance(), "imported": {"files": imported, "like": like.origin}},
+        {"data": like.data, **provenance(), "imported": imported},
         (size[0], size[1]) if canvas > 1 else None,
     )
 
@@ -199,13 +208,44 @@ def _read_pixels(path: Path, shape: tuple[int, ...]) -> Tensor:
     return images.float()
 
 
-def _read_labels(path: Path, images: int, classes: int) -> Tensor:
-    """The labels, int64 ``[N]``; the classes must have equal counts."""
+def _read_labels(path: Path, images: int, classes: int) -> tuple[Tensor, str]:
+    """The labels, int64 ``[N]`` or probabilities float32 ``[N, classes]``, and a note if they were logits.
+
+    Classes of hard labels must have equal counts.
+    """
     labels = _content(path, (Tensor,))
+    if labels.is_floating_point() and labels.ndim == 2:
+        return _probabilities(path, labels, (images, classes))
     if labels.shape != (images,) or not torch.equal(labels.long().to(labels.dtype), labels):
         problem = f"{labels.dtype} {list(labels.shape)} is not one whole number for each of {images} images"
-        raise ConfigurationError("images", path, problem, "import a set of hard labels")
+        raise ConfigurationError("images", path, problem, f"import hard labels, or soft ones [{images}, {classes}]")
     if not torch.equal(labels.long().sort().values, torch.arange(classes).repeat_interleave(images // classes)):
-        problem = f"{images} images are not the same number of each of {classes} classes"
+        raise _unequal(path, images, classes)
+    return labels.long(), ""
+
+
+def _probabilities(path: Path, labels: Tensor, shape: tuple[int, int]) -> tuple[Tensor, str]:
+    """Soft labels as probabilities, float32; see :func:`import_published`."""
+    images, classes = shape
+    if labels.shape != shape or not labels.isfinite().all():
+        problem = f"its labels are {list(labels.shape)}, and finite numbers {list(shape)} are needed"
         raise ConfigurationError("images", path, problem, "name a --like of the data that it was distilled from")
-    return labels.long()
+    if images % classes:
+        raise _unequal(path, images, classes)
+    sums = labels.double().sum(1, keepdim=True)
+    if not bool((labels >= 0).all()) or bool(((sums - 1).abs() > 0.01).any()):
+        return labels.double().softmax(1).float(), f"softmax of the logits in {path.name}"
+    # 16-bit probabilities do not sum to 1
+    return torch.where((sums - 1).abs() < 1e-5, labels.double(), labels.double() / sums).float(), ""
+
+
+def _unequal(path: Path, images: int, classes: int) -> ConfigurationError:
+    problem = f"{images} images are not the same number of each of {classes} classes"
+    return ConfigurationError("images", path, problem, "name a --like of the data that it was distilled from")
+
+
+def _by_class(labels: Tensor, classes: int) -> Tensor:
+    """The order ``[N]`` that sorts the images by class; see :func:`import_published`."""
+    hard = labels.argmax(1) if labels.ndim == 2 else labels
+    equal = torch.equal(hard.bincount(minlength=classes), torch.full((classes,), len(labels) // classes))
+    return torch.argsort(hard, stable=True) if equal else torch.arange(len(labels))

@@ -10,7 +10,7 @@ from rich.table import Table
 from ast_lightning.storage.inspection import cell
 
 _FIRST = (
-    *("shape", "crop_size", "class_names", "learning_rate", "preprocessing"),
+    *("shape", "crop_size", "labels", "class_names", "learning_rate", "preprocessing"),
     *("augmentation", "accuracy", "iteration"),
 )
 _LONG = ("parameters", "buffers")  # names and shapes of a network, which its arguments imply

@@ -12,7 +12,7 @@ class TrainingSet(NamedTuple):
 
     Attributes:
         images: ``[N, C, H, W]`` preprocessed.
-        labels: ``[N]`` int64 or ``[N, classes]`` float.
+        labels: ``[N]`` int64, or probabilities ``[N, classes]`` float. ``cross_entropy`` accepts both.
         learning_rate: learning rate of SGD, unless the settings specify one.
         crop_size: (H, W) of the images that networks see, if ``images`` are larger canvases: each batch takes a random
             circular crop of each of its canvases. None for ordinary images.

@@ -114,6 +114,26 @@ def test_warm_start_goes_on_from_an_earlier_set(output: Path, command: Command) 
     assert later.learning_rate == pytest.approx(before.learning_rate)
 
 
+def test_soft_labels_through_all_commands(output: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    soft = ("distill.labels=soft", "distill.init=correct", "logger=none")
+    command("distill", output, *soft, "distill.max_steps=3")
+    command("distill", output, *soft)
+    assert "resuming from" in capsys.readouterr().out
+    folder = distilled_folder(output, *soft) / "synthetic" / "last"
+    dataset = load_distilled(folder)
+    assert dataset.labels.shape == (10, 10)
+    assert torch.equal(load_distilled(folder / "average").labels, dataset.labels)
+    metrics = command("evaluate", output, *soft, "baselines=[]")
+    assert metrics.keys() == {"distilled_accuracy", "distilled_std"}
+    kept = (f"distill.warm_start={folder}", "distill.labels=soft", "distill.max_steps=1", "distill.lr_labels=0")
+    command("distill", output, *kept)
+    later = load_distilled(distilled_folder(output, *kept) / "synthetic" / "last")
+    torch.testing.assert_close(later.labels, dataset.labels)
+    teacher = ("distill.labels=teacher", "distill.max_steps=2", "distill.init=real", "logger=none")
+    command("distill", output, *teacher)
+    assert load_distilled(distilled_folder(output, *teacher) / "synthetic" / "last").labels.shape == (10, 10)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning import Callback, LightningModule, Trainer
 
 from ast_lightning.data import LabelledImages, SiameseAugmentation
@@ -77,6 +78,16 @@ def synthetic_set() -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.arange(CLASSES).repeat_interleave(2)
 
 
+def starting_labels(kind: str, classes: torch.Tensor) -> torch.Tensor:
+    """Labels as ``starting_point`` returns them: classes, logits of soft labels, or probabilities."""
+    logits = torch.randn(len(classes), CLASSES, generator=torch.Generator().manual_seed(9))
+    return {
+        "hard": classes,
+        "soft": logits + 2 * F.one_hot(classes, CLASSES),
+        "teacher": F.one_hot(classes, CLASSES).float(),
+    }[kind]
+
+
 @pytest.fixture
 def ast_settings() -> Callable[..., TrajectoryMatchingSettings]:
     """All of AST's components, on a scale where each of them shows in the result."""
@@ -126,7 +137,8 @@ def make_module(
             side = 8 * settings.canvas
             images = torch.randn(len(labels), 3, side, side, generator=torch.Generator().manual_seed(7))
         method = TrajectoryMatching(settings, network, store, augmentation=SiameseAugmentation(FAMILIES), seed=seed)
-        synthetic = method.synthetic_set(images.to(dtype), labels, settings.lr_teacher)
+        start = starting_labels(settings.labels, labels)
+        synthetic = method.synthetic_set(images.to(dtype), start, settings.lr_teacher)
         return DistillModule(synthetic, method, evaluator=evaluator)
 
     return make

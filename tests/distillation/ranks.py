@@ -23,6 +23,7 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import EvaluationSettings, NetworkEvaluator
 from ast_lightning.networks import ConvNet
 from ast_lightning.trajectories import TrajectoryStore
+from tests.distillation.conftest import starting_labels
 
 CLASSES = 3
 
@@ -59,7 +60,8 @@ def make_module(store: TrajectoryStore, settings: DistillSettings, networks: int
     if networks:
         protocol = EvaluationSettings(networks=networks, epochs=2)
         evaluator = NetworkEvaluator(network, protocol, {"test": split}, seed=3)
-    synthetic = method.synthetic_set(images, labels, settings.lr_teacher)
+    start = starting_labels(getattr(settings, "labels", "hard"), labels)
+    synthetic = method.synthetic_set(images, start, settings.lr_teacher)
     return DistillModule(synthetic, method, evaluator=evaluator)
 
 
@@ -108,6 +110,7 @@ def fit(store: TrajectoryStore, folder: Path, part: dict[str, Any]) -> dict[str,
         return {"refused": torch.tensor(list(str(error).encode()))}
     return {
         "images": module.training_set().images,
+        "labels": module.training_set().labels,
         "rate": torch.tensor(module.training_set().learning_rate),
         "gradients": torch.stack(gradients.seen),
         **{name: value.detach().clone() for name, value in trainer.callback_metrics.items()},

@@ -56,7 +56,10 @@ def plain_training(
             images = data.images[rows] if data.crop_size is None else rolled(data.images[rows], crops)
             if augmentation:
                 images = augmentation.apply(images, augmentation.draw(len(rows), (8, 8), generator))
-            loss = F.cross_entropy(module(images), data.labels[rows])
+            if data.labels.ndim == 2:
+                loss = -(data.labels[rows] * module(images).log_softmax(1)).sum(1).mean()
+            else:
+                loss = F.cross_entropy(module(images), data.labels[rows])
             gradients = torch.autograd.grad(loss, list(module.parameters()))
             with torch.no_grad():
                 for position, (weight, gradient) in enumerate(zip(module.parameters(), gradients, strict=True)):
@@ -103,6 +106,21 @@ def test_a_network_is_the_one_that_a_plain_loop_trains(
         {"falls_at": 8}, {"falls_at": 10}, {"second_momentum": 0.9}, {"fresh": False}, {"weight_decay": 1e-3}
     ]  # fmt: skip
     assert all(agreement(**each) < 99.9 for each in wrong)
+
+
+@pytest.mark.parametrize("normalization", ["instance", "batch"])
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_soft_labels_have_the_soft_loss(
+    convnet: Convnet, training_set: TrainingSet, real: LabelledImages, normalization: str, at_once: int
+) -> None:
+    """Networks trained together and modules with state; they are tested on hard labels."""
+    logits = 2 * F.one_hot(training_set.labels, 10) + torch.randn(20, 10, generator=torch.Generator().manual_seed(4))
+    soft = training_set._replace(labels=logits.softmax(1))
+    module = plain_training(convnet(normalization), soft, (0, "evaluation"), 0, None).eval()
+    settings = dataclasses.replace(SETTINGS, at_once=at_once)
+    evaluator = NetworkEvaluator(convnet(normalization), settings, {"test": relabelled(real, module)})
+    assert only(evaluator, soft, *evaluator.groups()[0])[0] >= 99.9
+    assert only(evaluator, training_set, *evaluator.groups()[0])[0] < 99
 
 
 def test_running_statistics_are_used_and_belong_to_the_network(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -62,6 +63,25 @@ def test_round_trip_is_exact(make_distilled: Make, tmp_path: Path, kind: str) ->
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(read.transform(pixels(4)), dataset.transform(pixels(4)))
+
+
+def test_soft_labels_come_back_exactly(make_distilled: Make, tmp_path: Path) -> None:
+    hard = make_distilled()
+    labels = (4 * torch.eye(4)[hard.labels].double()).softmax(1)  # of a distillation in float64
+    folder = save_distilled(tmp_path / "set", replace(hard, labels=labels))
+    read = load_distilled(folder)
+    assert read.labels.dtype == torch.float32
+    assert torch.equal(read.labels, labels.float())
+    assert read.checksum() == replace(hard, labels=labels).checksum() != hard.checksum()
+    assert read.metadata == hard.metadata
+    assert torch.equal(read.targets, hard.labels)
+    assert "soft labels" in repr(read)
+    assert "soft labels" not in repr(hard)
+    assert (folder / "images.png").read_bytes() == (save_distilled(tmp_path / "hard", hard) / "images.png").read_bytes()
+    assert verify_distilled(folder) == []
+    image, label = read[4]
+    assert torch.nn.functional.cross_entropy(torch.zeros(1, 4), label[None]).item() == pytest.approx(math.log(4))
+    assert torch.equal(image, hard.images[4])
 
 
 def test_folder_holds_what_its_description_says(make_distilled: Make, tmp_path: Path) -> None:
@@ -393,6 +413,11 @@ def test_pictures_are_for_looking_at_only(make_distilled: Make, tmp_path: Path) 
         ("labels", torch.arange(1, 5).repeat_interleave(3), "labels are not 12 whole numbers in 0 … 3"),
         ("labels", torch.arange(4).repeat_interleave(3) - 1, "labels are not 12 whole numbers in 0 … 3"),
         ("labels", torch.zeros(12), "labels are not 12 whole numbers in 0 … 3"),
+        ("labels", torch.zeros(12, 5), "soft labels are torch.float32 [12, 5], not float32 [12, 4]"),
+        ("labels", torch.zeros(12, 4).long(), "soft labels are torch.int64 [12, 4]"),
+        ("labels", torch.full((12, 4), 0.3), "a row has negative entries or does not sum to 1"),
+        ("labels", torch.tensor([-0.5, 0.5, 0.5, 0.5]).expand(12, 4), "a row has negative entries"),
+        ("labels", torch.full((12, 4), torch.nan), "not probabilities"),
         ("images", torch.zeros(12, 6, 5), "images are [12, 6, 5]"),
         ("labels", torch.zeros(11, dtype=torch.int64), "labels are not 12 whole numbers in 0 … 3"),
     ],

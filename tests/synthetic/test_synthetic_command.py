@@ -47,6 +47,18 @@ def folder(make_distilled: Make, tmp_path: Path) -> Path:
     return save_distilled(tmp_path / "set", dataset)
 
 
+@pytest.mark.parametrize("soft", [True, False])
+def test_info_names_soft_labels(
+    make_distilled: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], soft: bool
+) -> None:
+    dataset = make_distilled()
+    if soft:
+        dataset.labels = torch.full((12, 4), 0.25)
+    assert main(["info", str(save_distilled(tmp_path / "set", dataset))]) == 0
+    rows = [" ".join(line.replace("│", " ").split()) for line in capsys.readouterr().out.splitlines()]
+    assert ("labels soft" in rows) == soft
+
+
 def test_info_tells_the_whole_ancestry_on_a_page(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(folder)]) == 0
     page = " ".join(capsys.readouterr().out.replace("│", " ").split())

@@ -15,6 +15,7 @@ from torch import nn
 from ast_lightning.data import save_preprocessing
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.synthetic import DistilledDataset, load_distilled, save_distilled
+from ast_lightning.synthetic.__main__ import main
 from ast_lightning.synthetic.interchange import Likeness, export_published, import_published, read_likeness
 from ast_lightning.trajectories import TrajectoryStore
 
@@ -76,6 +77,61 @@ def test_canvases_are_not_whitened(like: Likeness, original: DistilledDataset, t
         import_published(tmp_path / "files", like, canvas=2)
 
 
+@pytest.fixture
+def soft(original: DistilledDataset) -> DistilledDataset:
+    """Soft labels whose most probable class is that of the image."""
+    logits = 3 * torch.eye(4)[original.labels] + torch.linspace(0, 1, 48).view(12, 4)
+    return replace(original, labels=logits.softmax(1))
+
+
+def test_soft_labels_are_written_as_probabilities(soft: DistilledDataset, like: Likeness, tmp_path: Path) -> None:
+    export_published(soft, tmp_path, "best")
+    written = torch.load(tmp_path / "labels_best.pt", weights_only=True)
+    assert written.dtype == torch.float32
+    assert torch.equal(written, soft.labels)
+    read = import_published(tmp_path, like)
+    assert read.checksum() == soft.checksum()
+    assert "labels" not in read.metadata["imported"]
+
+
+def test_logits_become_probabilities_with_a_note(
+    soft: DistilledDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export_published(soft, tmp_path / "files", "best")
+    torch.save(nn.Parameter(soft.labels.log() + 5), tmp_path / "files" / "labels_best.pt")
+    save_distilled(tmp_path / "like", soft)
+    arguments = [str(tmp_path / "files"), str(tmp_path / "out"), "--like", str(tmp_path / "like")]
+    assert main(["import", *arguments]) == 0
+    note, folder = capsys.readouterr().out.splitlines()
+    assert note == "note: the soft labels are the softmax of the logits in labels_best.pt"
+    read = load_distilled(folder)
+    torch.testing.assert_close(read.labels, soft.labels, rtol=1e-5, atol=1e-7)
+    assert read.metadata["imported"]["labels"] == "softmax of the logits in labels_best.pt"
+
+
+def test_half_precision_probabilities_sum_to_one_again(soft: DistilledDataset, like: Likeness, tmp_path: Path) -> None:
+    export_published(soft, tmp_path, "best")
+    torch.save(soft.labels.half(), tmp_path / "labels_best.pt")
+    read = import_published(tmp_path, like)
+    torch.testing.assert_close(read.labels, soft.labels, rtol=2e-3, atol=1e-5)
+    assert float((read.labels.sum(1) - 1).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_images_with_soft_labels_are_sorted_by_class_if_that_is_known(
+    soft: DistilledDataset, like: Likeness, tmp_path: Path, balanced: bool
+) -> None:
+    """An image whose most probable class is another one makes the counts unequal: the order is kept."""
+    if not balanced:
+        soft.labels[0] = soft.labels[11]
+    order = torch.arange(11, -1, -1)
+    export_published(replace(soft, images=soft.images[order], labels=soft.labels[order]), tmp_path, "best")
+    read = import_published(tmp_path, like)
+    expected = torch.arange(12).view(4, 3).flip(1).flatten() if balanced else order
+    assert torch.equal(read.images, soft.images[expected])
+    assert torch.equal(read.labels, soft.labels[expected])
+
+
 def test_the_files_hold_what_the_published_codes_expect(original: DistilledDataset, tmp_path: Path) -> None:
     export_published(original, tmp_path, "best")
     images, labels, rate = (
@@ -132,7 +188,9 @@ def test_published_variants_are_read(original: DistilledDataset, like: Likeness,
         ("images", [torch.zeros(3)], "holds a list and not a dense tensor"),
         ("images", torch.zeros(8, 3, 6, 5), "each of 8 images"),
         ("images", torch.zeros(0, 3, 6, 5), r"images are \[0, 3, 6, 5\]"),
-        ("labels", torch.zeros(12, 4), r"\[12, 4\].*hard labels"),
+        ("labels", torch.zeros(12, 5), r"labels are \[12, 5\], and finite numbers \[12, 4\] are needed"),
+        ("labels", torch.full((12, 4), float("nan")), r"finite numbers \[12, 4\]"),
+        ("labels", torch.zeros(12, 4).long(), "not one whole number for each of 12 images.*soft ones"),
         ("labels", torch.zeros(12).long(), "not the same number of each of 4 classes"),
         ("labels", torch.arange(12), "not the same number of each of 4 classes"),
         ("labels", torch.arange(12) % 4 - 1, "not the same number of each of 4 classes"),

@@ -15,7 +15,7 @@ from ast_lightning.config.parts import resolve
 from ast_lightning.config.trajectory_matching import TrajectoryMatchingSettings
 from ast_lightning.data import SiameseAugmentation
 from ast_lightning.distillation.method import Context, Method
-from ast_lightning.distillation.synthetic_set import BatchDraw, SyntheticSet
+from ast_lightning.distillation.synthetic_set import BatchDraw, SyntheticImages, SyntheticSet
 from ast_lightning.distillation.textures import images_or_textures
 from ast_lightning.distillation.trajectory_matching.adjoint import StepBatch
 from ast_lightning.distillation.trajectory_matching.inner import InnerProblem
@@ -139,7 +139,8 @@ class TrajectoryMatching(Method):
 
     def synthetic_set(self, images: Tensor, labels: Tensor, learning_rate: float) -> SyntheticSet:
         self.settings.check_batch(len(images))
-        synthetic = images_or_textures(self.settings, images, labels, learning_rate, alpha=self.settings.alpha)
+        options = {"alpha": self.settings.alpha, "label_kind": self.settings.labels}
+        synthetic = images_or_textures(self.settings, images, labels, learning_rate, **options)
         size, (_, _, height, width) = self.settings.batch_syn or len(images), synthetic.shape
         alone = self.settings.crops == 1 and (size == 1 or len(images) % size == 1)
         self._student.require_pure(images[0, :, :height, :width], batch=1 if alone else 2)
@@ -170,6 +171,8 @@ class TrajectoryMatching(Method):
         generator = keyed_generator(self._seed, "perturbation", item.index)
         start = self._perturb(item.start.to(tensors[0]), self._student.layout, generator, settings)
         targets = item.targets.to(tensors[0])
+        if settings.labels == "teacher":
+            tensors[1] = self._teacher_labels(targets[-1], tensors[0], synthetic)
         iteration = item.index // settings.windows_per_step
         match = self._matching(Guide(start, targets, item.start_epoch, iteration), settings)
         matched = unroll(
@@ -197,6 +200,18 @@ class TrajectoryMatching(Method):
     def accepts(self, means: Mapping[str, Tensor]) -> bool | None:
         """Whether the loss is at most ``distill.max_loss`` (DATM, ICLR 2024); None without such a bound."""
         return None if self.settings.max_loss is None else bool(means["train/loss"] <= self.settings.max_loss)
+
+    @torch.no_grad()
+    def _teacher_labels(self, theta: Tensor, images: Tensor, synthetic: SyntheticSet) -> Tensor:
+        """softmax of the logits of the current images under θ*_{s+M} (TESLA, ICML 2023), ``[N, classes]``.
+
+        The set keeps them if the update of the iteration is accepted. All ranks compute the labels of all images.
+        """
+        assert isinstance(synthetic, SyntheticImages)
+        parts = images.split(self.settings.batch_syn or len(images))
+        labels = torch.cat([self._student(theta, part).softmax(1) for part in parts])
+        synthetic.propose(labels)
+        return labels
 
     def inner_batches(self, window_index: int, synthetic: SyntheticSet) -> StepBatch:
         """The augmented batches of the inner steps for window ``window_index``.
