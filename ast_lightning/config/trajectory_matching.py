@@ -155,7 +155,8 @@ class TrajectoryMatchingSettings(DistillSettings):
                 raise self.refused(given, problem, f"set distill.{other} as well, or leave both out")
         epochs = self.waypoints
         if epochs is not None and (len(epochs) < 2 or epochs[0] != 0 or epochs != sorted({*epochs})):
-            raise self.refused("waypoints", "it must be epochs in ascending order from 0", "give [0,17,34,50] or alike")
+            problem = "these are not two or more epochs in ascending order from 0"
+            raise self.refused("waypoints", problem, "give a list such as [0,17,34,50], or null")
 
     def start_bound(self, iteration: int) -> int:
         """U, the exclusive bound on the start epoch: T₀ + ⌊(T⁺ − T₀) · iteration / expansion_end⌋, at most T⁺.
