@@ -157,19 +157,24 @@ def _seconds(run: Step) -> float:
 def _weigh(variant: Variant, connection: Connection) -> None:
     use_float32()
     run = variant.prepare()
+    before = reset_peak()
+    run()
+    connection.send(peak_bytes() - before)
+
+
+def reset_peak() -> int:
+    """Reset the peak memory of this process, or of its CUDA device, to the current memory; return it in bytes."""
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        connection.send(torch.cuda.max_memory_allocated() - before)
-        return
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the current resident memory
-    before = _resident_peak()
-    run()
-    connection.send(_resident_peak() - before)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_bytes()
 
 
-def _resident_peak() -> int:
+def peak_bytes() -> int:
+    """The peak memory since :func:`reset_peak` in bytes."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(fields["VmHWM"].split()[0]) * 1024
 

@@ -116,10 +116,11 @@ class TrajectoryMatchingSettings(DistillSettings):
     expansion_end: int | None = option(
         None, "iteration in which the bound on the start epoch reaches max_start_epoch", least=1
     )
-    waypoints: list[int] | None = option(
+    waypoints: Any = option(
         None,
         "epochs between which trajectories are replaced by straight pieces, with real-valued start epochs (MCT), such "
-        "as [0,17,34,50]; null: trajectories as they are",
+        "as [0,17,34,50], or the number of pieces of about the same length; null: trajectories as they are",
+        type="int | list[int] | None",
         least=0,
         most=100_000,
     )
@@ -174,9 +175,20 @@ class TrajectoryMatchingSettings(DistillSettings):
             if getattr(self, given) is not None and getattr(self, other) is None:
                 problem = f"it has no effect without distill.{other}"
                 raise self.refused(given, problem, f"set distill.{other} as well, or leave both out")
-        epochs = self.waypoints
+        epochs = [0, self.waypoints] if isinstance(self.waypoints, int) else self.waypoints
         if epochs is not None and (len(epochs) < 2 or epochs[0] != 0 or epochs != sorted({*epochs})):
-            raise self.refused("waypoints", "it must be epochs in ascending order from 0", "give [0,17,34,50] or alike")
+            problem = "it must be epochs in ascending order from 0, or a number of pieces of at least 1"
+            raise self.refused("waypoints", problem, "give [0,17,34,50] or alike, or 3")
+
+    def waypoints_of(self, last: int) -> list[int] | None:
+        """The waypoints of trajectories of ``last`` epochs; m pieces meet at the epochs ⌈i · last / m⌉, as in MCT.
+
+        >>> TrajectoryMatchingSettings(waypoints=3).waypoints_of(50)
+        [0, 17, 34, 50]
+        """
+        if isinstance(self.waypoints, int):
+            return sorted({-(-last * piece // self.waypoints) for piece in range(self.waypoints + 1)})
+        return None if self.waypoints is None else list(self.waypoints)
 
     def start_bound(self, iteration: int) -> int:
         """U, the exclusive bound on the start epoch: T₀ + ⌊(T⁺ − T₀) · iteration / expansion_end⌋, at most T⁺.

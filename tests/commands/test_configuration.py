@@ -29,65 +29,6 @@ from ast_lightning.parallel.devices import devices_of
 
 from .conftest import ROOT, SMALL, composed, run_of
 
-EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
-
-# method: data, images per class, ZCA, initialisation, balance, K, M, T+, batch, lr_img, lr_lr, lr_teacher
-PUBLISHED = {
-    "ast_cifar100_ipc1": ("cifar100", 1, "zca", "representative", True, 20, 3, 20, None, 1000, 1e-5, 0.01),
-    "ast_cifar100_ipc1_nozca": (
-        "cifar100",
-        1,
-        "standardize",
-        "representative",
-        False,
-        40,
-        3,
-        15,
-        None,
-        100,
-        1e-5,
-        0.01,
-    ),
-    "ast_cifar100_ipc10": ("cifar100", 10, "standardize", "representative", False, 20, 2, 30, 128, 1000, 1e-5, 0.01),
-    "ast_cifar100_ipc50": ("cifar100", 50, "standardize", "representative", False, 80, 2, 40, 700, 1000, 1e-5, 0.01),
-    "ast_cifar10_ipc10": ("cifar10", 10, "zca", "real", True, 30, 2, 20, None, 100, 1e-6, 0.01),
-    "ast_cifar10_ipc10_lr1000": ("cifar10", 10, "zca", "real", True, 30, 2, 20, None, 1000, 1e-5, 0.01),
-}
-
-
-@pytest.mark.parametrize("experiment", PUBLISHED)
-def test_published_settings(experiment: str) -> None:
-    run = run_of(f"experiment={experiment}")
-    distill, data = run.distill, run.config["data"]
-    assert (
-        data["name"],
-        distill.ipc,
-        data["preprocessing"],
-        distill.init,
-        distill.balance,
-        distill.syn_steps,
-        distill.expert_epochs,
-        distill.max_start_epoch,
-        distill.batch_syn,
-        distill.lr_img,
-        distill.lr_lr,
-        distill.lr_teacher,
-    ) == PUBLISHED[experiment]
-    assert (run.config["num_experts"], run.expert.epochs, run.expert.batch_size) == (100, 50, 256)
-    assert (run.expert.lr, run.expert.clipping, run.expert.gradient_penalty) == (0.003, True, 2.0)
-    assert distill.intermediate == ("none" if experiment == "ast_cifar100_ipc50" else "aggregate")
-    assert distill.perturbation == (0 if experiment == "ast_cifar100_ipc50" else 1)
-    assert (run.evaluation.epochs, run.evaluation.lr_decay, run.evaluation.weight_decay) == (1000, 0.5, 1e-3)
-
-
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_fits_its_trajectories_and_one_word_makes_it_mtt(experiment: str) -> None:
-    run = run_of(f"experiment={experiment}")
-    assert run.distill.max_start_epoch + run.distill.expert_epochs - 1 <= run.expert.epochs
-    plain = run_of(f"experiment={experiment}", "distill=mtt").distill
-    assert (plain.init, plain.momentum, plain.balance, plain.perturbation) == ("real", 0, False, 0)
-    assert (plain.intermediate, plain.syn_steps) == ("none", run.distill.syn_steps)
-
 
 def test_method_mtt_is_the_baseline_throughout() -> None:
     run = run_of("method=mtt")

@@ -109,7 +109,8 @@ class TrajectoryWindows:
         self.store = store
         self.settings = settings
         self.every_n_epochs = store.schedule.every_n_epochs
-        self._straight = StraightenedTrajectories(store, settings.waypoints) if settings.waypoints else None
+        waypoints = settings.waypoints_of(store.schedule.last)
+        self._straight = StraightenedTrajectories(store, waypoints) if waypoints else None
         self.seed = seed
         self.experts = list(experts) if experts is not None else store.experts()
         self._schedule: WindowSchedule = resolve(settings.windows, {"uniform": uniform}, "distill.windows")
@@ -150,8 +151,8 @@ class TrajectoryWindows:
 
     def _holds(self, start: float) -> bool:
         """Whether a window can start there."""
-        if self.settings.waypoints:
-            return 0 <= start < self.settings.waypoints[-1]
+        if self._straight:
+            return 0 <= start < self._straight.waypoints[-1]
         schedule = self.store.schedule
         return schedule.holds(start) and schedule.holds(start + self.settings.expert_epochs)
 
@@ -170,9 +171,9 @@ def check_windows(settings: TrajectoryMatchingSettings, schedule: Schedule) -> N
         ConfigurationError: a condition is violated.
     """
     every, bound, first = schedule.every_n_epochs, settings.max_start_epoch, settings.first_start_bound
-    if settings.waypoints:
-        check_waypoints(settings.waypoints, schedule)
-        if bound > (last := settings.waypoints[-1]):
+    if waypoints := settings.waypoints_of(schedule.last):
+        check_waypoints(waypoints, schedule)
+        if bound > (last := waypoints[-1]):
             problem = f"the straightened trajectories end at the last waypoint, epoch {last}"
             raise settings.refused("max_start_epoch", problem, f"set distill.max_start_epoch={last} or lower")
     else:
