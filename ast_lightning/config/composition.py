@@ -5,6 +5,7 @@ Their deprecation warnings are hidden here as well.
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 import textwrap
@@ -22,6 +23,8 @@ from ast_lightning.config.settings import wrong_value
 from ast_lightning.errors import ConfigurationError
 
 _NO_CHOICE = "Config group override must be a string or a list"  # a ValueError of Hydra, for group=null or a number
+
+_LONG = 400  # characters of a list that a message can hold
 
 _OF_VALUES = ValidationError | ConfigTypeError | OverflowError  # raised for a wrong type; the last: for 10**400
 
@@ -56,8 +59,8 @@ def check_choices(choices: Mapping[str, object]) -> None:
     for group, choice in choices.items():
         if not group.startswith("hydra/") and _is_base(str(choice)):
             options = GlobalHydra.instance().config_loader().get_group_options(group)
-            problem, remedy = "other files extend it, and it is not complete", f"choose one of {_listed(options)}"
-            raise ConfigurationError(group, choice, problem, remedy)
+            problem = "other files extend it, and it is not complete"
+            raise ConfigurationError(group, choice, problem, _other_choice(str(choice), options))
 
 
 def _is_base(choice: str) -> bool:
@@ -66,6 +69,14 @@ def _is_base(choice: str) -> bool:
 
 def _listed(options: Iterable[str]) -> str:
     return ", ".join(sorted(each for each in options if not _is_base(each)))
+
+
+def _other_choice(choice: str, options: Iterable[str]) -> str:
+    names = _listed(options)
+    if len(names) <= _LONG:
+        return f"choose one of {names}"
+    near = difflib.get_close_matches(choice, names.split(", "), 1)
+    return f"did you mean {near[0]}? --help lists all" if near else "choose one of those that --help lists"
 
 
 def is_rejection(error: Exception) -> bool:
@@ -93,9 +104,9 @@ def rejection(error: Exception, overrides: Sequence[str]) -> ConfigurationError:
             return no_section(section, "null")
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        choices = _listed(error.options)
         install = "pip install '.[sweep]', or " if group.startswith("hydra/") else ""  # launchers and sweepers
-        return ConfigurationError(group, choice, "there is no such choice", f"{install}choose one of {choices}")
+        remedy = f"{install}{_other_choice(choice, error.options)}"
+        return ConfigurationError(group, choice, "there is no such choice", remedy)
     if message.startswith(_NO_CHOICE):
         groups = [name for name in given if name in (*SECTIONS, *FREE_SECTIONS, *GLOBAL_GROUPS)]
         group = next((name for name in groups if given[name] == "null" or not given[name].isidentifier()), "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import arguments, evaluation, experts, scaling, stacked
+from benchmarks import arguments, evaluation, experts, methods, scaling, stacked
 from benchmarks import unroll as unrolls
 from benchmarks.arguments import Size
 from benchmarks.convolutions import convolutions_alone, count_operations
@@ -122,3 +123,48 @@ def test_operations_of_an_image_do_not_depend_on_the_batch() -> None:
     counts = [scaling._operations(scaling.ExpertStep(setting, batch)) / batch for batch in (1, 3)]
     assert counts[0] == pytest.approx(counts[1])
     assert counts[0] > 1e8
+
+
+def options_of(folder: Path, *overrides: str) -> argparse.Namespace:
+    sizes = {"steps": 2, "networks": 1, "seeds": 1, "trainer": "cpu", "fashion_mnist": None, "cifar10": None}
+    return argparse.Namespace(folder=folder, overrides=overrides, **sizes)
+
+
+def test_methods_share_experts(tmp_path: Path) -> None:
+    options = options_of(tmp_path)
+    cell = methods.cells(options)[0]
+    runs = {each: methods.run_of(methods.Arm(cell, each, methods.UNTUNED), 0, options) for each in methods.METHODS}
+    stores = {name: run.experts_folder() for name, run in runs.items() if methods.uses_experts(run)}
+    groups = (("ast",), ("mtt", "tesla", "att", "mct"), ("ftd", "datm"), ("pad",))
+    assert [[name for name in stores if stores[name] == stores[group[0]]] for group in groups] == list(
+        map(list, groups)
+    )
+    assert len({run.evaluation for run in runs.values()}) == 1
+    assert {(run.distill.outer, run.distill.lr_img) for run in runs.values()} == {("normalized", 0.2)}
+
+
+def test_published_steps() -> None:
+    """Those of CIFAR-10, at one image per class where the other row is not published."""
+    common = ("distill.outer=sgd", "distill.schedule=constant", "distill.alpha=raw")
+    step = (*common, "distill.lr_img=100.0", "distill.lr_lr=1e-05", "distill.lr_labels=2.0", "distill.max_loss=1.0")
+    assert methods.published_step("datm", 10) == step
+    assert methods.published_step("tesla", 10) == (*common, "distill.lr_img=1000.0", "distill.lr_lr=1e-07")
+    assert methods.published_step("dm", 10) == ("distill.outer=sgd", "distill.lr_img=1.0")
+
+
+def test_an_expert_is_trained_once_and_a_finished_run_is_read(tmp_path: Path) -> None:
+    words = ("num_experts=1", "expert.epochs=3", "network.width=2", "data.per_class=20", "evaluation.epochs=1")
+    options = options_of(tmp_path, *words, "distill.syn_steps=2")
+    cell = methods.cells(options)[0]
+    found = []
+    for method in ("mtt", "att", "mtt"):
+        arm = methods.Arm(cell, method, methods.UNTUNED)
+        methods.experts_of(arm, 0, options)
+        run = methods.run_of(arm, 0, options)
+        assert [each["trained"] for each in methods.expert_times(run, options)] == [1]
+        found.append(methods.outcome_of(arm, 0, options))
+    assert found[0] == found[2]
+    assert found[0].experts == found[1].experts > 0
+    assert found[0].seconds > 0
+    row = methods.row_of(methods.Arm(cell, "mtt", methods.UNTUNED), found[:1])
+    assert (row[:3], row[5]) == (["digits, 1", "mtt", "untuned"], "–")
