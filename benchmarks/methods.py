@@ -297,6 +297,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1, help="runs at once, each in a process of one thread")
     parser.add_argument("--trainer", default="cpu", help="as in conf/trainer: cpu, gpu")
     parser.add_argument("--only", default="digits,fashion_mnist,cifar10", help="datasets, joined by commas")
+    parser.add_argument("--ipc", default="1,10", help="images per class, joined by commas")
     parser.add_argument("--methods", default=",".join(METHODS), help="methods, joined by commas")
     parser.add_argument("--fashion-mnist", type=Path, help="folder of the images; without it, left out")
     parser.add_argument("--cifar10", type=Path, help="folder with train/CLASS/ and test/CLASS/; without it, left out")
@@ -304,6 +305,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     chosen = [cell for cell in cells(options) if cell.name in options.only.split(",")]
+    chosen = [cell for cell in chosen if str(cell.ipc) in options.ipc.split(",")]
     arms = arms_of(chosen, options.methods.split(","))
     tasks = [(arm, seed) for arm in arms for seed in range(arm.cell.seeds)]
     context = multiprocessing.get_context("spawn")

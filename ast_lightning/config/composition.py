@@ -43,7 +43,7 @@ def choices_of_groups() -> str:
     """The groups and their choices, for ``--help``: one paragraph each."""
     loader = GlobalHydra.instance().config_loader()
     groups = [group for group in loader.list_groups("") if group != "hydra"]
-    found = {group: _listed(loader.get_group_options(group)) for group in sorted(groups)}
+    found = {group: _folded(_listed(loader.get_group_options(group))) for group in sorted(groups)}
     return "\n".join(textwrap.fill(f"{group}: {names}", 118, subsequent_indent="  ") for group, names in found.items())
 
 
@@ -69,6 +69,22 @@ def _is_base(choice: str) -> bool:
 
 def _listed(options: Iterable[str]) -> str:
     return ", ".join(sorted(each for each in options if not _is_base(each)))
+
+
+def _folded(names: str) -> str:
+    """Names that differ only in the images per class as one.
+
+    >>> _folded("digits, mtt_ipc1, mtt_ipc10")
+    'digits, mtt_ipc{1,10}'
+    """
+    found: dict[str, list[str]] = {}
+    for name in names.split(", "):
+        stem, _, number = re.sub(r"_ipc(\d+)$", r"_ipc \1", name).partition(" ")
+        found.setdefault(stem, []).extend([number] if number else [])
+    return ", ".join(
+        stem + (f"{{{','.join(sorted(each, key=int))}}}" if len(each) > 1 else "".join(each))
+        for stem, each in found.items()
+    )
 
 
 def _other_choice(choice: str, options: Iterable[str]) -> str:
