@@ -177,13 +177,8 @@ class TrajectoryMatchingSettings(DistillSettings):
                 raise self.refused(given, problem, f"set distill.{other} as well, or leave both out")
         epochs = [0, self.waypoints] if isinstance(self.waypoints, int) else self.waypoints
         if epochs is not None and (len(epochs) < 2 or epochs[0] != 0 or epochs != sorted({*epochs})):
-<<<<<<< HEAD
-            problem = "it must be epochs in ascending order from 0, or a number of pieces of at least 1"
-            raise self.refused("waypoints", problem, "give [0,17,34,50] or alike, or 3")
-=======
             problem = "these are not two or more epochs in ascending order from 0, or a number of pieces"
             raise self.refused("waypoints", problem, "give a list such as [0,17,34,50], a number such as 3, or null")
->>>>>>> presets
 
     def waypoints_of(self, last: int) -> list[int] | None:
         """The waypoints of trajectories of ``last`` epochs; m pieces meet at the epochs ⌈i · last / m⌉, as in MCT.
