@@ -17,6 +17,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from ast_lightning.config.allowed import Allowed
 from ast_lightning.config.derived import derived_options
 from ast_lightning.config.distill import DistillSettings, check_canvases
+from ast_lightning.config.network import ConvNetSettings
 from ast_lightning.config.root import RootSettings
 from ast_lightning.config.schema import FREE_SECTIONS, GLOBAL_GROUPS, SECTIONS, kind_of, known_options
 from ast_lightning.config.settings import Settings, schema_of, wrong_value
@@ -60,6 +61,7 @@ def checked(config: DictConfig) -> Config:
             raise ConfigurationError(group, "…", problem, remedy)
     result: Config = asdict(settings_from(RootSettings, root))  # first, as sections refer to these options
     plain = _resolved(config, names)
+    plain["network"] = _without_convnet(plain["network"], config)
     sections = {section: _checked_section(section, plain) for section in reversed(SECTIONS)}  # data refers to expert
     result |= {section: sections[section] for section in SECTIONS}
     result["derived"] = derived = derived_options(result, plain)
@@ -103,13 +105,34 @@ def settings_from(kind: type[Kind], values: Mapping[str, Any], context: Mapping[
 
 def _check_hydra(config: DictConfig) -> None:
     """Reject options of Hydra's own configuration that do not exist; Hydra itself would ignore them."""
-    whole: Any = config if "hydra" in config else HydraConfig.instance().cfg or {}
+    own = _hydra(config)
     known = ["env", *(each.name for each in fields(HydraConf))]
-    for name in map(str, whole.get("hydra") or ()):
+    for name in map(str, own):
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             remedy = f"did you mean hydra.{near[0]}?" if near else "leave it out"
-            raise ConfigurationError(f"hydra.{name}", whole["hydra"][name], "Hydra has no such option", remedy)
+            raise ConfigurationError(f"hydra.{name}", own[name], "Hydra has no such option", remedy)
+
+
+def _hydra(config: DictConfig) -> Any:
+    whole: Any = config if "hydra" in config else HydraConfig.instance().cfg or {}
+    return whole.get("hydra") or {}
+
+
+def _without_convnet(network: Any, config: DictConfig) -> Any:
+    """Leave out options of ConvNet, which experiments set, if another built-in network is chosen.
+
+    Options on the command line are kept, and rejected later.
+    """
+    kind = kind_of("network", network) if isinstance(network, Mapping) else None
+    if kind in (None, ConvNetSettings):
+        return network
+    of_others = {each.name for each in fields(ConvNetSettings)} - {each.name for each in fields(kind)}
+    task = (_hydra(config).get("overrides") or {}).get("task") or ()
+    given = [word.lstrip("+").partition("=")[0] for word in task]
+    return {
+        name: value for name, value in network.items() if name not in of_others or f"network.{name}" in given
+    }
 
 
 def unknown_option(option: str, value: object, added: bool = True) -> ConfigurationError:

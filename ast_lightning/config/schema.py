@@ -14,7 +14,16 @@ from ast_lightning.config.data import DataSettings
 from ast_lightning.config.distill import DistillSettings, DistributionMatchingSettings
 from ast_lightning.config.evaluation import EvaluationSettings
 from ast_lightning.config.expert import ExpertSettings
-from ast_lightning.config.network import ConvNetSettings
+from ast_lightning.config.network import (
+    AlexNetSettings,
+    ConvNetSettings,
+    LeNetSettings,
+    MLPSettings,
+    ResNet18Settings,
+    TimmSettings,
+    TorchvisionSettings,
+    VGGSettings,
+)
 from ast_lightning.config.root import RootSettings
 from ast_lightning.config.settings import Settings, schema_of
 from ast_lightning.config.trainer import TrainerSettings
@@ -26,7 +35,16 @@ CONFIGURATION = next((each for each in (_PACKAGE / "conf", _PACKAGE.parent / "co
 
 SECTIONS: dict[str, tuple[type[Settings], ...]] = {  # the possible dataclasses of a section; _target_ selects one
     "data": (DataSettings,),
-    "network": (ConvNetSettings,),
+    "network": (
+        ConvNetSettings,
+        MLPSettings,
+        LeNetSettings,
+        AlexNetSettings,
+        VGGSettings,
+        ResNet18Settings,
+        TorchvisionSettings,
+        TimmSettings,
+    ),
     "expert": (ExpertSettings,),
     "distill": (TrajectoryMatchingSettings, DistributionMatchingSettings),
     "evaluation": (EvaluationSettings,),
@@ -39,6 +57,13 @@ GLOBAL_GROUPS = ("experiment", "method", "search", "launch")
 
 _NAMES: dict[type[Settings], str] = {
     ConvNetSettings: "base_convnet",
+    MLPSettings: "base_mlp",
+    LeNetSettings: "base_lenet",
+    AlexNetSettings: "base_alexnet",
+    VGGSettings: "base_vgg",
+    ResNet18Settings: "base_resnet18",
+    TorchvisionSettings: "base_torchvision",
+    TimmSettings: "base_timm",
     DistillSettings: "common",
     TrajectoryMatchingSettings: "trajectory_matching",
     DistributionMatchingSettings: "distribution_matching",
@@ -52,7 +77,8 @@ def register() -> None:
     for kind in kinds:
         name, group = _NAMES.get(kind, "base"), kind.section or None
         node = schema_of(kind)
-        if name == "common" or group is None:  # untyped: files that extend these add keys
+        extended = name == "common" or group is None or (group == "network" and kind is not ConvNetSettings)
+        if extended:  # untyped: files that extend these add keys, and experiments set options of ConvNet
             node = OmegaConf.create({each.name: default_of(each) for each in fields(kind)})
         ConfigStore.instance().store(name=name, group=group, node=node, provider="ast_lightning")
 

@@ -1,5 +1,6 @@
 """Architectures of students and experts, and the functional view of a network."""
 
+from ast_lightning.networks.classic import VGG, AlexNet, LeNet, MLP
 from ast_lightning.networks.convnet import ConvNet
 from ast_lightning.networks.convolution import ease_second_derivatives
 from ast_lightning.networks.functional import (
@@ -11,12 +12,21 @@ from ast_lightning.networks.functional import (
     is_dropout,
     mathematical_attention,
 )
+from ast_lightning.networks.libraries import Timm, Torchvision
+from ast_lightning.networks.resnet import ResNet18
 
 __all__ = [
+    "MLP",
+    "VGG",
+    "AlexNet",
     "ConvNet",
     "FunctionalNetwork",
+    "LeNet",
     "NetworkFactory",
     "ParameterLayout",
+    "ResNet18",
+    "Timm",
+    "Torchvision",
     "build_network",
     "describe_network",
     "ease_second_derivatives",

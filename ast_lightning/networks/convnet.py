@@ -2,70 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from ast_lightning.config.network import ConvNetSettings
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.networks.layers import NORMALIZATIONS, ReLU
 
-
-class InstanceNorm(nn.GroupNorm):
-    """GroupNorm with one channel per group; under torch.compile, written as sums and elementwise operations.
-
-    torch's own kernel cannot be fused by the compiler, and its second derivatives need many passes over memory.
-
-    Args:
-        width: number of channels.
-
-    Shape:
-        ``[N, width, H, W]`` → ``[N, width, H, W]``.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__(width, width)
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            return super().forward(input)
-        if torch.is_autocast_enabled(input.device.type):
-            input = input.float()  # autocast runs torch's own normalisations in float32
-        number, width, height, breadth = input.shape
-
-        def rows(statistic: Tensor) -> Tensor:
-            return statistic.expand(number, width, height, 1)
-
-        def mean(values: Tensor) -> Tensor:
-            return values.sum(3, keepdim=True).sum(2, keepdim=True) * (1 / (height * breadth))
-
-        deviation = input - rows(mean(input))
-        variance = mean(deviation.square())
-        scale = (variance + self.eps).rsqrt() * self.weight.view(-1, 1, 1)
-        return deviation * rows(scale) + rows(self.bias.view(-1, 1, 1))
-
-
-class ReLU(nn.ReLU):
-    """max(x, 0); under torch.compile, computed as x multiplied by a 0/1 step function.
-
-    torch's own derivative stores a boolean mask, which compiled CPU code writes twenty times slower than floats.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            return super().forward(input)
-        return input * input.detach().sign().clamp(min=0)
-
-
-_NORMALIZATIONS: dict[str, Callable[[int, int, int], nn.Module]] = {
-    "instance": lambda width, *size: InstanceNorm(width),
-    "layer": lambda width, *size: nn.GroupNorm(1, width),
-    "layer_chw": lambda *shape: nn.LayerNorm(shape),
-    "group": lambda width, *size: nn.GroupNorm(math.gcd(4, width), width),
-    "batch": lambda width, *size: nn.BatchNorm2d(width),
-    "none": nn.Identity,
-}
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": ReLU,
     "leaky_relu": lambda: nn.LeakyReLU(0.01),
@@ -143,7 +87,7 @@ class ConvNet(nn.Module):
             padding = first_padding if block == 0 else 1
             blocks += [
                 nn.Conv2d(channels if block == 0 else width, width, kernel_size=3, padding=padding),
-                _NORMALIZATIONS[normalization](width, height, breadth),
+                NORMALIZATIONS[normalization](width, height, breadth),
                 _ACTIVATIONS[activation](),
                 _POOLINGS[pooling](),
             ]
