@@ -2,7 +2,7 @@
 
 from ast_lightning.callbacks.averaging import ImageAverage
 from ast_lightning.callbacks.checkpoints import StateOfEpochs, StateOfIterations
-from ast_lightning.callbacks.progress import RunProgress
+from ast_lightning.callbacks.progress import RunProgress, SharedProgress
 from ast_lightning.callbacks.synthetic import ArtifactWriter, MakeDataset, SyntheticImageLogger
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "ImageAverage",
     "MakeDataset",
     "RunProgress",
+    "SharedProgress",
     "StateOfEpochs",
     "StateOfIterations",
     "SyntheticImageLogger",

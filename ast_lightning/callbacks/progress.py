@@ -6,6 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -18,6 +19,9 @@ from ast_lightning.storage.files import format_bytes
 from ast_lightning.terminal import format_seconds, say
 
 _LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+_WIDE_SHARED = "{desc} {percentage:3.0f} % |{bar}| {elapsed}<{remaining}"
+_NARROW_SHARED = "{percentage:3.0f} % |{bar}| {remaining} left"
+_SHARED = "{desc}: {percentage:.0f} % [{elapsed}<{remaining}]"
 _NARROW = "{desc} |{bar}| {n_fmt}/{total_fmt} {remaining} left"
 _MINUTE = 60  # without a terminal: seconds after which an additional line is printed
 _MEASURED = 5  # steps of the estimate; the first is left out, because it also allocates and compiles
@@ -154,3 +158,52 @@ class RunProgress(Callback):
     def _metrics(self, trainer: Trainer) -> str:
         values = {name: trainer.callback_metrics[name] for name in self._shown if name in trainer.callback_metrics}
         return ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
+
+
+class SharedProgress(Callback):
+    """One bar over several evaluations whose networks take different times, as a Trainer's callback in each of them.
+
+    Args:
+        work: the work of all evaluations together, in any unit.
+    """
+
+    def __init__(self, work: float) -> None:
+        self._total, self._done, self._part, self._work = work, 0.0, "", 0.0
+        self._evaluator: NetworkEvaluator | None = None
+        self._bar: tqdm | None = None
+        self._started, self._printed = time.monotonic(), time.monotonic()
+
+    def part(self, description: str, evaluator: NetworkEvaluator, work: float) -> SharedProgress:
+        """Prepare for the next evaluation and its share of the work."""
+        self._part, self._evaluator, self._work = description, evaluator, work
+        return self
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._evaluator is None or not trainer.is_global_zero:
+            return
+        if self._bar is None and sys.stdout.isatty():
+            narrow = shutil.get_terminal_size().columns < 80
+            options: dict[str, Any] = {"file": sys.stdout, "dynamic_ncols": True}
+            self._bar = tqdm(total=self._total, bar_format=_NARROW_SHARED if narrow else _WIDE_SHARED, **options)
+        epochs = int(sum(trainer.num_test_batches)) * self._evaluator.settings.epochs
+        self._evaluator.on_epoch = partial(self._advance, self._work / epochs)
+        self._advance(0.0)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bar from the terminal."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _advance(self, work: float) -> None:
+        self._done = min(self._done + work, self._total)
+        if self._bar is not None:
+            self._bar.set_description_str(self._part, refresh=False)
+            self._bar.update(work)
+        elif work and time.monotonic() - self._printed >= _QUIET:
+            self._printed = time.monotonic()
+            elapsed = self._printed - self._started
+            say(tqdm.format_meter(self._done, self._total, elapsed, prefix=self._part, bar_format=_SHARED))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
 import inspect
 import logging
 import multiprocessing
@@ -28,11 +26,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from omegaconf import DictConfig
 
+from ast_lightning.commands.networks import class_of, network_factory
 from ast_lightning.commands.run import Run
 from ast_lightning.config.check import checked, settings_from
 from ast_lightning.config.composition import hide_deprecations
 from ast_lightning.config.distill import DistillSettings
-from ast_lightning.config.network import ConvNetSettings
 from ast_lightning.config.parts import locate
 from ast_lightning.config.schema import kind_of
 from ast_lightning.errors import ConfigurationError
@@ -123,7 +121,7 @@ def build_run(config: DictConfig, in_sweep: bool = False, choices: Mapping[str, 
     return Run(
         config=plain,
         data=_instantiate("data", plain["data"]),
-        make_network=_network(plain["network"]),
+        make_network=network_factory(plain["network"]),
         expert=expert,
         distill=distill,
         evaluation=EvaluationSettings(**plain["evaluation"]),
@@ -165,37 +163,12 @@ def _check_processes(trainer: dict[str, Any], in_sweep: bool) -> None:
 def _method_settings(section: dict[str, Any]) -> DistillSettings:
     """The options of the chosen method. A third-party class gives their dataclass as its attribute ``Settings``."""
     target = section["_target_"]
-    kind = kind_of("distill", section) or getattr(_class("distill", target), "Settings", None)
+    kind = kind_of("distill", section) or getattr(class_of("distill", target), "Settings", None)
     if not (isinstance(kind, type) and issubclass(kind, DistillSettings)):
         remedy = "give the class an attribute Settings, a dataclass that extends DistillSettings"
         raise ConfigurationError("distill._target_", target, "its options are not known", remedy)
     own = {field.name for field in fields(kind)}
     return settings_from(kind, {name: value for name, value in section.items() if name != "_target_" or name in own})
-
-
-def _network(section: dict[str, Any]) -> Callable[..., Any]:
-    arguments = {name: value for name, value in section.items() if name != "_target_"}
-    kind = _class("network", section["_target_"])
-    accepted = inspect.signature(kind).parameters
-    others = [name for name in arguments if name not in accepted]
-    if others and not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in accepted.values()):
-        near = difflib.get_close_matches(others[0], accepted, 1)
-        remedy = (
-            f"did you mean network.{near[0]}?" if near else "add " + " ".join(f"~network.{name}" for name in others)
-        )
-        if {each.name for each in fields(ConvNetSettings)} <= set(section):
-            remedy = f"choose network=custom network._target_={section['_target_']}"
-        problem = f"{section['_target_']} has no such argument"
-        raise ConfigurationError(f"network.{others[0]}", arguments[others[0]], problem, remedy)
-    return functools.partial(kind, **arguments)
-
-
-def _class(section: str, target: object) -> Any:
-    found = locate(str(target), f"{section}._target_")
-    if not isinstance(found, type):
-        problem, remedy = f"it is a {type(found).__name__}, not a class", "give a class as package.module.Name"
-        raise ConfigurationError(f"{section}._target_", target, problem, remedy)
-    return found
 
 
 def _factories(

@@ -1,87 +1,92 @@
-"""The command that evaluates a distilled dataset and compares it with real images."""
+"""The command that evaluates a distilled dataset and compares it with real images, with one network or several."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from functools import cache, partial
 
 from rich.console import Console
 from rich.table import Table
 
-from ast_lightning.callbacks import RunProgress
-from ast_lightning.commands.run import Run, short_hash
+from ast_lightning.callbacks import SharedProgress
+from ast_lightning.commands.measurement import TITLES, Evaluation, training_sets
+from ast_lightning.commands.networks import architectures
+from ast_lightning.commands.run import Run, evaluation_folder
+from ast_lightning.commands.scores import measure, metrics_of, remaining_work
 from ast_lightning.commands.stores import check_store, open_store
-from ast_lightning.config.identity import evaluation_identity
-from ast_lightning.data import LabelledImages
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.evaluation import EvaluationModule, EvaluationSettings, NetworkEvaluator, Score
-from ast_lightning.evaluation.baselines import (
-    LEARNING_RATES,
-    NEED_EXPERTS,
-    RANDOM_DRAWS,
-    expert_logits,
-    held_out,
-    random_sets,
-    representative_set,
-    whole_score,
-)
-from ast_lightning.runs.checkpoints import begin_anew
-from ast_lightning.runs.expert_locks import sole_writer
-from ast_lightning.runs.loggers import log_outcome, start_loggers, uses_tensorboard
+from ast_lightning.evaluation import Score
+from ast_lightning.evaluation.baselines import NEED_EXPERTS, RANDOM_DRAWS
+from ast_lightning.runs.loggers import uses_tensorboard
 from ast_lightning.runs.machine import prepare
-from ast_lightning.runs.results import describe_set
-from ast_lightning.runs.trainer import build_trainer
-from ast_lightning.storage.checksums import seal, unseal
-from ast_lightning.storage.files import clear_leftovers, read_json, set_aside, write_json
-from ast_lightning.storage.provenance import provenance
-from ast_lightning.synthetic import DistilledDataset, TrainingSet, load_distilled
+from ast_lightning.synthetic import DistilledDataset, load_distilled
 from ast_lightning.terminal import is_rank_zero, say
 from ast_lightning.trajectories import TrajectoryStore
-from ast_lightning.trajectories.lineage import experts_checksum
-
-TITLES = {
-    "random": "random real images",
-    "representative": "representative real images",
-    "distilled": "distilled images",
-    "whole": "whole dataset (the experts)",
-}
-
 
 def evaluate(run: Run) -> dict[str, float]:
     """Train new networks on the distilled images and on the real images of ``baselines``, and print a table.
 
-    Scores in ``results.json`` that were measured with the same inputs are reused.
+    With ``architectures``, this is done for each of them, and the table has one row for each. Scores in
+    ``results.json`` that were measured with the same inputs are reused.
 
     Returns:
-        ``<name>_accuracy`` and ``<name>_std`` in per cent for ``distilled`` and every baseline.
+        ``<name>_accuracy`` and ``<name>_std`` in per cent for ``distilled`` and every baseline; with ``architectures``
+        each of them as ``<architecture>/<name>_accuracy``.
     """
     prepare(run.config["trainer"], tf32=run.config["tf32"])
+    others = architectures(run)
     dataset = _dataset(run)
     run.data.use_preprocessing(dataset.preprocessing)
     run.data.setup("test")
     check_dataset(dataset, run)
     store = experts_of_baselines(run)
-    folder = evaluation_folder(run)
-    if run.fast_dev_run:
-        scores = _scores(run, folder, dataset, store)
+    sets = cache(partial(training_sets, run, dataset, store))
+    if others:
+        rows = {
+            label: Evaluation(each, dataset, store, sets, label, each.config["network"] == run.config["network"])
+            for label, each in others.items()
+        }
+        scores = _compare_architectures(run, rows)
+        metrics = {f"{label}/{name}": each for label in rows for name, each in metrics_of(scores[label]).items()}
     else:
-        with sole_writer(folder, wait=True):
-            if run.fresh:
-                begin_anew(folder)
-            scores = _scores(run, folder, dataset, store)
+        scores = {"": measure(Evaluation(run, dataset, store, sets))}
+        metrics = metrics_of(scores[""])
     if is_rank_zero():
-        _print_table(scores, dataset)
-    if run.evaluation.lr and any(score.diverged for score in scores.values()):
+        if others:
+            _print_architectures(scores, dataset, run)
+        else:
+            _print_table(scores[""], dataset)
+    if run.evaluation.lr and any(score.diverged for row in scores.values() for score in row.values()):
         say(f"note: lower evaluation.lr={run.evaluation.lr:g}, with which networks diverged")
     say(f"pictures:    {run.synthetic_folder() / 'images.png'}")
     if uses_tensorboard(run.loggers):
         say(f"TensorBoard: tensorboard --logdir {run.config['output_dir']}")
-    if not run.fast_dev_run:
-        say(f"results:     {folder / 'results.json'}")
-    return _metrics(scores)
+    for each in [] if run.fast_dev_run else [*others.values()] or [run]:
+        say(f"results:     {evaluation_folder(each) / 'results.json'}")
+    return metrics
+
+
+def _compare_architectures(run: Run, rows: Mapping[str, Evaluation]) -> dict[str, dict[str, Score]]:
+    """The scores of each network, measured one after the other under one progress bar.
+
+    Raises:
+        ConfigurationError: a network cannot be built for these images, or gives no logits; before any is trained.
+    """
+    if "whole" in run.config["baselines"] and not any(each.of_experts for each in rows.values()):
+        say("note: whole is the accuracy of the experts, whose network is not among the architectures")
+    for label, row in rows.items():
+        try:
+            row.check()
+        except ConfigurationError as error:
+            remedy = f"leave {label} out, or {error.remedy}"
+            raise ConfigurationError("architectures", label, error.problem, remedy) from error
+    work = {label: remaining_work(row) for label, row in rows.items()}
+    progress = SharedProgress(sum(work.values()))
+    try:
+        return {label: measure(replace(row, progress=progress)) for label, row in rows.items()}
+    finally:
+        progress.close()
 
 
 def _dataset(run: Run) -> DistilledDataset:
@@ -98,103 +103,6 @@ def _dataset(run: Run) -> DistilledDataset:
     if own and (iteration := dataset.metadata["iteration"]) < run.distill.max_steps:
         say(f"note: these images are from iteration {iteration} of {run.distill.max_steps}; rerun distill.py to resume")
     return dataset
-
-
-def _scores(run: Run, folder: Path, dataset: DistilledDataset, store: TrajectoryStore | None) -> dict[str, Score]:
-    """Scores of the distilled images and the baselines, in the table's order; each is written once it is measured."""
-    path, writes = folder / "results.json", is_rank_zero() and not run.fast_dev_run
-    names = [name for name in TITLES if name in (*run.config["baselines"], "distilled")]
-    inputs = {name: _inputs(run, dataset, store, name) for name in TITLES}
-    record = {} if run.fast_dev_run else _read(path)
-    results = _reusable(record, inputs)
-    # several processes reuse nothing: they read the file separately and could disagree about what to train
-    known = set(results["accuracies"]) if run.is_alone else set()
-    missing = [name for name in names if name not in known]
-    # report an invalid baseline before any network is trained
-    whole = whole_score(store) if store is not None and "whole" in missing else None
-    sets = {name: _training_sets(run, dataset, store, name) for name in missing if name != "whole"}
-    if len(missing) < len(names):
-        reused = ", ".join(TITLES[name] for name in names if name in known)
-        say(f"already {'evaluated' if missing else 'finished'}, with the same inputs: {reused}")
-    if writes and missing:
-        clear_leftovers(folder)
-        if path.exists() and record.get("accuracies", {"damaged": []}).keys() != results["accuracies"].keys():
-            say(f"earlier results do not match the current inputs; they were moved to {set_aside(path)}")
-    for name in missing:
-        score, rates = (whole, {}) if name == "whole" and whole else _train(run, name, sets[name])
-        results["accuracies"][name] = [None if math.isnan(each) else each for each in score.accuracies]
-        results["inputs"][name], results["learning_rates"][name] = inputs[name], rates
-        if writes:
-            _write(run, path, dataset, results)
-    scores = {name: _score(results["accuracies"][name]) for name in names}
-    if writes and missing:
-        log_outcome(start_loggers(run.loggers, folder, run.config), run.config, ("evaluation",), _metrics(scores))
-    return scores
-
-
-def _inputs(run: Run, dataset: DistilledDataset, store: TrajectoryStore | None, name: str) -> dict[str, Any]:
-    """The inputs of a score besides the options in the folder's name; experts only if the baseline needs them."""
-    found: dict[str, Any] = {"data": run.data.fingerprint, "preprocessing": run.data.preprocessing.fingerprint()}
-    if name == "distilled":
-        return {**found, "set": dataset.checksum()}
-    if name in NEED_EXPERTS and store is not None:
-        experts = store.experts()
-        found["experts"] = experts_checksum(store, experts if name == "whole" else experts[:1])
-    if name == "representative":
-        found["clusters"] = run.distill.init_clusters
-    return found if name == "whole" else {**found, "ipc": dataset.ipc, "learning_rates": list(_rates(run))}
-
-
-def _rates(run: Run) -> tuple[float, ...]:
-    """Candidate learning rates of the networks that are trained on real images."""
-    given = run.evaluation.lr or (run.distill.lr_teacher if run.evaluation.baseline_lr == "same" else None)
-    return LEARNING_RATES if given is None else (given,)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The content of ``results.json``; empty if it is missing or damaged."""
-    try:
-        return unseal(read_json(path))
-    except (OSError, ValueError):
-        return {}
-
-
-def _reusable(record: Mapping[str, Any], inputs: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The recorded scores whose inputs are unchanged; none if an earlier version recorded no inputs."""
-    recorded = record.get("inputs", {})
-    same = [name for name, now in inputs.items() if now.items() <= recorded.get(name, {}).items()]
-    return {kind: {name: record[kind][name] for name in same} for kind in ("accuracies", "inputs", "learning_rates")}
-
-
-def _score(accuracies: Sequence[float | None]) -> Score:
-    return Score(tuple(math.nan if each is None else each for each in accuracies))
-
-
-def _write(run: Run, path: Path, dataset: DistilledDataset, results: Mapping[str, dict[str, Any]]) -> None:
-    metrics = _metrics({name: _score(each) for name, each in results["accuracies"].items()})
-    record: dict[str, Any] = {
-        "synthetic": str(run.synthetic_folder()),
-        **results,
-        "metrics": {name: None if math.isnan(each) else each for name, each in metrics.items()},
-        "set": describe_set(dataset),
-        **provenance(),
-        "seed": run.seed,
-        "config": run.config,
-    }
-    write_json(path, seal(record))
-
-
-def _metrics(scores: Mapping[str, Score]) -> dict[str, float]:
-    means = {f"{name}_accuracy": score.mean for name, score in scores.items()}
-    return means | {f"{name}_std": score.std for name, score in scores.items()}
-
-
-def evaluation_folder(run: Run) -> Path:
-    """The folder of the results. Its name depends on the synthetic set, the network and the evaluation options."""
-    synthetic = run.synthetic_folder().absolute()
-    identity = {"synthetic": str(synthetic), **evaluation_identity(run.config)}
-    name = synthetic.parent.parent.name if synthetic.name in ("last", "best") else synthetic.name
-    return Path(run.config["output_dir"]) / "evaluations" / f"{name}_{short_hash(identity)}"
 
 
 def check_dataset(dataset: DistilledDataset, run: Run) -> None:
@@ -243,76 +151,34 @@ def experts_of_baselines(run: Run) -> TrajectoryStore | None:
     return store
 
 
-def _training_sets(
-    run: Run, dataset: DistilledDataset, store: TrajectoryStore | None, name: str
-) -> Callable[[int], TrainingSet]:
-    """Return a function that maps the index of a network to its training set."""
-    real = run.data.train, run.data.class_names, dataset.ipc, run.seed, run.distill.lr_teacher
-    if name == "random":
-        return random_sets(*real)
-    if name == "distilled":
-        training_set = TrainingSet(dataset.images, dataset.labels, dataset.learning_rate, dataset.crop_size)
-    else:
-        assert store is not None
-        training_set = representative_set(*real, expert_logits(run.network(), store), run.distill.init_clusters)
-    return lambda index: training_set
-
-
-def _train(run: Run, name: str, training_sets: Callable[[int], TrainingSet]) -> tuple[Score, dict[str, float | None]]:
-    """Return the score of networks on these sets, and the accuracy of each compared learning rate (None: diverged)."""
-    settings, sets, compared = run.evaluation, training_sets, {}
-    if name == "random":
-        settings = replace(settings, networks=max(settings.networks, RANDOM_DRAWS))
-    if name != "distilled" and len(rates := _rates(run)) > 1:
-        compared = dict(zip(rates, _compare(run, name, training_sets(0), rates), strict=False))  # fast_dev_run: fewer
-        best = max(compared, key=lambda rate: -1 if math.isnan(compared[rate]) else compared[rate])
-        shown = ", ".join(f"{rate:g} {accuracy:.1f} %" for rate, accuracy in compared.items())
-        say(f"learning rate {best:g} for {TITLES[name]}: the best on held-out training images ({shown})")
-
-        def sets(index: int) -> TrainingSet:
-            return training_sets(index)._replace(learning_rate=best)
-
-    say(f"training {settings.networks} networks for {settings.epochs} epochs on {TITLES[name]}")
-    score = _test(run, name, settings, sets, run.data.test, "evaluation")
-    return score, {f"{rate:g}": None if math.isnan(each) else each for rate, each in compared.items()}
-
-
-def _compare(run: Run, name: str, training_set: TrainingSet, rates: Sequence[float]) -> tuple[float, ...]:
-    """The accuracy of each learning rate on held-out training images, with one network and half of the epochs."""
-    others = held_out(run.data.train, training_set.images, run.seed)
-    settings = replace(run.evaluation, networks=len(rates), epochs=-(-run.evaluation.epochs // 2))
-
-    def sets(index: int) -> TrainingSet:
-        return training_set._replace(learning_rate=rates[index])
-
-    return _test(run, f"{name}, learning rates", settings, sets, others, "learning rate of a baseline").accuracies
-
-
-def _test(
-    run: Run,
-    title: str,
-    settings: EvaluationSettings,
-    training_sets: Callable[[int], TrainingSet],
-    real: LabelledImages,
-    purpose: str,
-) -> Score:
-    """Train networks and return their score on real images."""
-    evaluator = NetworkEvaluator(
-        run.network(), settings, {"test": real}, augmentation=run.data.augmentation, seed=run.seed, purpose=purpose
-    )
-    module, progress = EvaluationModule(evaluator, training_sets, title), RunProgress(title, evaluator=evaluator)
-    trainer = build_trainer(run.config["trainer"], evaluation_folder(run), callbacks=[], progress=progress)
-    trainer.test(module, verbose=False)
-    return module.scores["test"]
-
-
 def _print_table(scores: Mapping[str, Score], dataset: DistilledDataset) -> None:
     console = Console()
-    spread = "±" if console.encoding.startswith("utf") else "+-"
     table = Table(title=f"{dataset.ipc} image{'s' if dataset.ipc > 1 else ''} per class, real test set")
     for column in ("trained on", "accuracy %", "networks"):
         table.add_column(column, justify="left" if column == "trained on" else "right")
     for name, score in scores.items():
-        shown = f"{score.diverged} diverged" if score.diverged else str(score).removesuffix(" %").replace("±", spread)
-        table.add_row(TITLES[name], shown, str(len(score.accuracies)))
+        table.add_row(TITLES[name], _shown(score, console), str(len(score.accuracies)))
     console.print(table)
+
+
+def _print_architectures(rows: Mapping[str, Mapping[str, Score]], dataset: DistilledDataset, run: Run) -> None:
+    console = Console()
+    names = [name for name in TITLES if any(name in scores for scores in rows.values())]
+    images = f"{dataset.ipc} image{'s' if dataset.ipc > 1 else ''} per class"
+    table = Table(title=f"{images}, accuracy % on the real test set")
+    table.add_column("network", justify="left", overflow="fold")
+    for name in names:
+        table.add_column(name, justify="right")
+    for label, scores in rows.items():
+        table.add_row(label, *(_shown(scores[name], console) if name in scores else "" for name in names))
+    console.print(table)
+    count = run.evaluation.networks
+    notes = {"random": f"random real images, {max(count, RANDOM_DRAWS)} draws", "representative": "real images"}
+    notes |= {"distilled": f"mean and standard deviation of {count} networks", "whole": "the experts"}
+    for name in names:
+        say(f"{name}: {notes[name]}")
+
+
+def _shown(score: Score, console: Console) -> str:
+    spread = "±" if console.encoding.startswith("utf") else "+-"
+    return f"{score.diverged} diverged" if score.diverged else str(score).removesuffix(" %").replace("±", spread)

@@ -12,8 +12,15 @@ from typing import Any
 from hydra.utils import get_class
 from torch import nn
 
-from ast_lightning.config.identity import distill_identity, experts_identity, find_folder, short_hash
+from ast_lightning.config.identity import (
+    distill_identity,
+    evaluation_identity,
+    experts_identity,
+    find_folder,
+    short_hash,
+)
 from ast_lightning.config.network import ConvNetSettings
+from ast_lightning.config.schema import kind_of
 from ast_lightning.data import ImageDataModule
 from ast_lightning.distillation import Method
 from ast_lightning.evaluation import EvaluationSettings
@@ -122,5 +129,16 @@ class Run:
         if group == "data":
             label = own.get("name") or label
         if group == "network" and own.get("_target_", ConvNetSettings._target_) != ConvNetSettings._target_:
-            label = own["_target_"].rpartition(".")[2]
+            if kind_of("network", own) is None or label in ("network", "custom"):
+                label = own["_target_"].rpartition(".")[2]
+            else:
+                label = f"{label} {own.get('name', '')}".rstrip()
         return re.sub(r"[^A-Za-z0-9.-]+", "-", label)[:40]
+
+
+def evaluation_folder(run: Run) -> Path:
+    """The folder of the results. Its name depends on the synthetic set, the network and the evaluation options."""
+    synthetic = run.synthetic_folder().absolute()
+    identity = {"synthetic": str(synthetic), **evaluation_identity(run.config)}
+    name = synthetic.parent.parent.name if synthetic.name in ("last", "best") else synthetic.name
+    return Path(run.config["output_dir"]) / "evaluations" / f"{name}_{short_hash(identity)}"

@@ -30,7 +30,8 @@ class Allowed:
 
     Args:
         types: bool, int, float, str, ``list[…]`` and None, joined by ``|`` as in an annotation; ``part`` is a mapping
-            with ``_target_``, or a callable. Any other type allows all values.
+            with ``_target_``, or a callable. Types of items are joined by ``/``. Any other type allows all
+            values.
         least, most: inclusive bounds of numbers.
         above, below: exclusive bounds of numbers.
         choices: the allowed texts; empty: any text.
@@ -53,8 +54,8 @@ class Allowed:
     @property
     def item(self) -> Allowed | None:
         """The allowed values of the items of a list; None if no list is allowed."""
-        items = re.search(r"list\[(\w+)\]", self.types)
-        return replace(self, types=items[1]) if items else None
+        items = re.search(r"list\[([\w/]+)\]", self.types)
+        return replace(self, types=items[1].replace("/", " | ")) if items else None
 
     def holds(self, value: object) -> bool:
         """Whether an option may have this value."""

@@ -62,13 +62,13 @@ def checked(config: DictConfig) -> Config:
     result: Config = asdict(settings_from(RootSettings, root))  # first, as sections refer to these options
     plain = _resolved(config, names)
     plain["network"] = _without_convnet(plain["network"], config)
-    sections = {section: _checked_section(section, plain) for section in reversed(SECTIONS)}  # data refers to expert
+    sections = {section: checked_section(section, plain) for section in reversed(SECTIONS)}  # data refers to expert
     result |= {section: sections[section] for section in SECTIONS}
     result["derived"] = derived = derived_options(result, plain)
     for option, value in derived.items():  # again, for checks of several options at once
         section, _, name = option.partition(".")
         plain[section] = {**plain[section], name: value}
-    result |= {section: _checked_section(section, plain) for section in {each.partition(".")[0] for each in derived}}
+    result |= {section: checked_section(section, plain) for section in {each.partition(".")[0] for each in derived}}
     check_canvases(result["distill"]["canvas"], result["data"].get("preprocessing"))
     for options, names in ((result, _FOLDERS), (result["distill"], ["warm_start"])):
         options.update({name: os.path.expanduser(options[name]) for name in names if options.get(name)})
@@ -130,9 +130,7 @@ def _without_convnet(network: Any, config: DictConfig) -> Any:
     of_others = {each.name for each in fields(ConvNetSettings)} - {each.name for each in fields(kind)}
     task = (_hydra(config).get("overrides") or {}).get("task") or ()
     given = [word.lstrip("+").partition("=")[0] for word in task]
-    return {
-        name: value for name, value in network.items() if name not in of_others or f"network.{name}" in given
-    }
+    return {name: value for name, value in network.items() if name not in of_others or f"network.{name}" in given}
 
 
 def unknown_option(option: str, value: object, added: bool = True) -> ConfigurationError:
@@ -214,7 +212,12 @@ def no_section(section: str, value: object) -> ConfigurationError:
     return ConfigurationError(section, value, "the section is missing", f"choose one of the files in conf/{section}/")
 
 
-def _checked_section(section: str, plain: Config) -> Config:
+def checked_section(section: str, plain: Config) -> Config:
+    """Check one section of a configuration in plain containers, and add the defaults of options that it lacks.
+
+    Raises:
+        ConfigurationError: as :func:`checked`.
+    """
     values = plain.get(section)
     if not isinstance(values, Mapping):
         raise no_section(section, "null" if values is None else values)

@@ -47,6 +47,12 @@ def choices_of_groups() -> str:
     return "\n".join(textwrap.fill(f"{group}: {names}", 118, subsequent_indent="  ") for group, names in found.items())
 
 
+def choices_of(group: str) -> list[str]:
+    """The files of a configuration group that can be chosen, in the search path of the initialised Hydra."""
+    options = GlobalHydra.instance().config_loader().get_group_options(group)
+    return sorted(each for each in options if not _is_base(each))
+
+
 def check_choices(choices: Mapping[str, object]) -> None:
     """Reject a file that others extend, chosen as if it were complete.
 

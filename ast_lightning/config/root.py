@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ast_lightning.config.settings import LARGEST_SEED, Settings, option
 
@@ -39,5 +39,12 @@ class RootSettings(Settings):
         [],
         f"baselines that evaluate.py adds to its table, e.g. baselines=[{','.join(BASELINES)}]",
         choices=BASELINES,
+        result=False,
+    )
+    architectures: list[Any] = option(
+        [],
+        "networks that evaluate.py compares, one row each: names of files in conf/network/ or mappings with _target_, "
+        "e.g. architectures=[convnet,alexnet,vgg11,resnet18]; none: network alone",
+        type="list[str/part]",
         result=False,
     )

@@ -1,6 +1,6 @@
 """Architectures of students and experts, and the functional view of a network."""
 
-from ast_lightning.networks.classic import VGG, AlexNet, LeNet, MLP
+from ast_lightning.networks.classic import MLP, VGG, AlexNet, LeNet
 from ast_lightning.networks.convnet import ConvNet
 from ast_lightning.networks.convolution import ease_second_derivatives
 from ast_lightning.networks.functional import (

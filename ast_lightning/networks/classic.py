@@ -105,7 +105,12 @@ class AlexNet(nn.Module):
         super().__init__()
         AlexNetSettings(normalization=normalization)  # validates the option
         require_size(self, image_size, 8)
-        convolutions = [(128, 5, 4 if _is_28(image_size) else 2), _POOL, (192, 5, 2), _POOL]
+        convolutions: list[tuple[int, int, int] | int] = [
+            (128, 5, 4 if _is_28(image_size) else 2),
+            _POOL,
+            (192, 5, 2),
+            _POOL,
+        ]
         convolutions += [(256, 3, 1), (192, 3, 1), (192, 3, 1), _POOL]
         self.features, self.classifier = _stack(channels, num_classes, image_size, convolutions, normalization, 4)
 
@@ -141,8 +146,10 @@ class VGG(nn.Module):
         VGGSettings(layers=layers, normalization=normalization)  # validates the options
         require_size(self, image_size, 28 if _is_28(image_size) else 32)
         first = 3 if _is_28(image_size) else 1
-        convolutions = [(width, 3, 1) if width else _POOL for width in _VGG[layers]]
-        convolutions[0] = (_VGG[layers][0], 3, first)
+        paddings = [first, *[1] * (len(_VGG[layers]) - 1)]
+        convolutions: list[tuple[int, int, int] | int] = [
+            (width, 3, padding) if width else _POOL for width, padding in zip(_VGG[layers], paddings, strict=True)
+        ]
         self.features, self.classifier = _stack(channels, num_classes, image_size, convolutions, normalization, 1)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, replace_all_batch_norm_modules_
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from ast_lightning.errors import ConfigurationError, raised
 from ast_lightning.randomness import Key, keyed_global_state
@@ -161,16 +162,16 @@ class FunctionalNetwork:
         name = next(moved, None)
         return None if name is None else f"its buffer {name} changes when it is evaluated"
 
-    def require_pure(self, image: Tensor, num_classes: int | None = None, batch: int = 2) -> None:
-        """Reject a network that cannot be used as a student.
+    def require_logits(self, image: Tensor, num_classes: int | None = None, batch: int = 2) -> None:
+        """Reject a network that does not return one logit per image and class.
 
         Args:
             image: any image, ``[C, H, W]``.
             num_classes: required number of logits, if known.
-            batch: size of the smallest batch that it will be trained on.
+            batch: size of the batch that is tried.
 
         Raises:
-            ConfigurationError: the output is not ``[batch, classes]``, or depends on more than parameters and images.
+            ConfigurationError: it raises an exception, or the output is not ``[batch, classes]``.
         """
         name = _qualified(self.factory)
         try:
@@ -188,10 +189,30 @@ class FunctionalNetwork:
         ):
             problem = f"it gives {found}, and logits [{batch}, {num_classes or 'classes'}] are needed"
             raise ConfigurationError("network", name, problem, "return one tensor with a logit for each class")
+
+    def require_pure(self, image: Tensor, num_classes: int | None = None, batch: int = 2) -> None:
+        """Reject a network that cannot be used as a student.
+
+        Args:
+            image: any image, ``[C, H, W]``.
+            num_classes: required number of logits, if known.
+            batch: size of the smallest batch that it will be trained on.
+
+        Raises:
+            ConfigurationError: the output is not ``[batch, classes]``, or depends on more than parameters and images.
+        """
+        self.require_logits(image, num_classes, batch)
         if impurity := self.impurity(image):
             problem = f"{impurity}, but a student must depend only on its parameters and images"
             remedy = "remove that layer; dropout of torch.nn.Dropout layers is turned off in students"
-            raise ConfigurationError("network", name, problem, remedy)
+            raise ConfigurationError("network", _qualified(self.factory), problem, remedy)
+
+    def forward_flops(self, image: Tensor) -> float:
+        """Floating-point operations of a forward pass of one image ``[C, H, W]``, as torch counts them."""
+        images = image.expand(2, *image.shape)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            self(self.initial_parameters(0), images)
+        return counter.get_total_flops() / len(images)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> FunctionalNetwork:
         """Move the buffers and convert floating-point ones to ``dtype``. Parameters are arguments of every call."""

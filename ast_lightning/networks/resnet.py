@@ -69,7 +69,7 @@ class ResNet18(nn.Module):
 
 
 class _Block(nn.Module):
-    """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)). A shrinking block halves the maps, by stride or by pooling."""
+    """relu(norm(conv(relu(norm(conv(x))))) + shortcut(x)). It may halve its maps, by stride or by pooling."""
 
     def __init__(self, width: int, outputs: int, size: _Size, normalization: str, shrinks: bool, pools: bool) -> None:
         super().__init__()

@@ -14,7 +14,6 @@ from lightning.pytorch.plugins.environments import (
     TorchElasticEnvironment,
 )
 
-from ast_lightning.callbacks import RunProgress
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.parallel.devices import devices_of
 from ast_lightning.parallel.failures import EndOfRank, strategy_of
@@ -32,7 +31,7 @@ def build_trainer(
     folder: Path,
     *,
     callbacks: Sequence[Callback] = (),
-    progress: RunProgress | None = None,
+    progress: Callback | None = None,
     states: RunStates | None = None,
     **fixed: Any,
 ) -> Trainer:
