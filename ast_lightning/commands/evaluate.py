@@ -24,6 +24,7 @@ from ast_lightning.synthetic import DistilledDataset, load_distilled
 from ast_lightning.terminal import is_rank_zero, say
 from ast_lightning.trajectories import TrajectoryStore
 
+
 def evaluate(run: Run) -> dict[str, float]:
     """Train new networks on the distilled images and on the real images of ``baselines``, and print a table.
 
@@ -173,10 +174,13 @@ def _print_architectures(rows: Mapping[str, Mapping[str, Score]], dataset: Disti
         table.add_row(label, *(_shown(scores[name], console) if name in scores else "" for name in names))
     console.print(table)
     count = run.evaluation.networks
-    notes = {"random": f"random real images, {max(count, RANDOM_DRAWS)} draws", "representative": "real images"}
-    notes |= {"distilled": f"mean and standard deviation of {count} networks", "whole": "the experts"}
-    for name in names:
-        say(f"{name}: {notes[name]}")
+    notes = {
+        "distilled": f"mean and standard deviation of {count} networks",
+        "random": f"random: {max(count, RANDOM_DRAWS)} draws of real images",
+        "representative": "representative: real images",
+        "whole": "whole: the experts",
+    }
+    say("; ".join(note for name, note in notes.items() if name in names))
 
 
 def _shown(score: Score, console: Console) -> str:

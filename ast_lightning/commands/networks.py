@@ -106,6 +106,8 @@ def _architecture(entry: str | Mapping[str, Any], run: Run) -> tuple[str, str, C
         section = compose(f"network/{entry}").network
     whole = OmegaConf.create({**run.config, "network": section})  # which its interpolations may refer to
     if missing := sorted(name for name in section if OmegaConf.is_missing(section, name)):
-        remedy = f"give a mapping: {{_target_: {section['_target_']}, {missing[0]}: …}}"
+        kind = "…" if "_target_" in missing else section["_target_"]
+        others = "".join(f", {name}: …" for name in missing if name != "_target_")
+        remedy = f"give a mapping instead: {{_target_: {kind}{others}}}"
         raise ConfigurationError("network", entry, f"it needs {missing[0]}", remedy)
     return entry, entry, OmegaConf.to_container(whole.network, resolve=True)  # type: ignore[return-value]

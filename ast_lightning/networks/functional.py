@@ -105,6 +105,12 @@ def _qualified(target: Any) -> str:
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', type(target).__name__)}"
 
 
+def _remedy(target: Any) -> str | None:
+    """The remedy that a class of networks gives for logits that cannot be used, as its attribute ``remedy``."""
+    found: str | None = getattr(target.func if isinstance(target, functools.partial) else target, "remedy", None)
+    return found
+
+
 def _plain(value: Any, option: str) -> Any:
     """Convert an argument of a network to plain JSON values; classes and functions become their names."""
     if value is None or isinstance(value, bool | int | float | str):
@@ -188,7 +194,8 @@ class FunctionalNetwork:
             or logits.shape != (batch, num_classes or logits.shape[1])
         ):
             problem = f"it gives {found}, and logits [{batch}, {num_classes or 'classes'}] are needed"
-            raise ConfigurationError("network", name, problem, "return one tensor with a logit for each class")
+            remedy = _remedy(self.factory) or "return one tensor with a logit for each class"
+            raise ConfigurationError("network", name, problem, remedy)
 
     def require_pure(self, image: Tensor, num_classes: int | None = None, batch: int = 2) -> None:
         """Reject a network that cannot be used as a student.
@@ -204,7 +211,8 @@ class FunctionalNetwork:
         self.require_logits(image, num_classes, batch)
         if impurity := self.impurity(image):
             problem = f"{impurity}, but a student must depend only on its parameters and images"
-            remedy = "remove that layer; dropout of torch.nn.Dropout layers is turned off in students"
+            remedy = _remedy(self.factory) or "remove that layer"
+            remedy += "; dropout of torch.nn.Dropout layers is turned off in students"
             raise ConfigurationError("network", _qualified(self.factory), problem, remedy)
 
     def forward_flops(self, image: Tensor) -> float:

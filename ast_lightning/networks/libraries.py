@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ast_lightning.errors import ConfigurationError
 
+_REMEDY = "switch it off by network.arguments, e.g. {stochastic_depth_prob: 0}, or choose another network.name"
+
 
 class Torchvision(nn.Module):
     """A classifier of ``torchvision.models``.
@@ -33,6 +35,8 @@ class Torchvision(nn.Module):
     >>> sum(parameter.numel() for parameter in Torchvision(3, 10, (32, 32), "resnet18").parameters())
     11181642
     """
+
+    remedy = _REMEDY
 
     def __init__(
         self,
@@ -81,6 +85,8 @@ class Timm(nn.Module):
     Raises:
         ConfigurationError: timm is not installed, or has no such network.
     """
+
+    remedy = _REMEDY
 
     def __init__(
         self,

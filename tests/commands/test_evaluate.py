@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ast_lightning.commands import evaluate
+from ast_lightning.commands import measurement, scores
 from ast_lightning.commands.evaluate import evaluation_folder
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation.baselines import LEARNING_RATES
@@ -41,13 +41,13 @@ def record_of(folder: Path, *overrides: str) -> dict[str, Any]:
 def test_the_learning_rate_of_a_baseline_is_the_best_on_held_out_training_images(
     folder: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tested, test = [], evaluate._test
+    tested, test = [], measurement._test
 
     def spy(run: Any, title: str, settings: Any, sets: Any, real: Any, purpose: str) -> Any:
         tested.append((title, {sets(index).learning_rate for index in range(settings.networks)}, real))
         return test(run, title, settings, sets, real, purpose)
 
-    monkeypatch.setattr(evaluate, "_test", spy)
+    monkeypatch.setattr(measurement, "_test", spy)
     command("evaluate", folder, "baselines=[random,representative]", "evaluation.epochs=30")
     record, printed = record_of(folder, "evaluation.epochs=30"), capsys.readouterr().out
     for name in ("random", "representative"):
@@ -131,7 +131,7 @@ def test_a_changed_digit_is_no_result(folder: Path, command: Command) -> None:
 def test_an_interrupted_evaluation_keeps_what_it_has_measured(
     folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train = evaluate._train
+    train = scores.train
 
     def interrupted(run: Any, name: str, sets: Any) -> Any:
         if name == "distilled":
@@ -139,7 +139,7 @@ def test_an_interrupted_evaluation_keeps_what_it_has_measured(
         return train(run, name, sets)
 
     with monkeypatch.context() as patched:
-        patched.setattr(evaluate, "_train", interrupted)
+        patched.setattr(scores, "train", interrupted)
         with pytest.raises(KeyboardInterrupt):
             command("evaluate", folder, RANDOM)
     assert list(record_of(folder)["accuracies"]) == ["random"]

@@ -1,0 +1,154 @@
+"""evaluate.py with several networks: one table, and the stored scores of each network as if it were evaluated alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import get_class
+
+from ast_lightning.commands import scores
+from ast_lightning.commands.evaluate import evaluation_folder
+from ast_lightning.commands.networks import architectures
+from ast_lightning.config.identity import experts_identity
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.storage.checksums import unseal
+from ast_lightning.storage.files import read_json
+from ast_lightning.synthetic import load_distilled, save_distilled
+
+from .conftest import ROOT, SMALL, Command, composed, run_of
+from .test_commands import distilled_folder
+from .test_resuming import with_experts
+
+NARROW = "{_target_: ast_lightning.networks.ConvNet, width: 4, depth: 1, normalization: batch}"
+FEW = ("evaluation.baseline_lr=same", "evaluation.epochs=2")
+FILES = sorted(path.stem for path in (ROOT / "conf" / "network").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def folder(output: Path, tmp_path_factory: pytest.TempPathFactory, command: Command) -> Path:
+    folder = with_experts(output, tmp_path_factory.mktemp("architectures"))
+    command("distill", folder, "distill.max_steps=2")
+    return folder
+
+
+def record_of(folder: Path, *overrides: str) -> dict[str, Any]:
+    return unseal(read_json(evaluation_folder(run_of(*SMALL, f"output_dir={folder}", *overrides)) / "results.json"))
+
+
+def test_one_row_for_each_architecture_with_the_baselines_beside_it(
+    folder: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (f"architectures=[convnet,mlp,{NARROW}]", *FEW)
+    metrics = command("evaluate", folder, *words)
+    printed = capsys.readouterr().out
+    narrow = "ConvNet(width=4, depth=1, normalization=batch)"
+    scored = {name: ["random", "representative", "distilled"] for name in ("mlp", narrow)}
+    scored["convnet"] = [*scored["mlp"], "whole"]  # the experts' network alone
+    assert {key for key in metrics if key.endswith("_accuracy")} == {
+        f"{name}/{each}_accuracy" for name, names in scored.items() for each in names
+    }
+    table = [line for line in printed.splitlines() if line.startswith(("│", "|"))]
+    assert [line.split()[1] for line in table if line.split()[1] in ("convnet", "mlp")] == ["convnet", "mlp"]
+    assert printed.count("results.json") == 3
+
+    synthetic = f"synthetic={distilled_folder(folder) / 'synthetic' / 'last'}"
+    alone = command("evaluate", folder, synthetic, "network=mlp", "baselines=[random]", *FEW)
+    assert "already finished" in capsys.readouterr().out
+    assert alone["distilled_accuracy"] == metrics["mlp/distilled_accuracy"]
+    assert command("evaluate", folder, *FEW) == {
+        key.partition("/")[2]: value for key, value in metrics.items() if key.startswith("convnet/")
+    }
+    capsys.readouterr()
+    assert command("evaluate", folder, *words) == metrics
+    assert "training " not in capsys.readouterr().out
+    # the experts of another network select the representative images
+    assert record_of(folder, *FEW)["inputs"]["representative"].items() <= (
+        record_of(folder, synthetic, "network=mlp", *FEW)["inputs"]["representative"].items()
+    )
+
+
+def test_an_interrupted_comparison_goes_on_with_the_next_score(
+    folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words, trained, train = ("architectures=[convnet,mlp]", *FEW, "baselines=[random]", "seed=0"), [], scores.train
+
+    def interrupted(evaluation: Any, name: str, sets: Any) -> Any:
+        trained.append((evaluation.label, name))
+        if trained == [("convnet", "random"), ("convnet", "distilled"), ("mlp", "random"), ("mlp", "distilled")]:
+            raise KeyboardInterrupt
+        return train(evaluation, name, sets)
+
+    monkeypatch.setattr(scores, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        command("evaluate", folder, *words, "evaluation.epochs=3")
+    trained.clear()
+    command("evaluate", folder, *words, "evaluation.epochs=3")
+    assert trained == [("mlp", "distilled")]
+
+
+def test_a_set_of_others_with_soft_labels(folder: Path, command: Command, tmp_path: Path) -> None:
+    dataset = load_distilled(distilled_folder(folder) / "synthetic" / "last")
+    labels = 0.9 * dataset.labels.new_zeros(10, 10).float().scatter(1, dataset.labels.unsqueeze(1), 1.0) + 0.01
+    save_distilled(dataclasses.replace(dataset, labels=labels), tmp_path / "set")
+    metrics = command("evaluate", folder, f"synthetic={tmp_path / 'set'}", "architectures=[mlp,alexnet]", *FEW)
+    assert set(metrics) >= {"mlp/distilled_accuracy", "alexnet/distilled_accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "option", "words"),
+    [
+        ("[convnet,alxnet]", "architectures[1]", "did you mean alexnet?"),
+        ("[torchvision]", "architectures[0]", "it needs name"),
+        ("[custom]", "architectures[0]", "it needs _target_"),
+        ("[base_vgg]", "architectures[0]", "vgg11"),
+        ("[{_target_: ast_lightning.networks.Torchvision, name: resnet81}]", "architectures[0].name", "resnet18"),
+        ("[{_target_: ast_lightning.networks.VGG, layer: 11}]", "architectures[0].layer", "layers"),
+        ("[{_target_: nowhere.Net}]", "architectures[0]._target_", "cannot be imported"),
+        ("[convnet,vgg11]", "architectures", "32×32 pixels or more"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(
+    entries: str, option: str, words: str, folder: Path, command: Command
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        command("evaluate", folder, f"architectures={entries}")
+    assert caught.value.option == option
+    assert words in str(caught.value)
+
+
+def test_an_entry_is_composed_without_the_overrides_of_the_run() -> None:
+    run = run_of("experiment=digits_quickstart", "architectures=[convnet,vgg16]", "network=vgg11")
+    found = {label: each.config["network"] for label, each in architectures(run).items()}
+    assert found["vgg16"] == {"_target_": "ast_lightning.networks.VGG", "layers": 16, "normalization": "instance"}
+    assert found["convnet"]["width"] == 128  # 32 in the experiment
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_keys_of_a_network_are_its_arguments_and_identify_a_run(name: str) -> None:
+    given = {"custom": "network._target_=ast_lightning.networks.MLP"}.get(name, "network.name=resnet18")
+    words = [f"network={name}", *([given] if name in ("custom", "torchvision", "timm") else [])]
+    network = composed(*words)["network"]
+    own = set(inspect.signature(get_class(network["_target_"])).parameters) - {"channels", "num_classes", "image_size"}
+    assert set(network) == {"_target_", *own}
+    if name not in ("timm", "torchvision", "custom"):
+        others = [
+            experts_identity(run_of(f"network={each}").config)
+            for each in FILES
+            if each not in (name, "custom") and each not in ("timm", "torchvision")
+        ]
+        assert experts_identity(run_of(*words).config) not in others
+
+
+def test_an_experiment_sets_options_of_convnet_alone() -> None:
+    assert run_of("experiment=fashion_mnist_demo", "network=resnet18").config["network"] == {
+        "_target_": "ast_lightning.networks.ResNet18",
+        "normalization": "instance",
+        "downsampling": "stride",
+        "stem": "small",
+    }
+    with pytest.raises(ConfigurationError, match=r"network\.width=3: the chosen network has no such option"):
+        run_of("experiment=fashion_mnist_demo", "network=resnet18", "network.width=3")
