@@ -13,7 +13,7 @@ from ast_lightning.callbacks import SharedProgress
 from ast_lightning.commands.measurement import TITLES, Evaluation, training_sets
 from ast_lightning.commands.networks import architectures
 from ast_lightning.commands.run import Run, evaluation_folder
-from ast_lightning.commands.scores import measure, metrics_of, remaining_work
+from ast_lightning.commands.scores import measure, metrics_of, remaining_seconds
 from ast_lightning.commands.stores import check_store, open_store
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import Score
@@ -82,8 +82,7 @@ def _compare_architectures(run: Run, rows: Mapping[str, Evaluation]) -> dict[str
         except ConfigurationError as error:
             remedy = f"leave {label} out, or {error.remedy}"
             raise ConfigurationError("architectures", label, error.problem, remedy) from error
-    work = {label: remaining_work(row) for label, row in rows.items()}
-    progress = SharedProgress(sum(work.values()))
+    progress = SharedProgress(sum(map(remaining_seconds, rows.values())) if is_rank_zero() else 1.0)
     try:
         return {label: measure(replace(row, progress=progress)) for label, row in rows.items()}
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,6 +25,7 @@ from ast_lightning.evaluation.baselines import (
     representative_set,
 )
 from ast_lightning.networks import FunctionalNetwork
+from ast_lightning.parallel.devices import device_type
 from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.synthetic import DistilledDataset, TrainingSet
 from ast_lightning.terminal import say
@@ -80,31 +82,33 @@ class Evaluation:
         Raises:
             ConfigurationError: it cannot be built, or does not return logits.
         """
-        self._functional.require_logits(self._image, self.run.data.num_classes)
+        data = self.run.data
+        FunctionalNetwork(self.run.network()).require_logits(
+            torch.zeros(data.channels, *data.image_size), data.num_classes
+        )
 
-    def work_of(self, name: str) -> float:
-        """The floating-point operations of one score, with the comparison of learning rates."""
-        work = self.work_of_test(_settings(self.run, name), len(self.run.data.test))
-        if is_compared(self.run, name):
-            work += self.work_of_test(_settings_of_comparison(self.run), min(MOST_HELD_OUT, len(self.run.data.train)))
-        return work
+    def seconds_of(self, name: str) -> float:
+        """Estimated seconds to measure a score, with the comparison of learning rates."""
+        if name == "whole":
+            return 0.0
+        seconds = self.seconds_of_test(_settings(self.run, name), len(self.run.data.test))
+        if _is_compared(self.run, name):
+            held = min(MOST_HELD_OUT, len(self.run.data.train))
+            seconds += self.seconds_of_test(_settings_of_comparison(self.run), held)
+        return seconds
 
-    def work_of_test(self, settings: EvaluationSettings, real: int) -> float:
-        """The floating-point operations of training and testing; a training step takes three forward passes."""
-        passes = 3 * settings.epochs * len(self.dataset.images) + real
-        return self._flops * settings.networks * passes
+    def seconds_of_test(self, settings: EvaluationSettings, real: int) -> float:
+        """Estimated seconds to train networks and test them; a training step takes three forward passes."""
+        return self._epoch * settings.networks * (settings.epochs + real / len(self.dataset.images) / 3)
 
     @cached_property
-    def _flops(self) -> float:
-        return self._functional.forward_flops(self._image)
-
-    @cached_property
-    def _functional(self) -> FunctionalNetwork:
-        return FunctionalNetwork(self.run.network())
-
-    @property
-    def _image(self) -> torch.Tensor:
-        return torch.zeros(self.run.data.channels, *self.run.data.image_size)
+    def _epoch(self) -> float:
+        """Seconds of an epoch of one network, measured after a first epoch."""
+        settings, times = replace(self.run.evaluation, networks=1, epochs=2), []
+        evaluator = NetworkEvaluator(self.run.network(), settings, {}, augmentation=self.run.data.augmentation)
+        evaluator.on_epoch = lambda: times.append(time.perf_counter())
+        evaluator.run([0], self.sets("distilled"), torch.device(device_type(self.run.config["trainer"])))
+        return times[1] - times[0]
 
 
 def training_sets(run: Run, dataset: DistilledDataset, store: TrajectoryStore | None, name: str) -> TrainingSets:
@@ -131,7 +135,7 @@ def train(evaluation: Evaluation, name: str, training_sets: TrainingSets) -> tup
     """Return the score of networks on these sets, and the accuracy of each compared learning rate (None: diverged)."""
     run, sets, compared = evaluation.run, training_sets, {}
     settings = _settings(run, name)
-    if is_compared(run, name):
+    if _is_compared(run, name):
         rates = rates_of(run)
         compared = dict(zip(rates, _compare(evaluation, name, training_sets(0)), strict=False))  # fast_dev_run: fewer
         best = max(compared, key=lambda rate: -1 if math.isnan(compared[rate]) else compared[rate])
@@ -151,7 +155,7 @@ def _settings(run: Run, name: str) -> EvaluationSettings:
     return replace(run.evaluation, networks=max(networks, RANDOM_DRAWS) if name == "random" else networks)
 
 
-def is_compared(run: Run, name: str) -> bool:
+def _is_compared(run: Run, name: str) -> bool:
     """Whether several learning rates are compared before the networks of a score are trained."""
     return name != "distilled" and len(rates_of(run)) > 1
 
@@ -190,8 +194,8 @@ def _test(
     if shared is None:
         progress: RunProgress | SharedProgress = RunProgress(title, evaluator=evaluator)
     else:
-        work = evaluation.work_of_test(settings, len(real))
-        progress = shared.part(f"{evaluation.label}, {title}", evaluator, work)
+        seconds = evaluation.seconds_of_test(settings, len(real))
+        progress = shared.part(f"{evaluation.label}, {title}", evaluator, seconds)
     trainer = build_trainer(run.config["trainer"], evaluation.folder, callbacks=[], progress=progress)
     trainer.test(module, verbose=False)
     return module.scores["test"]

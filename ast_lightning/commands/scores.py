@@ -35,11 +35,11 @@ def measure(evaluation: Evaluation) -> dict[str, Score]:
         return _scores(evaluation)
 
 
-def remaining_work(evaluation: Evaluation) -> float:
-    """The floating-point operations of the scores that have to be measured, for the progress of several evaluations."""
+def remaining_seconds(evaluation: Evaluation) -> float:
+    """The estimated seconds of the scores that have to be measured, for the progress of several evaluations."""
     fresh = evaluation.run.fresh or evaluation.run.fast_dev_run
     results = _reusable({} if fresh else _read(evaluation.folder / "results.json"), _all_inputs(evaluation))
-    return sum(evaluation.work_of(name) for name in _missing(evaluation, results) if name != "whole")
+    return sum(map(evaluation.seconds_of, _missing(evaluation, results)))
 
 
 def _scores(evaluation: Evaluation) -> dict[str, Score]:

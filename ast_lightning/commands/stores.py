@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ast_lightning import compilation
 from ast_lightning.commands.run import Run
@@ -60,9 +61,9 @@ def choose_compilation(run: Run, forward_passes: float, never: str | None = None
     Raises:
         ConfigurationError: the network is not supported, or ``compile=true`` and compilation is not possible.
     """
-    option, image = run.config["compile"], torch.zeros(run.data.channels, *run.data.image_size)
+    option, images = run.config["compile"], torch.zeros(2, run.data.channels, *run.data.image_size)
     network = FunctionalNetwork(run.network())
-    network.require_pure(image, run.data.num_classes)
+    network.require_pure(images[0], run.data.num_classes)
     if never and option is True:
         raise ConfigurationError("compile", "true", never, "set compile=auto")
     if never is None and run.fast_dev_run and option == "auto":
@@ -70,7 +71,9 @@ def choose_compilation(run: Run, forward_passes: float, never: str | None = None
     if never:
         choice = Compilation(reason=never)
     else:
-        flops = network.forward_flops(image) * forward_passes
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(network.initial_parameters(0), images)
+        flops = counter.get_total_flops() / len(images) * forward_passes
         choice = compilation.choose_compilation(option, device_type(run.config["trainer"]), flops)
     say(f"compile: {choice}")
     return choice

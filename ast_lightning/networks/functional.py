@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, replace_all_batch_norm_modules_
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from ast_lightning.errors import ConfigurationError, raised
 from ast_lightning.randomness import Key, keyed_global_state
@@ -214,13 +213,6 @@ class FunctionalNetwork:
             remedy = _remedy(self.factory) or "remove that layer"
             remedy += "; dropout of torch.nn.Dropout layers is turned off in students"
             raise ConfigurationError("network", _qualified(self.factory), problem, remedy)
-
-    def forward_flops(self, image: Tensor) -> float:
-        """Floating-point operations of a forward pass of one image ``[C, H, W]``, as torch counts them."""
-        images = image.expand(2, *image.shape)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self(self.initial_parameters(0), images)
-        return counter.get_total_flops() / len(images)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> FunctionalNetwork:
         """Move the buffers and convert floating-point ones to ``dtype``. Parameters are arguments of every call."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from ast_lightning.callbacks import RunProgress, progress
+from ast_lightning.callbacks import RunProgress, SharedProgress, progress
 from ast_lightning.terminal import format_seconds, say
 
 
@@ -158,3 +158,32 @@ def test_the_estimate_is_printed_once_and_counts_the_runs_to_come(
 )
 def test_format_seconds(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+def go_through_parts(shared: SharedProgress) -> None:
+    for name, epochs, work in (("convnet, random", 4, 1.0), ("resnet18, random", 2, 9.0)):
+        evaluator: Any = SimpleNamespace(settings=SimpleNamespace(epochs=epochs), on_epoch=None)
+        callback = shared.part(name, evaluator, work)
+        callback.on_test_start(trainer_at(0, total=1), None)  # type: ignore[arg-type]
+        for _ in range(epochs):
+            evaluator.on_epoch()
+    shared.close()
+
+
+def test_one_bar_weighs_evaluations_by_their_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_QUIET", 0)
+    go_through_parts(SharedProgress(10.0))
+    lines = [line.split(" [")[0] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        *(f"convnet, random: {share} %" for share in (2, 5, 8, 10)),
+        *(f"resnet18, random: {share} %" for share in (55, 100)),
+    ]
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    go_through_parts(SharedProgress(10.0))
+    last = terminal.getvalue().replace("\r", "\n").strip().splitlines()[-1]
+    assert last.startswith("resnet18, random")
+    assert "100 %" in last

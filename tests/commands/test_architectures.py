@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.nn.functional as F
 from hydra.utils import get_class
 
+from ast_lightning.commands import evaluate as module
 from ast_lightning.commands import scores
-from ast_lightning.commands.evaluate import evaluation_folder
+from ast_lightning.commands.evaluate import evaluate, evaluation_folder
 from ast_lightning.commands.networks import architectures
-from ast_lightning.config.identity import experts_identity
+from ast_lightning.commands.run import Run
+from ast_lightning.config.check import checked
+from ast_lightning.config.identity import experts_identity, short_hash
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import unseal
 from ast_lightning.storage.files import read_json
 from ast_lightning.synthetic import load_distilled, save_distilled
+from ast_lightning.synthetic.interchange import export_published, import_published, read_likeness
 
 from .conftest import ROOT, SMALL, Command, composed, run_of
 from .test_commands import distilled_folder
@@ -35,8 +40,8 @@ def folder(output: Path, tmp_path_factory: pytest.TempPathFactory, command: Comm
     return folder
 
 
-def record_of(folder: Path, *overrides: str) -> dict[str, Any]:
-    return unseal(read_json(evaluation_folder(run_of(*SMALL, f"output_dir={folder}", *overrides)) / "results.json"))
+def record_of(run: Run) -> dict[str, Any]:
+    return unseal(read_json(evaluation_folder(run) / "results.json"))
 
 
 def test_one_row_for_each_architecture_with_the_baselines_beside_it(
@@ -56,7 +61,9 @@ def test_one_row_for_each_architecture_with_the_baselines_beside_it(
     assert printed.count("results.json") == 3
 
     synthetic = f"synthetic={distilled_folder(folder) / 'synthetic' / 'last'}"
-    alone = command("evaluate", folder, synthetic, "network=mlp", "baselines=[random]", *FEW)
+    others = [word for word in SMALL if not word.startswith("network.")]
+    run = run_of(*others, f"output_dir={folder}", synthetic, "network=mlp", "baselines=[random]", *FEW)
+    alone = evaluate(run)
     assert "already finished" in capsys.readouterr().out
     assert alone["distilled_accuracy"] == metrics["mlp/distilled_accuracy"]
     assert command("evaluate", folder, *FEW) == {
@@ -65,10 +72,9 @@ def test_one_row_for_each_architecture_with_the_baselines_beside_it(
     capsys.readouterr()
     assert command("evaluate", folder, *words) == metrics
     assert "training " not in capsys.readouterr().out
-    # the experts of another network select the representative images
-    assert record_of(folder, *FEW)["inputs"]["representative"].items() <= (
-        record_of(folder, synthetic, "network=mlp", *FEW)["inputs"]["representative"].items()
-    )
+    # the experts, whose network is another, select the same representative images for all
+    of_mlp, of_convnet = record_of(run), record_of(run_of(*SMALL, f"output_dir={folder}", *FEW))
+    assert of_mlp["inputs"]["representative"] == of_convnet["inputs"]["representative"]
 
 
 def test_an_interrupted_comparison_goes_on_with_the_next_score(
@@ -90,12 +96,20 @@ def test_an_interrupted_comparison_goes_on_with_the_next_score(
     assert trained == [("mlp", "distilled")]
 
 
-def test_a_set_of_others_with_soft_labels(folder: Path, command: Command, tmp_path: Path) -> None:
-    dataset = load_distilled(distilled_folder(folder) / "synthetic" / "last")
-    labels = 0.9 * dataset.labels.new_zeros(10, 10).float().scatter(1, dataset.labels.unsqueeze(1), 1.0) + 0.01
-    save_distilled(dataclasses.replace(dataset, labels=labels), tmp_path / "set")
-    metrics = command("evaluate", folder, f"synthetic={tmp_path / 'set'}", "architectures=[mlp,alexnet]", *FEW)
-    assert set(metrics) >= {"mlp/distilled_accuracy", "alexnet/distilled_accuracy"}
+def test_an_imported_set_and_soft_labels(
+    folder: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = distilled_folder(folder) / "synthetic" / "last"
+    dataset = load_distilled(last)
+    files = export_published(dataset, tmp_path, "best")
+    save_distilled(tmp_path / "set", import_published(files[0], read_likeness(last)))
+    words = (f"synthetic={tmp_path / 'set'}", "architectures=[convnet,mlp]", "baselines=[]", *FEW)
+    hard = command("evaluate", folder, *words)
+    labels = 0.9 * F.one_hot(dataset.labels, 10).float() + 0.01
+    monkeypatch.setattr(module, "load_distilled", lambda path: dataclasses.replace(dataset, labels=labels))
+    soft = command("evaluate", folder, *words, "evaluation.epochs=3")
+    assert set(soft) == set(hard)
+    assert set(soft) >= {"convnet/distilled_accuracy", "mlp/distilled_accuracy"}
 
 
 @pytest.mark.parametrize(
@@ -127,20 +141,13 @@ def test_an_entry_is_composed_without_the_overrides_of_the_run() -> None:
     assert found["convnet"]["width"] == 128  # 32 in the experiment
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_keys_of_a_network_are_its_arguments_and_identify_a_run(name: str) -> None:
-    given = {"custom": "network._target_=ast_lightning.networks.MLP"}.get(name, "network.name=resnet18")
-    words = [f"network={name}", *([given] if name in ("custom", "torchvision", "timm") else [])]
-    network = composed(*words)["network"]
-    own = set(inspect.signature(get_class(network["_target_"])).parameters) - {"channels", "num_classes", "image_size"}
-    assert set(network) == {"_target_", *own}
-    if name not in ("timm", "torchvision", "custom"):
-        others = [
-            experts_identity(run_of(f"network={each}").config)
-            for each in FILES
-            if each not in (name, "custom") and each not in ("timm", "torchvision")
-        ]
-        assert experts_identity(run_of(*words).config) not in others
+def test_keys_of_a_network_are_its_arguments_and_every_file_is_another_run() -> None:
+    given = {"custom": ["network._target_=my.Net"]} | {name: ["network.name=a"] for name in ("torchvision", "timm")}
+    networks = {name: checked(composed(f"network={name}", *given.get(name, []))) for name in FILES}
+    assert len({short_hash(experts_identity(config)) for config in networks.values()}) == len(FILES)
+    for config in (config["network"] for name, config in networks.items() if name != "custom"):
+        own = set(inspect.signature(get_class(config["_target_"])).parameters)
+        assert set(config) == {"_target_", *own} - {"channels", "num_classes", "image_size"}
 
 
 def test_an_experiment_sets_options_of_convnet_alone() -> None:
