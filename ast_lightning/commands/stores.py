@@ -64,6 +64,8 @@ def choose_compilation(run: Run, forward_passes: float, never: str | None = None
     option, images = run.config["compile"], torch.zeros(2, run.data.channels, *run.data.image_size)
     network = FunctionalNetwork(run.network())
     network.require_pure(images[0], run.data.num_classes)
+    if run.distill.needs_experts:
+        network.require_second_derivatives(images[0])
     if never and option is True:
         raise ConfigurationError("compile", "true", never, "set compile=auto")
     if never is None and run.fast_dev_run and option == "auto":
@@ -239,7 +241,10 @@ def make_store(run: Run, **differs: Any) -> TrajectoryStore:
     """
     folder = run.experts_folder()
     image, rest = torch.zeros(run.data.channels, *run.data.image_size), len(run.data.train) % run.expert.batch_size
-    FunctionalNetwork(run.network()).require_pure(image, run.data.num_classes, batch=1 if rest == 1 else 2)
+    network = FunctionalNetwork(run.network())
+    network.require_pure(image, run.data.num_classes, batch=1 if rest == 1 else 2)
+    if run.distill.needs_experts:
+        network.require_second_derivatives(image)
     data = run.data.describe()
     # whitening matrices differ in their last bits between machines and numbers of threads: recorded, but not compared
     fingerprint = data.pop("preprocessing_fingerprint")

@@ -214,6 +214,27 @@ class FunctionalNetwork:
             remedy += "; dropout of torch.nn.Dropout layers is turned off in students"
             raise ConfigurationError("network", _qualified(self.factory), problem, remedy)
 
+    def require_second_derivatives(self, image: Tensor) -> None:
+        """Reject a network with a layer through whose gradient torch cannot differentiate.
+
+        Args:
+            image: any image, ``[C, H, W]``.
+
+        Raises:
+            ConfigurationError: naming the operation.
+        """
+        images = image.detach().to("cpu", torch.float32).expand(2, *image.shape).clone().requires_grad_()
+        theta = self.initial_parameters(0, "skeleton").requires_grad_()
+        (gradient,) = torch.autograd.grad(self(theta, images).square().sum(), theta, create_graph=True)
+        try:
+            torch.autograd.grad(gradient.sum(), images, allow_unused=True)
+        except RuntimeError as error:
+            if "is not implemented" not in str(error):
+                raise
+            problem = f"a student is differentiated twice, and {str(error).splitlines()[0]}"
+            remedy = "choose another network, or replace that layer (nn.Hardsigmoid, for example, by nn.Sigmoid)"
+            raise ConfigurationError("network", _qualified(self.factory), problem, remedy) from error
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> FunctionalNetwork:
         """Move the buffers and convert floating-point ones to ``dtype``. Parameters are arguments of every call."""
         self._skeleton.to(device, dtype)

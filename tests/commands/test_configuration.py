@@ -24,7 +24,8 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import EvaluationSettings
 from ast_lightning.experts import ExpertSettings
 from ast_lightning.networks import ConvNet
-from ast_lightning.networks.convnet import _ACTIVATIONS, _NORMALIZATIONS, _POOLINGS
+from ast_lightning.networks.convnet import _ACTIVATIONS, _POOLINGS
+from ast_lightning.networks.layers import NORMALIZATIONS as BUILT_NORMALIZATIONS
 from ast_lightning.parallel.devices import devices_of
 
 from .conftest import ROOT, SMALL, composed, run_of
@@ -55,7 +56,7 @@ def test_a_section_has_a_key_for_every_setting_and_no_other(section: str, read_b
 def test_network_keys_are_arguments_of_the_network_and_choices_are_its_own() -> None:
     own = set(inspect.signature(ConvNet).parameters) - {"channels", "num_classes", "image_size"}
     assert set(composed()["network"]) == {"_target_", *own}
-    for built, named in ((_NORMALIZATIONS, NORMALIZATIONS), (_ACTIVATIONS, ACTIVATIONS), (_POOLINGS, POOLINGS)):
+    for built, named in ((BUILT_NORMALIZATIONS, NORMALIZATIONS), (_ACTIVATIONS, ACTIVATIONS), (_POOLINGS, POOLINGS)):
         assert set(built) == set(named)
 
 

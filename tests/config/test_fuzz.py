@@ -79,6 +79,7 @@ def allowed(option: str) -> st.SearchStrategy[Any]:
     part = st.just({"_target_": "builtins.max"})
     made = {"int": whole, "float": real, "str": text, "bool": st.booleans(), "None": st.none(), "part": part}
     made |= {f"list[{kind}]": st.lists(strategy, max_size=3) for kind, strategy in made.items()}
+    made["list[str/part]"] = st.lists(text | part, max_size=3)
     return st.one_of([made[kind] for kind in types(option)])
 
 
@@ -91,7 +92,8 @@ def near_bounds(option: str) -> st.SearchStrategy[Any]:
 def sound(value: Any, kind: str, limits: dict[str, Any]) -> bool:
     """Whether a value is of a type and within bounds, said once more and in other words."""
     if kind.startswith("list["):
-        return isinstance(value, list) and all(sound(each, kind[5:-1], limits) for each in value)
+        kinds = kind[5:-1].split("/")
+        return isinstance(value, list) and all(any(sound(each, one, limits) for one in kinds) for each in value)
     if kind in ("int", "float"):
         right = type(value) in ((int,) if kind == "int" else (int, float))
         if (

@@ -17,7 +17,16 @@ from ast_lightning.config.distill import DistributionMatchingSettings
 from ast_lightning.config.evaluation import EvaluationSettings
 from ast_lightning.config.expert import ExpertSettings
 from ast_lightning.config.identity import complete_record, distill_identity, experts_identity, find_folder, short_hash
-from ast_lightning.config.network import ConvNetSettings
+from ast_lightning.config.network import (
+    AlexNetSettings,
+    ConvNetSettings,
+    LeNetSettings,
+    MLPSettings,
+    ResNet18Settings,
+    TimmSettings,
+    TorchvisionSettings,
+    VGGSettings,
+)
 from ast_lightning.config.root import RootSettings
 from ast_lightning.config.schema import SECTIONS
 from ast_lightning.config.settings import option, without_neutral
@@ -62,6 +71,18 @@ OTHER_VALUES: dict[str, Any] = {  # another valid value, where adding to the def
 }
 
 
+CHOSEN_BY: dict[Any, tuple[str, ...]] = {  # the overrides that choose a dataclass other than the default one
+    DistributionMatchingSettings: ("method=dm",),
+    MLPSettings: ("network=mlp",),
+    LeNetSettings: ("network=lenet",),
+    AlexNetSettings: ("network=alexnet",),
+    VGGSettings: ("network=vgg11",),
+    ResNet18Settings: ("network=resnet18",),
+    TorchvisionSettings: ("network=torchvision", "network.name=resnet18"),
+    TimmSettings: ("network=timm", "network.name=resnet18"),
+}
+
+
 def another(field: Field[Any], name: str, value: Any) -> Any:
     if name in OTHER_VALUES:
         return OTHER_VALUES[name]
@@ -80,7 +101,7 @@ def changed() -> list[tuple[str, bool, dict[str, Any], dict[str, Any]]]:
     """For every option its name, whether it changes results, the default configuration, and one with another value."""
     result = []
     for kind in (RootSettings, *(kind for kinds in SECTIONS.values() for kind in kinds)):
-        default = composed("method=dm") if kind is DistributionMatchingSettings else composed()
+        default = composed(*CHOSEN_BY.get(kind, ()))
         for field in fields(kind):
             config = deepcopy(default)
             values = config[kind.section] if kind.section else config

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ast_lightning.networks import ease_second_derivatives
-from ast_lightning.networks.convnet import InstanceNorm, ReLU
+from ast_lightning.networks.layers import InstanceNorm, ReLU
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -28,6 +28,7 @@ def check_student(kind: Any, channels: int = 1, size: int = 32, **options: Any) 
         functools.partial(kind, channels=channels, num_classes=3, image_size=(size, size), **options)
     )
     network.require_pure(torch.zeros(channels, size, size), 3)
+    network.require_second_derivatives(torch.zeros(channels, size, size))
     theta, found = network.initial_parameters(0).double(), []
     target = torch.randn(theta.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     for engine in ("adjoint", "autograd"):
@@ -49,12 +50,9 @@ def check_student(kind: Any, channels: int = 1, size: int = 32, **options: Any) 
     return network
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [("resnet18", {"width_per_group": 64}), ("shufflenet_v2_x0_5", {})],  # batch normalisation and strides
-)
-def test_a_network_of_torchvision_is_a_student(name: str, arguments: dict[str, Any]) -> None:
-    check_student(Torchvision, name=name, arguments=arguments)
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "mnasnet0_5", pytest.param("resnet18", marks=pytest.mark.slow)])
+def test_a_network_of_torchvision_is_a_student(name: str) -> None:
+    check_student(Torchvision, name=name)  # with batch normalisation
 
 
 def test_the_first_convolution_takes_the_channels_of_the_images() -> None:
@@ -72,6 +70,13 @@ def test_stochastic_depth_is_refused_and_can_be_switched_off() -> None:
     FunctionalNetwork(functools.partial(make, arguments={"stochastic_depth_prob": 0})).require_pure(
         torch.zeros(3, 32, 32), 3
     )
+
+
+def test_a_layer_without_second_derivatives_is_named() -> None:
+    network = FunctionalNetwork(functools.partial(Torchvision, 3, 3, (32, 32), "mobilenet_v3_small"))
+    network.require_pure(torch.zeros(3, 32, 32), 3)
+    with pytest.raises(ConfigurationError, match="differentiated twice, and derivative for aten::hardsigmoid_backward"):
+        network.require_second_derivatives(torch.zeros(3, 32, 32))
 
 
 def test_an_unknown_name_of_torchvision() -> None:
