@@ -173,13 +173,9 @@ def _print_architectures(rows: Mapping[str, Mapping[str, Score]], dataset: Disti
         table.add_row(label, *(_shown(scores[name], console) if name in scores else "" for name in names))
     console.print(table)
     count = run.evaluation.networks
-    notes = {
-        "distilled": f"mean and standard deviation of {count} networks",
-        "random": f"random: {max(count, RANDOM_DRAWS)} draws of real images",
-        "representative": "representative: real images",
-        "whole": "whole: the experts",
-    }
-    say("; ".join(note for name, note in notes.items() if name in names))
+    say(f"mean and standard deviation of {count} networks{'; whole: the experts' if 'whole' in names else ''}")
+    if "random" in names:
+        say(f"random: {max(count, RANDOM_DRAWS)} networks, each on its own draw of real images")
 
 
 def _shown(score: Score, console: Console) -> str:
