@@ -11,7 +11,6 @@ import pytest
 import torch.nn.functional as F
 from hydra.utils import get_class
 
-from ast_lightning.commands import evaluate as module
 from ast_lightning.commands import scores
 from ast_lightning.commands.evaluate import evaluate, evaluation_folder
 from ast_lightning.commands.networks import architectures
@@ -96,9 +95,7 @@ def test_an_interrupted_comparison_goes_on_with_the_next_score(
     assert trained == [("mlp", "distilled")]
 
 
-def test_an_imported_set_and_soft_labels(
-    folder: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_imported_set_and_soft_labels(folder: Path, command: Command, tmp_path: Path) -> None:
     last = distilled_folder(folder) / "synthetic" / "last"
     dataset = load_distilled(last)
     files = export_published(dataset, tmp_path, "best")
@@ -106,8 +103,8 @@ def test_an_imported_set_and_soft_labels(
     words = (f"synthetic={tmp_path / 'set'}", "architectures=[convnet,mlp]", "baselines=[]", *FEW)
     hard = command("evaluate", folder, *words)
     labels = 0.9 * F.one_hot(dataset.labels, 10).float() + 0.01
-    monkeypatch.setattr(module, "load_distilled", lambda path: dataclasses.replace(dataset, labels=labels))
-    soft = command("evaluate", folder, *words, "evaluation.epochs=3")
+    save_distilled(tmp_path / "soft", dataclasses.replace(dataset, labels=labels))
+    soft = command("evaluate", folder, *words, f"synthetic={tmp_path / 'soft'}")
     assert set(soft) == set(hard)
     assert set(soft) >= {"convnet/distilled_accuracy", "mlp/distilled_accuracy"}
 

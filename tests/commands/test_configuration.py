@@ -117,7 +117,7 @@ def test_help_fits_a_screen(name: str) -> None:
     )
     assert result.stdout.startswith(name)
     assert "digits_quickstart" in result.stdout
-    assert len(result.stdout.strip().splitlines()) <= 40
+    assert len(result.stdout.strip().splitlines()) <= 45
 
 
 @dataclasses.dataclass(frozen=True)
