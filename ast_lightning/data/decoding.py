@@ -113,7 +113,7 @@ def decode(
         names = tuple(map(str, range(1 + int(max(split.labels.max() for split in splits.values())))))
     counts = f"{len(splits['train'])} training"
     counts += f" and {len(splits['test'])} test images" if "test" in splits else " images"
-    say(f"{source.value}: {counts} of {count(len(names), 'class')}")
+    say(f"{source.value or source.name}: {counts} of {count(len(names), 'class')}")
     train = splits["train"]
     return RawDataset(source.name, train, splits.get("test", train.take(torch.arange(0))), names)
 
