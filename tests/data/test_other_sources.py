@@ -75,9 +75,13 @@ def test_hugging_face_on_disk(tmp_path: Path) -> None:
     )
     splits = {}
     for split, part in (("train", raw.train.take(torch.arange(100))), ("validation", raw.test.take(torch.arange(40)))):
-        pictures = [Image.fromarray(image[0].numpy()) for image in part.images]
-        rows = {"picture": pictures, "other": [0] * len(part), "digit": part.labels.tolist()}
-        splits[split] = library.Dataset.from_dict(rows, features=features)
+        rows = [
+            {"picture": Image.fromarray(image[0].numpy()), "other": 0, "digit": label}
+            for image, label in zip(part.images, part.labels.tolist(), strict=True)
+        ]
+        splits[split] = library.Dataset.from_generator(
+            lambda rows=rows: iter(rows), features=features, cache_dir=str(tmp_path / "made"), split=split
+        )
     library.DatasetDict(splits).save_to_disk(str(tmp_path / "saved"))
     from ast_lightning.data import huggingface
 
