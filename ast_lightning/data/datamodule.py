@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ast_lightning.config.data import DataSettings
 from ast_lightning.config.parts import describe_part
@@ -87,7 +87,7 @@ class ImageDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: Callable[[], RawDataset] | str = "digits",
+        source: Callable[[], RawDataset | Undecoded | Dataset[Any]] | str = "digits",
         *,
         name: str | None = None,
         root: str | None = None,
