@@ -72,8 +72,8 @@ def class_folders(
 def imagenet(folder: str | Path | None, image_size: int | None, classes: Classes = None) -> Undecoded:
     """ImageNet or a part of it: ``train/<class>/…`` and ``val/<class>/…``, where ``val`` is the test split."""
     root = _checked(folder, image_size)
-    splits = {"train": _list_split(root, "train", classes), "test": _list_split(root, "val", classes)}
-    return _source("imagenet", root, splits)
+    train, test = (_list_split(root, split, classes, test="val") for split in ("train", "val"))
+    return _source("imagenet", root, {"train": train, "test": test})
 
 
 def tiny_imagenet(folder: str | Path | None, image_size: int | None, classes: Classes = None) -> Undecoded:
@@ -85,9 +85,12 @@ def tiny_imagenet(folder: str | Path | None, image_size: int | None, classes: Cl
     root = _checked(folder, image_size)
     if not os.path.isdir(root / "train") and os.path.isdir(root / "tiny-imagenet-200"):
         root = root / "tiny-imagenet-200"
-    train = _list_split(root, "train", classes, expected="_boxes.txt")
-    listed = _list_annotated if os.path.isfile(root / "val" / _ANNOTATIONS) else _list_split
-    return _source("tiny_imagenet", root, {"train": train, "test": listed(root, "val", list(train))})
+    train = _list_split(root, "train", classes, test="val", expected="_boxes.txt")
+    if os.path.isfile(root / "val" / _ANNOTATIONS):
+        test = _list_annotated(root, "val", list(train))
+    else:
+        test = _list_split(root, "val", list(train), test="val")
+    return _source("tiny_imagenet", root, {"train": train, "test": test})
 
 
 def _checked(folder: str | Path | None, image_size: int | None) -> Path:
@@ -148,13 +151,16 @@ def _wrong(root: str | Path | None, problem: str, remedy: str) -> ConfigurationE
     return ConfigurationError("data.root", root, problem, remedy)
 
 
-def _list_split(folder: Path, split: str, classes: Classes = None, expected: str = "") -> dict[str, list[str]]:
+def _list_split(
+    folder: Path, split: str, classes: Classes = None, test: str = "test", expected: str = ""
+) -> dict[str, list[str]]:
     """The image files of one split by class, sorted; every class has at least one file.
 
     Args:
         folder: contains the split.
         split: name of its folder.
         classes: the classes to list, see :data:`Classes`.
+        test: name of the folder of the test split, for messages.
         expected: end of the names of other files, which are ignored without a warning.
 
     Raises:
@@ -162,9 +168,9 @@ def _list_split(folder: Path, split: str, classes: Classes = None, expected: str
     """
     path = folder / split
     if not os.path.isdir(path):
-        remedy = "lay the images out as train/<class>/… and test/<class>/… (rename val/ to test/ if necessary)"
+        remedy = f"lay the images out as train/<class>/… and {test}/<class>/…"
         if split == "test":
-            remedy += ", or set data.test_fraction=0.2 to hold out images of train/"
+            remedy += " (rename val/ to test/ if necessary), or set data.test_fraction=0.2 to hold out images of train/"
         raise _wrong(folder, f"there is no folder {split}/ in it", remedy)
     try:
         visible = sorted((each for each in os.scandir(path) if each.name[0] != "."), key=lambda each: each.name)
