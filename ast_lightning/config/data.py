@@ -67,7 +67,10 @@ class DataSettings(Settings):
     per_class: int | None = option(None, "random training images to use per class; null: all", least=1)
     validation_fraction: float = option(0.0, "share of each class held out of the training data", least=0, below=1)
     test_fraction: float | None = option(
-        None, "share of each class that tests if the data have no test split; null: 0.2", above=0, below=1
+        None,
+        "share of each class that tests if there is no test split; null: 0.2, or none in folders",
+        above=0,
+        below=1,
     )
     augmentation: str | None = option(
         "none",

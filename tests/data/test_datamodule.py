@@ -435,3 +435,13 @@ def test_test_images_that_are_training_images_draw_a_warning(capsys: pytest.Capt
     ImageDataModule(lambda: RawDataset("leak", raw.train, raw.train, raw.class_names)).setup()
     (line,) = capsys.readouterr().out.splitlines()
     assert "24 of 24 test images are training images" in line
+
+
+def test_classes_are_chosen_and_renamed() -> None:
+    whole = ImageDataModule("digits", preprocessing="none")
+    part = ImageDataModule("digits", preprocessing="none", classes=["3", "1"], class_names=["three", "one"])
+    assert part.class_names == ("three", "one")
+    for ours, theirs in ((part.train, whole.train), (part.test, whole.test)):
+        for label, digit in enumerate((3, 1)):
+            assert torch.equal(ours.images[ours.labels == label], theirs.images[theirs.labels == digit])
+    assert ImageDataModule("digits", classes=4).class_names == ("0", "1", "2", "3")
