@@ -80,8 +80,8 @@ def distill(
 
 def _save(data: RawDataset, folder: Path) -> Path:
     """Write the images to a file named by their checksum, unless it exists, and return its path."""
-    tensors = {"train_images": data.train.images, "train_labels": data.train.labels}
-    tensors |= {"test_images": data.test.images, "test_labels": data.test.labels}
+    tensors = {"train_images": data.train.images[:], "train_labels": data.train.labels}
+    tensors |= {"test_images": data.test.images[:], "test_labels": data.test.labels}
     checksum = tensor_checksum(tensors, {"class_names": json.dumps(data.class_names)})
     path = folder / "arrays" / f"{checksum[:16]}.npz"
     if not path.exists():

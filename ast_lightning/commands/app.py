@@ -90,6 +90,7 @@ def _disk_trouble_named(run: Run) -> Iterator[None]:
     except OSError as error:
         path = Path(error.filename or run.config["output_dir"]).absolute()
         folders = {name: run.config[name] for name in ("experts_dir", "output_dir")}
+        folders = {"data.cache": run.config["data"].get("cache"), **folders}
         written = [name for name, folder in folders.items() if folder and path.is_relative_to(Path(folder).absolute())]
         if error.errno not in DISK_REMEDIES or not written:
             raise

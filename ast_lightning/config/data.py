@@ -7,8 +7,21 @@ from typing import Any, ClassVar
 
 from ast_lightning.config.settings import LARGEST_SEED, Settings, option
 
-SOURCES = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "image_folder", "arrays")
+SOURCES = (
+    "digits",
+    "mnist",
+    "fashion_mnist",
+    "cifar10",
+    "cifar100",
+    "svhn",
+    "tiny_imagenet",
+    "imagenet",
+    "image_folder",
+    "arrays",
+)
+RESIZES = ("crop", "squash")
 PREPROCESSINGS = ("standardize", "zca", "none")
+_CLASSES = "int | list[str] | None"
 READ_FROM_ROOT = {"image_folder": "the folder that holds train/ and test/", "arrays": "a .npz or .pt file"}
 """Sources whose images depend on ``data.root``, and what it must be. Files of other sources are the same anywhere."""
 
@@ -22,7 +35,7 @@ class DataSettings(Settings):
     _target_: str = option("ast_lightning.data.ImageDataModule", "the class of the data")
     source: Any = option(
         "???",
-        "a built-in name, or a _target_ with _partial_: true that returns a RawDataset",
+        "a built-in name, or a _target_ with _partial_: true: a torch Dataset class, or a function → RawDataset",
         type="str | part",
         choices=SOURCES,
     )
@@ -32,6 +45,16 @@ class DataSettings(Settings):
     image_size: int | None = option(
         None, "side in pixels to resize to; null: the size of the images", least=1, most=4096
     )
+    resize: str = option(
+        "crop", "how decoded images become square: crop the centre of the resized image, or squash", choices=RESIZES
+    )
+    channels: int | None = option(
+        None, "convert decoded images to RGB (3) or grey (1); null: RGB, or as the images of a Dataset", least=1, most=3
+    )
+    classes: Any = option(
+        None, "classes to use, in the order of their labels, or how many (the first); null: all", type=_CLASSES, least=2
+    )
+    class_names: list[str] | None = option(None, "names of the classes, by label; null: as given by the source")
     preprocessing: str = option("standardize", "preprocessing, fitted on the training split", choices=PREPROCESSINGS)
     mean: list[float] | None = option(
         None, "means per channel for standardize; null: of the training split", least=0, most=1
@@ -43,12 +66,24 @@ class DataSettings(Settings):
     )
     per_class: int | None = option(None, "random training images to use per class; null: all", least=1)
     validation_fraction: float = option(0.0, "share of each class held out of the training data", least=0, below=1)
+    test_fraction: float | None = option(
+        None,
+        "share of each class that tests if there is no test split; null: 0.2, or none in folders",
+        above=0,
+        below=1,
+    )
     augmentation: str | None = option(
         "none",
         "families of Siamese augmentation (DSA: each batch gets one at random), joined by underscores; none: off",
     )
     batch_size: int = option("${expert.batch_size}", "images in a training batch, over all devices", least=1)
     eval_batch_size: int = option(512, "images in a test batch of one device", least=1, result=False)
+    cache: str | None = option(
+        "${output_dir}/cache", "folder for decoded images; null: decode them in memory at each start", result=False
+    )
+    preload: int = option(
+        1024, "larger sets (MiB as float32) are read and preprocessed batch by batch", least=0, result=False
+    )
     seed: int = option("${seed}", "seed of the random subset and of the held-out split", least=0, most=LARGEST_SEED)
 
     def __post_init__(self) -> None:

@@ -2,13 +2,16 @@
 
 from ast_lightning.config.data import SOURCES
 from ast_lightning.data.datamodule import ImageDataModule
+from ast_lightning.data.decoding import Undecoded
 from ast_lightning.data.folder import image_folder
 from ast_lightning.data.from_arrays import arrays, load_arrays
+from ast_lightning.data.from_datasets import huggingface
 from ast_lightning.data.loading import TrainingBatch
 from ast_lightning.data.sources import LabelledImages, RawDataset, digits, torchvision_dataset
 from ast_lightning.images import (
     FAMILIES,
     AugmentationDraw,
+    ImageView,
     NoPreprocessing,
     Preprocessing,
     SiameseAugmentation,
@@ -24,6 +27,7 @@ __all__ = [
     "SOURCES",
     "AugmentationDraw",
     "ImageDataModule",
+    "ImageView",
     "LabelledImages",
     "NoPreprocessing",
     "Preprocessing",
@@ -31,10 +35,12 @@ __all__ = [
     "SiameseAugmentation",
     "Standardization",
     "TrainingBatch",
+    "Undecoded",
     "ZcaWhitening",
     "arrays",
     "digits",
     "fit_preprocessing",
+    "huggingface",
     "image_folder",
     "load_arrays",
     "load_preprocessing",

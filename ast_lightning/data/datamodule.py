@@ -14,18 +14,25 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ast_lightning.config.data import DataSettings
 from ast_lightning.config.parts import describe_part
 from ast_lightning.data import splits
-from ast_lightning.data.folder import image_folder
+from ast_lightning.data.classes import Classes, choose_classes, rename_classes
+from ast_lightning.data.decoding import Undecoded, decode
+from ast_lightning.data.folder import class_folders, imagenet, tiny_imagenet
 from ast_lightning.data.from_arrays import load_arrays
+from ast_lightning.data.from_datasets import dataset_class, from_class
 from ast_lightning.data.loading import OrderedBatches, ShuffledBatches, TrainingBatch, loader
+from ast_lightning.data.preparation import fit, place, preprocess_splits
 from ast_lightning.data.sources import BUILT_IN, LabelledImages, RawDataset
 from ast_lightning.errors import ConfigurationError, raised
-from ast_lightning.images import Preprocessing, SiameseAugmentation, fit_preprocessing, preprocess
+from ast_lightning.images import Preprocessing, SiameseAugmentation
 from ast_lightning.randomness import Key, keyed_generator
+
+_OF_FILES = {"image_folder": class_folders, "imagenet": imagenet, "tiny_imagenet": tiny_imagenet}
+"""The sources that list files, and only those of the chosen classes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,22 +52,30 @@ class ImageDataModule(LightningDataModule):
     """Preprocessed real images as tensors, and loaders that batch them by index.
 
     Args:
-        source: a function without arguments that returns a :class:`RawDataset`, or the name of a built-in
-            dataset (``SOURCES``).
+        source: the name of a built-in dataset (``SOURCES``); a function without arguments that returns a
+            :class:`RawDataset` or an :class:`~ast_lightning.data.Undecoded` dataset; or a Dataset class of torch.
         name: name of the dataset, used in folder names; the name given by the source by default.
         root: folder of the files of a built-in dataset; for ``arrays``, the file.
         image_size: side in pixels that the images are resized to; None keeps their size (required for
-            ``image_folder``).
+            image files).
+        resize, channels: how images are decoded, see :func:`~ast_lightning.data.decoding.decode`.
+        classes: the classes to use, in the order of their labels, or how many of them; None uses all.
+        class_names: names of the classes, by label, instead of those of the source.
         preprocessing: ``"standardize"``, ``"zca"`` or ``"none"``, fitted on the training split.
         mean, std: per-channel constants in [0, 1] for ``"standardize"``, instead of fitted ones.
         zca_eps, zca_max_features: see :func:`fit_preprocessing`.
         per_class: number of random training images of each class; None uses all.
         validation_fraction: fraction of each class, in [0, 1), that is held out of the training data first.
+        test_fraction: fraction of each class that becomes the test split if the data have none; None: 0.2, and image
+            folders need a test split.
         augmentation: transforms of :class:`SiameseAugmentation`.
         batch_size: images in a global training batch, over all ranks.
         eval_batch_size: images in an evaluation batch of one rank.
         seed: seed of the subset, the held-out split and, unless ``shuffle_key`` is set, the order of training images.
         download: let torchvision download files that are missing in ``root``.
+        cache: folder for decoded images; None decodes them in memory.
+        preload: MiB. If the preprocessed images are larger, they are not held in memory, but read and preprocessed
+            when they are indexed.
 
     Attributes:
         shuffle_key: key of the order of training images, together with the epoch; ``(seed,)`` by default.
@@ -72,11 +87,15 @@ class ImageDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: Callable[[], RawDataset] | str = "digits",
+        source: Callable[[], RawDataset | Undecoded | Dataset[Any]] | str = "digits",
         *,
         name: str | None = None,
         root: str | None = None,
         image_size: int | None = None,
+        resize: str = "crop",
+        channels: int | None = None,
+        classes: Classes = None,
+        class_names: Sequence[str] | None = None,
         preprocessing: str = "standardize",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -84,11 +103,14 @@ class ImageDataModule(LightningDataModule):
         zca_max_features: int = 12288,
         per_class: int | None = None,
         validation_fraction: float = 0.0,
+        test_fraction: float | None = None,
         augmentation: str | None = None,
         batch_size: int = 256,
         eval_batch_size: int = 512,
         seed: int = 0,
         download: bool = False,
+        cache: str | None = None,
+        preload: int = 1024,
     ) -> None:
         super().__init__()
         if not callable(source) and not isinstance(source, str):
@@ -102,6 +124,10 @@ class ImageDataModule(LightningDataModule):
             root=root,
             download=download,
             image_size=image_size,
+            resize=resize,
+            channels=channels,
+            classes=classes if classes is None or isinstance(classes, int) else list(classes),
+            class_names=None if class_names is None else list(class_names),
             preprocessing=preprocessing,
             mean=None if mean is None else [float(value) for value in mean],
             std=None if std is None else [float(value) for value in std],
@@ -109,6 +135,9 @@ class ImageDataModule(LightningDataModule):
             zca_max_features=zca_max_features,
             per_class=per_class,
             validation_fraction=validation_fraction,
+            test_fraction=test_fraction,
+            cache=cache,
+            preload=preload,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
             seed=seed,
@@ -135,43 +164,68 @@ class ImageDataModule(LightningDataModule):
     @cached_property
     def _prepared(self) -> _Prepared:
         settings = self._settings
-        raw = self._read()
-        splits.check_raw(raw, settings.source, settings.root)
+        raw = self._raw()
         draws = keyed_generator(settings.seed, "validation")
         train, validation = splits.hold_out(raw.train, settings.validation_fraction, raw.class_names, draws)
         draws = keyed_generator(settings.seed, "subset")
         train = splits.subset_per_class(train, settings.per_class, raw.class_names, draws)
-        train, test = (splits.resize(each, settings.image_size) for each in (train, raw.test))
-        fitted = self._given_preprocessing or fit_preprocessing(
+        used = {"train": train, "test": raw.test, **({} if validation is None else {"validation": validation})}
+        used = {name: splits.resize(split, settings.image_size) for name, split in used.items()}
+        fingerprint = splits.fingerprint(used["train"], used["test"])
+        used = place(used, settings.preload * 2**20)
+        fitted = self._given_preprocessing or fit(
+            used,
             settings.preprocessing,
-            train.images,
+            fingerprint,
+            settings.cache,
             zca_eps=settings.zca_eps,
             zca_max_features=settings.zca_max_features,
             mean=settings.mean,
             std=settings.std,
         )
-        if validation is not None:
-            validation = _preprocessed(splits.resize(validation, settings.image_size), fitted)
+        ready = preprocess_splits(used, fitted, fingerprint, settings.cache)
         return _Prepared(
             name=settings.name or raw.name,
             class_names=raw.class_names,
-            train=_preprocessed(train, fitted),
-            validation=validation,
-            test=_preprocessed(test, fitted),
+            train=ready["train"],
+            validation=ready.get("validation"),
+            test=ready["test"],
             preprocessing=fitted,
-            fingerprint=splits.fingerprint(train, test),
+            fingerprint=fingerprint,
         )
 
-    def _read(self) -> RawDataset:
-        source, root = self._settings.source, self._settings.root
+    def _raw(self) -> RawDataset:
+        """The images of the chosen classes as uint8, with a test split."""
+        settings, found = self._settings, self._read()
+        classes, test_fraction = settings.classes, settings.test_fraction
+        if isinstance(found, Undecoded):
+            found = decode(
+                found,
+                image_size=settings.image_size,
+                resize=settings.resize,
+                channels=settings.channels,
+                cache=settings.cache,
+            )
+        splits.check_raw(found, settings.source, settings.root)
+        listed = isinstance(settings.source, str) and settings.source in _OF_FILES
+        raw = found if listed else choose_classes(found, classes)
+        raw = splits.hold_out_test(raw, None if settings.source == "arrays" else test_fraction)
+        splits.check_content(raw, settings.source, settings.root)
+        return rename_classes(raw, settings.class_names)
+
+    def _read(self) -> RawDataset | Undecoded:
+        settings = self._settings
+        source, root = settings.source, settings.root
         if source == "image_folder":
-            return image_folder(root, self._settings.image_size)
+            return class_folders(root, settings.image_size, settings.classes, settings.test_fraction is not None)
+        if isinstance(source, str) and source in _OF_FILES:
+            return _OF_FILES[source](root, settings.image_size, settings.classes)
         if source == "arrays":
-            return load_arrays(root)
+            return load_arrays(root, settings.test_fraction)
         if isinstance(source, str):
-            return BUILT_IN[source](root, self._settings.download)
+            return BUILT_IN[source](root, settings.download)
         try:
-            return source()
+            return from_class(source, root, settings.download) if dataset_class(source) else source()
         except ConfigurationError:
             raise
         except Exception as error:  # raised by user code
@@ -282,7 +336,3 @@ class ImageDataModule(LightningDataModule):
     def _rank_and_world_size(self) -> tuple[int, int]:
         trainer = self.trainer
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-
-
-def _preprocessed(split: LabelledImages, fitted: Preprocessing) -> LabelledImages:
-    return LabelledImages(preprocess(fitted, split.images), split.labels)

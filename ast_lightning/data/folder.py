@@ -1,54 +1,40 @@
-"""Your own images: ``<folder>/train/<class>/…`` and ``<folder>/test/<class>/…``, files of any size.
+"""Image files in class folders: your own, Tiny ImageNet and ImageNet.
 
-Pillow decodes the files in threads, because it releases the GIL while it decodes and resizes. Images are rotated
-according to their EXIF data, transparent pixels become white, and all images are resized to the same square size as
-uint8, so that a dataset is one tensor. Hidden files and folders are ignored. Files of other types are ignored with a
-warning.
+Hidden files and folders are ignored. Files of other types are ignored with a warning.
 """
 
 from __future__ import annotations
 
+import csv
 import os
 import stat
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-import torch
+import xxhash
 from PIL import Image, ImageOps
-from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms.v2 import functional as transforms
 
-from ast_lightning.data.sources import LabelledImages, RawDataset
-from ast_lightning.data.splits import check_memory
-from ast_lightning.errors import ConfigurationError, printable
+from ast_lightning.data.classes import Classes, choose
+from ast_lightning.data.decoding import Undecoded, decode
+from ast_lightning.data.sources import RawDataset
+from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.inspection import count
 from ast_lightning.storage.reading import UNREADABLE
 from ast_lightning.terminal import say
 
-_MOST_ELONGATED = 100  # longer images are cropped to this aspect ratio first, to limit memory
-
-
-def _crop(image: Image.Image, size: int) -> Image.Image:
-    if max(image.size) > _MOST_ELONGATED * min(image.size):
-        longest = _MOST_ELONGATED * min(image.size)
-        image = transforms.center_crop(image, [min(side, longest) for side in (image.height, image.width)])
-    return transforms.center_crop(transforms.resize(image, [size], antialias=True), [size, size])
-
-
-def _squash(image: Image.Image, size: int) -> Image.Image:
-    return transforms.resize(image, [size, size], antialias=True)
-
-
-RESIZES: dict[str, Callable[[Image.Image, int], Image.Image]] = {"crop": _crop, "squash": _squash}
-_MODES = {1: "L", 3: "RGB"}
+_ANNOTATIONS = "val_annotations.txt"
 
 
 def image_folder(
-    folder: str | Path | None, image_size: int | None, resize: str = "crop", channels: int = 3
+    folder: str | Path | None,
+    image_size: int | None,
+    resize: str = "crop",
+    channels: int = 3,
+    classes: Classes = None,
+    cache: str | Path | None = None,
 ) -> RawDataset:
     """Read images from class folders and resize them to ``image_size`` × ``image_size``.
 
@@ -58,72 +44,168 @@ def image_folder(
         resize: ``"crop"`` resizes the shorter side, antialiased, and crops the centre; ``"squash"`` ignores the
             aspect ratio.
         channels: 3 (RGB) or 1 (grey).
+        classes: see :data:`Classes`.
+        cache: a folder for decoded images, see :func:`~ast_lightning.data.decoding.decode`.
 
     Raises:
         ConfigurationError: a folder or class is missing, empty or unreadable, the splits have different classes, or
             images cannot be decoded, in which case a line is printed for each of them.
     """
-    folder = Path(os.path.expanduser(folder)) if isinstance(folder, str | Path) else None
-    if folder is None or not os.path.isdir(folder):
-        raise _wrong(folder, "there is no such folder", "set data.root to a folder with train/ and test/")
+    source = class_folders(folder, image_size, classes)
+    return decode(source, image_size=image_size, resize=resize, channels=channels, cache=cache)
+
+
+def class_folders(
+    folder: str | Path | None, image_size: int | None, classes: Classes = None, one_split: bool = False
+) -> Undecoded:
+    """Your own images: ``<folder>/train/<class>/…`` and ``<folder>/test/<class>/…``, files of any size.
+
+    Args:
+        folder, image_size, classes: see :func:`image_folder`.
+        one_split: ``test`` may be missing.
+    """
+    root = _checked(folder, image_size)
+    names = ["train"] if one_split and not os.path.isdir(root / "test") else ["train", "test"]
+    return _source(root.resolve().name, root, {name: _list_split(root, name, classes) for name in names})
+
+
+def imagenet(folder: str | Path | None, image_size: int | None, classes: Classes = None) -> Undecoded:
+    """ImageNet or a part of it: ``train/<class>/…`` and ``val/<class>/…``, where ``val`` is the test split."""
+    root = _checked(folder, image_size)
+    train, test = (_list_split(root, split, classes, test="val") for split in ("train", "val"))
+    return _source("imagenet", root, {"train": train, "test": test})
+
+
+def tiny_imagenet(folder: str | Path | None, image_size: int | None, classes: Classes = None) -> Undecoded:
+    """Tiny ImageNet as it is unpacked from its archive, or with ``val/<class>/…``; ``val`` is the test split.
+
+    In the archive, the files of ``val/images`` have their classes in ``val/val_annotations.txt``. The names of the
+    classes are the first ones in ``words.txt``.
+    """
+    root = _checked(folder, image_size)
+    if not os.path.isdir(root / "train") and os.path.isdir(root / "tiny-imagenet-200"):
+        root = root / "tiny-imagenet-200"
+    train = _list_split(root, "train", classes, test="val", expected="_boxes.txt")
+    if os.path.isfile(root / "val" / _ANNOTATIONS):
+        test = _list_annotated(root, "val", list(train))
+    else:
+        test = _list_split(root, "val", list(train), test="val")
+    return _source("tiny_imagenet", root, {"train": train, "test": test})
+
+
+def _checked(folder: str | Path | None, image_size: int | None) -> Path:
+    root = Path(os.path.expanduser(folder)) if isinstance(folder, str | Path) else None
+    if root is None or not os.path.isdir(root):
+        raise _wrong(root, "there is no such folder", "set data.root to a folder with train/ and test/")
     if image_size is None or image_size < 1:
         problem = "images in a folder need one size in pixels"
         raise ConfigurationError("data.image_size", image_size, problem, "set data.image_size=32")
-    if resize not in RESIZES:
-        raise ConfigurationError("data.source.resize", resize, "no such choice", f"use one of {', '.join(RESIZES)}")
-    if channels not in _MODES:
-        raise ConfigurationError("data.source.channels", channels, "no such choice", "use 1 or 3")
+    return root
+
+
+def _source(name: str, root: Path, splits: Mapping[str, Mapping[str, list[str]]]) -> Undecoded:
+    """The files of all splits, and what identifies their content: relative paths, sizes and modification times."""
+    train, *others = splits.values()
+    for test in others:
+        if train.keys() != test.keys():
+            only = [", ".join(sorted(a.keys() - b.keys())) for a, b in ((train, test), (test, train))]
+            problem = f"train/ and test/ hold different classes (only in train/: {only[0]}; only in test/: {only[1]})"
+            raise _wrong(root, problem, "make them the same")
+    items = {
+        split: [(file, label) for label, files in enumerate(classes.values()) for file in files]
+        for split, classes in splits.items()
+    }
+    state, size = xxhash.xxh3_128(), 0
+    for split, files in items.items():
+        for file, label in files:
+            found = _status(file)
+            size += found[0]
+            state.update(f"{split}\0{os.path.relpath(file, root)}\0{label}\0{found}\n".encode(errors="surrogateescape"))
+    return Undecoded(
+        name, items, _read, _names(root, list(train)), 3, [name, state.hexdigest()], size, value=root, label=_path
+    )
+
+
+def _status(file: str) -> tuple[int, int]:
+    """Size and modification time; zeros if they cannot be read, which is reported when the file is decoded."""
     try:
-        train, test = (_list_split(folder, split) for split in ("train", "test"))
-    except OSError as error:
-        raise _wrong(error.filename or folder, f"it cannot be read ({error.strerror})", UNREADABLE) from error
-    if train.keys() != test.keys():
-        only = [", ".join(sorted(a.keys() - b.keys())) for a, b in ((train, test), (test, train))]
-        problem = f"train/ and test/ hold different classes (only in train/: {only[0]}; only in test/: {only[1]})"
-        raise _wrong(folder, problem, "make them the same")
-    check_memory(sum(map(len, (*train.values(), *test.values()))), channels, image_size, image_size)
-    decode = partial(_decode, size=image_size, fit=RESIZES[resize], mode=_MODES[channels])
-    problems: list[str] = []
-    decoded = [_decode_split(list(split.values()), decode, image_size, channels, problems) for split in (train, test)]
-    if problems:
-        for line in problems:
-            say(f"cannot be read: {line}")
-        more = f", and {len(problems) - 1} more that are named above" if len(problems) > 1 else ""
-        raise _wrong(folder, f"this image cannot be read: {problems[0]}{more}", "repair or remove the files")
-    say(f"{folder}: {len(decoded[0])} training and {len(decoded[1])} test images of {count(len(train), 'class')}")
-    return RawDataset(folder.resolve().name, decoded[0], decoded[1], tuple(train))
+        found = os.stat(file)
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
+def _names(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
+    """The first name of each class in ``words.txt`` (``<class>\\t<name>, <name>, …``), else the class itself."""
+    known: dict[str, str] = {}
+    if os.path.isfile(root / "words.txt"):
+        lines = (root / "words.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+        known = {each.partition("\t")[0]: each.partition("\t")[2].split(",")[0].strip() for each in lines}
+    names = [known.get(each) or each for each in classes]
+    return tuple(
+        f"{name} ({each})" if names.count(name) > 1 else name for name, each in zip(names, classes, strict=True)
+    )
 
 
 def _wrong(root: str | Path | None, problem: str, remedy: str) -> ConfigurationError:
     return ConfigurationError("data.root", root, problem, remedy)
 
 
-def _list_split(folder: Path, split: str) -> dict[str, list[str]]:
-    """The image files of one split by class, both sorted; every class has at least one file.
+def _list_split(
+    folder: Path, split: str, classes: Classes = None, test: str = "test", expected: str = ""
+) -> dict[str, list[str]]:
+    """The image files of one split by class, sorted; every class has at least one file.
+
+    Args:
+        folder: contains the split.
+        split: name of its folder.
+        classes: the classes to list, see :data:`Classes`.
+        test: name of the folder of the test split, for messages.
+        expected: end of the names of other files, which are ignored without a warning.
 
     Raises:
-        ConfigurationError: a folder is missing or empty.
-        OSError: a folder cannot be read.
+        ConfigurationError: a folder or class is missing, empty or unreadable.
     """
     path = folder / split
     if not os.path.isdir(path):
-        remedy = "lay the images out as train/<class>/… and test/<class>/… (rename val/ to test/ if necessary)"
+        remedy = f"lay the images out as train/<class>/… and {test}/<class>/…"
+        if split == "test":
+            remedy += " (rename val/ to test/ if necessary), or set data.test_fraction=0.2 to hold out images of train/"
         raise _wrong(folder, f"there is no folder {split}/ in it", remedy)
-    visible = sorted((each for each in os.scandir(path) if each.name[0] != "."), key=lambda each: each.name)
-    found = {each.name: _files_below(each.path) for each in visible if each.is_dir()}
-    if not found:
-        raise _wrong(path, "it holds no class folders", "make one folder per class in it")
-    classes = {name: [file for file in files if file.lower().endswith(IMG_EXTENSIONS)] for name, files in found.items()}
+    try:
+        visible = sorted((each for each in os.scandir(path) if each.name[0] != "."), key=lambda each: each.name)
+        folders = {each.name: each.path for each in visible if each.is_dir()}
+        if not folders:
+            raise _wrong(path, "it holds no class folders", "make one folder per class in it")
+        found = {name: _files_below(folders[name]) for name in choose(classes, list(folders), path)}
+    except OSError as error:
+        raise _wrong(error.filename or folder, f"it cannot be read ({error.strerror})", UNREADABLE) from error
+    images = {name: [file for file in files if file.lower().endswith(IMG_EXTENSIONS)] for name, files in found.items()}
     kinds = ", ".join(IMG_EXTENSIONS)
     left_out = [each.path for each in visible if not each.is_dir()]
-    left_out += [file for name, files in found.items() for file in sorted({*files} - {*classes[name]})]
-    if left_out:
+    left_out += [file for name, files in found.items() for file in sorted({*files} - {*images[name]})]
+    if left_out := [file for file in left_out if not expected or not file.endswith(expected)]:
         where = f"{count(len(left_out), 'file')} in {path}, the first is {left_out[0]}"
         say(f"warning: only files in class folders that end with {kinds} are images; left out are {where}")
-    if empty := [f"{split}/{name}" for name, files in classes.items() if not files]:
+    if empty := [f"{split}/{name}" for name, files in images.items() if not files]:
         remedy = f"put images there ({kinds}) or remove the class"
         raise _wrong(folder, f"no images in {', '.join(empty)}", remedy)
-    return classes
+    return images
+
+
+def _list_annotated(folder: Path, split: str, classes: Sequence[str]) -> dict[str, list[str]]:
+    """The files of ``<split>/images`` by class, as ``val_annotations.txt`` gives them: lines ``<file>\\t<class>…``."""
+    path = folder / split
+    found: dict[str, list[str]] = {name: [] for name in classes}
+    with (path / _ANNOTATIONS).open(encoding="utf-8", errors="replace", newline="") as stream:
+        for row in csv.reader(stream, delimiter="\t"):
+            if len(row) < 2:
+                raise _wrong(path / _ANNOTATIONS, f"a line has no class: {row}", "unpack the archive again")
+            if row[1] in found:
+                found[row[1]].append(str(path / "images" / row[0]))
+    if empty := [name for name, files in found.items() if not files]:
+        raise _wrong(path / _ANNOTATIONS, f"no images of class {empty[0]}", "unpack the archive again")
+    return found
 
 
 def _files_below(folder: str) -> list[str]:
@@ -141,20 +223,17 @@ def _files_below(folder: str) -> list[str]:
     return [os.path.join(*each) for each in sorted(found)]
 
 
-def _decode(path: str, size: int, fit: Callable[[Image.Image, int], Image.Image], mode: str) -> Tensor | str:
-    """One file as uint8 [C, size, size], or why it cannot be read."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("it is not a file")
-        with Image.open(path, formats=_formats()) as image:
-            if image.mode == "F" or image.mode.startswith("I"):  # Pillow would silently clip these to white
-                raise ValueError(f"its pixels are of more than 8 bits (mode {image.mode}); convert it first")
-            upright = ImageOps.exif_transpose(image)  # cameras store the rotation as metadata
-            if upright.has_transparency_data:  # the colour of transparent pixels is arbitrary
-                upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-            return transforms.pil_to_tensor(fit(upright.convert(mode), size))
-    except Exception as error:  # Pillow does not document its errors for damaged files
-        return printable(f"{path} ({error})")
+def _path(item: tuple[str, int]) -> str:
+    return item[0]
+
+
+def _read(item: tuple[str, int]) -> tuple[Any, int]:
+    """The upright image in a file, and its label."""
+    path, label = item
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise ValueError("it is not a file")
+    with Image.open(path, formats=_formats()) as image:
+        return ImageOps.exif_transpose(image), label
 
 
 @cache
@@ -162,22 +241,3 @@ def _formats() -> list[str]:
     """The formats that Pillow decodes itself; EPS is excluded, because Pillow runs Ghostscript for it."""
     Image.init()
     return sorted(Image.OPEN.keys() - {"EPS"})
-
-
-def _decode_split(
-    classes: Sequence[Sequence[str]],
-    decode: Callable[[str], Tensor | str],
-    image_size: int,
-    channels: int,
-    problems: list[str],
-) -> LabelledImages:
-    """Decode all files of a split into a preallocated tensor, so that no second copy is in memory."""
-    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(list(map(len, classes))))
-    images = torch.empty((len(labels), channels, image_size, image_size), dtype=torch.uint8)
-    with ThreadPoolExecutor(os.cpu_count()) as executor:
-        for position, image in enumerate(executor.map(decode, chain.from_iterable(classes))):
-            if isinstance(image, str):
-                problems.append(image)
-            else:
-                images[position] = image
-    return LabelledImages(images, labels)

@@ -12,15 +12,11 @@ import torch
 from torch import Tensor
 
 from ast_lightning.data.sources import LabelledImages, RawDataset
-from ast_lightning.data.splits import hold_out, smallest_class
+from ast_lightning.data.splits import hold_out_test
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.randomness import keyed_generator
 from ast_lightning.storage.torch_files import load_plain
-from ast_lightning.terminal import say
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
-HELD_OUT = 0.2
-"""Fraction of each class that becomes the test split if none is given."""
 
 
 def arrays(
@@ -31,6 +27,7 @@ def arrays(
     class_names: Sequence[str] | None = None,
     *,
     name: str = "arrays",
+    test_fraction: float | None = None,
 ) -> RawDataset:
     """A dataset from arrays or tensors.
 
@@ -38,11 +35,12 @@ def arrays(
         train_images: uint8 in 0 … 255, or floats in [0, 1], which are multiplied by 255 and rounded to uint8. The
             shape is ``[N, C, H, W]`` or ``[N, H, W, C]`` with one or three channels, or ``[N, H, W]``.
         train_labels: ``[N]`` integers or strings.
-        test_images, test_labels: the same for the test split. If they are not given, 20 % of the training images of
-            each class are held out, always the same ones, and a line is printed.
+        test_images, test_labels: the same for the test split. If they are not given, training images of each class
+            are held out, always the same ones, and a line is printed.
         class_names: names of the classes, by label. By default, the sorted distinct labels are the classes. Integer
             labels must be in 0 … n − 1 for n names, and string labels must be among the names.
         name: name of the dataset.
+        test_fraction: share of each class that is held out; None: 20 %.
 
     Raises:
         ConfigurationError: an argument is invalid; the message names it.
@@ -55,18 +53,22 @@ def arrays(
     given = [_labels("train_labels", train_labels, len(train))]
     if test_images is None and test_labels is None:
         labels, names = _classes(given, class_names)
-        return RawDataset(name, *_hold_out(LabelledImages(train, labels), names, name), names)
+        only = LabelledImages(train, labels)
+        return hold_out_test(RawDataset(name, only, only.take(torch.arange(0)), names), test_fraction)
     if test_images is None or test_labels is None:
         missing = "test_images" if test_images is None else "test_labels"
         raise ConfigurationError(missing, None, "it is missing", "give both test_images and test_labels, or neither")
     test = _images("test_images", test_images)
     given.append(_labels("test_labels", test_labels, len(test)))
     labels, names = _classes(given, class_names)
+    if test_fraction is not None:
+        problem = f"{name} has {len(test)} test images"
+        raise ConfigurationError("data.test_fraction", test_fraction, problem, "set it to null")
     by_split = labels.split([len(train), len(test)])
     return RawDataset(name, LabelledImages(train, by_split[0]), LabelledImages(test, by_split[1]), names)
 
 
-def load_arrays(root: str | Path | None) -> RawDataset:
+def load_arrays(root: str | Path | None, test_fraction: float | None = None) -> RawDataset:
     """Read a dataset from one file.
 
     The file has the keys ``train_images``, ``train_labels`` and, optionally, ``test_images``, ``test_labels`` and
@@ -75,6 +77,7 @@ def load_arrays(root: str | Path | None) -> RawDataset:
     Args:
         root: an ``.npz`` file of ``numpy.savez``, or a ``.pt`` file of ``torch.save`` that contains a dictionary.
             Pickled objects are never loaded.
+        test_fraction: see :func:`arrays`.
 
     Raises:
         ConfigurationError: the file is missing or damaged, or its content is invalid.
@@ -89,7 +92,8 @@ def load_arrays(root: str | Path | None) -> RawDataset:
         problem = f"it must hold {' and '.join(KEYS[:2])}, and holds {found}"
         raise ConfigurationError("data.root", root, problem, f"name the arrays {', '.join(KEYS)}")
     try:
-        return arrays(**{key: content[key] for key in KEYS if key in content}, name=path.stem)
+        given = {key: content[key] for key in KEYS if key in content}
+        return arrays(**given, name=path.stem, test_fraction=test_fraction)
     except ConfigurationError as error:
         problem = f"{error.option} ({error.value}): {error.problem}"
         raise ConfigurationError("data.root", root, problem, error.remedy) from error
@@ -156,14 +160,3 @@ def _classes(given: Sequence[np.ndarray], class_names: Sequence[str] | None) -> 
         problem = f"label {strange[0]} is not one of {len(names)} classes" if strange else "a name is repeated"
         raise ConfigurationError("class_names", list(names), problem, "give one name for each class, by label")
     return torch.tensor([place[each] for each in known.tolist()])[labels], names
-
-
-def _hold_out(train: LabelledImages, names: tuple[str, ...], name: str) -> tuple[LabelledImages, LabelledImages]:
-    smallest, count = smallest_class(train.labels, names)
-    if count < 2:
-        problem = f"class {smallest!r} has {count} images, too few to hold one out for testing"
-        raise ConfigurationError("test_images", None, problem, "give test_images and test_labels")
-    rest, test = hold_out(train, HELD_OUT, names, keyed_generator(0, "test split of arrays"))
-    assert test is not None
-    say(f"{name}: no test images are given, so {len(test)} of {len(train)} images ({HELD_OUT:.0%} of each class) test")
-    return rest, test

@@ -24,18 +24,21 @@ from torchvision import datasets
 from torchvision.datasets.utils import extract_archive
 
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.images import ImageView
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """Images and their classes, held as two tensors.
+    """Images and their classes.
 
     Args:
-        images: [N, C, H, W]; uint8 as returned by a source, float32 after preprocessing.
+        images: [N, C, H, W]; uint8 as returned by a source, float32 after preprocessing. A tensor, or a view that
+            reads and preprocesses the images of a large dataset when it is indexed: use ``images[rows]``,
+            ``images.split(n)``, ``images.shape`` and ``len``, which both have.
         labels: int64 [N], in 0 … number of classes − 1.
     """
 
-    images: Tensor
+    images: Tensor | ImageView
     labels: Tensor
 
     def __len__(self) -> int:
@@ -43,12 +46,16 @@ class LabelledImages:
 
     def take(self, index: Tensor) -> LabelledImages:
         """The samples selected by ``index``: positions (int64 [K]) or a mask (bool [N])."""
-        return LabelledImages(self.images[index], self.labels[index])
+        images = self.images.take(index) if isinstance(self.images, ImageView) else self.images[index]
+        return LabelledImages(images, self.labels[index])
 
 
 @dataclass(frozen=True, eq=False)
 class RawDataset:
-    """A dataset before preprocessing: uint8 NCHW images of the same size in both splits, and the class names."""
+    """A dataset before preprocessing: uint8 NCHW images of the same size in both splits, and the class names.
+
+    If there are no test images, a share of the training images is held out for testing (``data.test_fraction``).
+    """
 
     name: str
     train: LabelledImages

@@ -14,12 +14,15 @@ from ast_lightning.images.preprocessing import (
     fit_preprocessing,
     load_preprocessing,
     preprocess,
+    preprocessed_parts,
     save_preprocessing,
 )
+from ast_lightning.images.views import ImageView
 
 __all__ = [
     "FAMILIES",
     "AugmentationDraw",
+    "ImageView",
     "NoPreprocessing",
     "Preprocessing",
     "SiameseAugmentation",
@@ -30,5 +33,6 @@ __all__ = [
     "fit_preprocessing",
     "load_preprocessing",
     "preprocess",
+    "preprocessed_parts",
     "save_preprocessing",
 ]

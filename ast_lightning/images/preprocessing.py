@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +22,19 @@ from ast_lightning.storage.checksums import FIELD, read_checked_tensors, tensor_
 from ast_lightning.storage.files import write_tensors
 
 _CHUNK_BYTES = 256 * 2**20  # size of the chunks for matrix products and conversions from uint8
+_PART = 1024  # images of which statistics are computed at once
 _GIB = 2**30
+
+
+class Images(Protocol):
+    """A tensor [N, C, H, W], or an :class:`~ast_lightning.images.ImageView`."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    def __len__(self) -> int: ...
+
+    def split(self, size: int, /) -> Iterable[Tensor]: ...
 
 
 class Preprocessing(ABC):
@@ -31,6 +44,8 @@ class Preprocessing(ABC):
     """
 
     kind: str
+    elementwise = True
+    """Whether each value is preprocessed by itself, so that the result does not depend on the size of a batch."""
 
     @abstractmethod
     def apply(self, images: Tensor) -> Tensor:
@@ -129,6 +144,7 @@ class ZcaWhitening(Preprocessing):
     """
 
     kind = "zca"
+    elementwise = False
 
     def __init__(self, mean: Tensor, transform: Tensor, inverse: Tensor, eps: float) -> None:
         self.mean, self.transform, self.inverse = _stored(mean), _stored(transform), _stored(inverse)
@@ -151,7 +167,7 @@ class ZcaWhitening(Preprocessing):
 
 def fit_preprocessing(
     kind: str,
-    images_uint8: Tensor,
+    images_uint8: Images,
     *,
     zca_eps: float = 0.1,
     zca_max_features: int = 12288,
@@ -162,7 +178,8 @@ def fit_preprocessing(
 
     Args:
         kind: ``standardize``, ``zca`` or ``none``.
-        images_uint8: uint8 [N, C, H, W].
+        images_uint8: uint8 [N, C, H, W]. The statistics of a view are computed in parts; those of ZCA then differ from
+            those of a tensor by rounding errors.
         zca_eps: added to the eigenvalues of the covariance, in units of squared pixel values in [0, 1].
         zca_max_features: ZCA is rejected for images with more values than this, because of its memory.
         mean, std: per-channel constants that ``"standardize"`` uses instead of fitted ones.
@@ -181,13 +198,18 @@ def fit_preprocessing(
     raise ConfigurationError("data.preprocessing", kind, "no such choice", f"use one of {kinds}")
 
 
-def preprocess(preprocessing: Preprocessing, images_uint8: Tensor) -> Tensor:
+def preprocess(preprocessing: Preprocessing, images_uint8: Images) -> Tensor:
     """Convert uint8 [N, C, H, W] to preprocessed float32 of that shape, in chunks to save memory."""
     result = torch.empty(images_uint8.shape, dtype=torch.float32)
-    size = _chunk_length(images_uint8)
-    for part, out in zip(images_uint8.split(size), result.split(size), strict=True):
-        out.copy_(preprocessing.apply(part.float().div_(255)))
+    parts = preprocessed_parts(preprocessing, images_uint8)
+    for part, out in zip(parts, result.split(_chunk_length(images_uint8)), strict=True):
+        out.copy_(part)
     return result
+
+
+def preprocessed_parts(preprocessing: Preprocessing, images_uint8: Images) -> Iterable[Tensor]:
+    """The parts of the result of :func:`preprocess`, one after another."""
+    return (preprocessing.apply(part.float().div_(255)) for part in images_uint8.split(_chunk_length(images_uint8)))
 
 
 def save_preprocessing(path: str | Path, preprocessing: Preprocessing) -> None:
@@ -216,7 +238,7 @@ def load_preprocessing(path: str | Path) -> Preprocessing:
     raise ValueError(f"it holds no preprocessing (kind {kind!r})")
 
 
-def _standardization(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Standardization:
+def _standardization(images: Images, mean: Sequence[float] | None, std: Sequence[float] | None) -> Standardization:
     if mean is None and std is None:
         return Standardization(*_channel_statistics(images))
     if mean is None or std is None:
@@ -231,12 +253,14 @@ def _standardization(images: Tensor, mean: Sequence[float] | None, std: Sequence
     return Standardization(torch.tensor(list(mean)), torch.tensor(list(std)))
 
 
-def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+def _channel_statistics(images: Images) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (over N) of each channel of uint8 images, as values in [0, 1].
 
     They are computed from an exact histogram, so that the result is bit-identical for every machine and thread count.
     """
-    counts = torch.stack([torch.bincount(channel.reshape(-1), minlength=256) for channel in images.unbind(1)])
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for part in images.split(_PART):
+        counts += torch.stack([torch.bincount(channel.reshape(-1), minlength=256) for channel in part.unbind(1)])
     weights = counts.to(torch.float64) / counts.sum(1, keepdim=True)
     values = torch.arange(256, dtype=torch.float64) / 255
     mean = (weights * values).sum(1)
@@ -245,11 +269,13 @@ def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.where(std < 1e-9, torch.ones_like(std), std)
 
 
-def _zca(images: Tensor, eps: float, max_features: int) -> ZcaWhitening:
-    features = images[0].numel()
+def _zca(images: Images, eps: float, max_features: int) -> ZcaWhitening:
+    features, in_memory = math.prod(images.shape[1:]), isinstance(images, Tensor)
     if features > max_features:
         stored = 2 * 4 * features**2  # transform and inverse in float32
-        needed = stored + 4 * 8 * features**2 + 2 * 4 * images.numel()  # decomposition in float64, images twice
+        needed = stored + 4 * 8 * features**2 + 2 * 4 * len(images) * features  # decomposition in float64, images twice
+        if not in_memory:
+            needed = 5 * 4 * features**2
         problem = (
             f"images of {features} values, more than data.zca_max_features={max_features}: whitening takes about "
             f"{needed / _GIB:.1f} GiB of memory and {stored / _GIB:.1f} GiB in every saved copy"
@@ -258,19 +284,42 @@ def _zca(images: Tensor, eps: float, max_features: int) -> ZcaWhitening:
         raise ConfigurationError("data.preprocessing", "zca", problem, remedy)
     if not eps > 0:
         raise ConfigurationError("data.zca_eps", eps, "it has to be positive", "use 0.1, as published")
+    if not in_memory:
+        return ZcaWhitening(*_zca_in_parts(images, eps), eps)
     from kornia.enhance import zca_mean  # late: loading fitted statistics does not need kornia
 
+    assert isinstance(images, Tensor)
     transform, mean, inverse = zca_mean(images.float().div_(255), eps=float(eps), return_inverse=True)
     assert inverse is not None
     return ZcaWhitening(mean.reshape(-1), transform, inverse, eps)
+
+
+def _zca_in_parts(images: Images, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, transform and inverse from images that are read twice, in parts.
+
+    The memory is that of five matrices [D, D] in float32, whatever the number of images.
+    """
+    features = math.prod(images.shape[1:])
+    total = torch.zeros(features, dtype=torch.int64)
+    for part in images.split(_PART):
+        total += part.flatten(1).sum(0)
+    mean = (total.double() / (255 * len(images))).float()
+    covariance = torch.zeros(features, features)
+    for part in images.split(_PART):
+        centred = part.flatten(1).float().div_(255).sub_(mean)
+        covariance.addmm_(centred.T, centred)
+    values, vectors = torch.linalg.eigh(covariance.div_(len(images) - 1))
+    del covariance
+    shifted = values.clamp_(min=0).add_(eps)  # rounding errors make eigenvalues of 0 negative
+    return mean, (vectors * shifted.rsqrt()) @ vectors.T, (vectors * shifted.sqrt()) @ vectors.T
 
 
 def _stored(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32).contiguous()
 
 
-def _chunk_length(images: Tensor) -> int:
-    return max(1, _CHUNK_BYTES // max(1, 4 * images[0:1].numel()))
+def _chunk_length(images: Images) -> int:
+    return max(1, _CHUNK_BYTES // max(1, 4 * math.prod(images.shape[1:])))
 
 
 def _in_chunks(images: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:

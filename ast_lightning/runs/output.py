@@ -66,4 +66,6 @@ def disk_trouble(option: str, folder: object, error: OSError) -> ConfigurationEr
     if error.errno == errno.ENOENT:
         problem, remedy = "it is a link to a folder that does not exist", "make that folder, or set another output_dir"
         return ConfigurationError(option, folder, problem, remedy)
-    return ConfigurationError(option, folder, problem, DISK_REMEDIES.get(error.errno or 0, _CLOSED))
+    return ConfigurationError(
+        option, folder, problem, DISK_REMEDIES.get(error.errno or 0, _CLOSED).replace("output_dir", option)
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import arguments, evaluation, experts, methods, scaling, stacked
+from benchmarks import arguments, data, evaluation, experts, methods, scaling, stacked
 from benchmarks import unroll as unrolls
 from benchmarks.arguments import Size
 from benchmarks.convolutions import convolutions_alone, count_operations
@@ -168,3 +168,8 @@ def test_an_expert_is_trained_once_and_a_finished_run_is_read(tmp_path: Path) ->
     assert found[0].seconds > 0
     row = methods.row_of(methods.Arm(cell, "mtt", methods.UNTUNED), found[:1])
     assert (row[:3], row[5]) == (["digits, 1", "mtt", "untuned"], "–")
+
+
+def test_an_epoch_is_every_image_read_from_the_cache_or_memory(tmp_path: Path) -> None:
+    for preload in (0, 1024):
+        assert data.Epoch(str(tmp_path), 300, 8, preload)()() == 300

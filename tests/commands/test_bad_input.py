@@ -54,7 +54,7 @@ def contents(folder: Path) -> dict[Path, int]:
         (["distill.canvas=5"], "distill.canvas", ["25 per class", "has only 20 training images"]),
         (["distill.warm_start=nowhere"], "distill.warm_start", ["no such folder"]),
         (["network._target_=nowhere.Net"], "network._target_", ["cannot be imported", "PYTHONPATH"]),
-        (["data.source=imagenet"], "data.source", ["digits", "cifar10", "image_folder"]),
+        (["data.source=imagenet1k"], "data.source", ["digits", "cifar10", "image_folder"]),
         (["data.augmentation=color_twirl"], "data.augmentation", ["twirl", "crop"]),
         (["data.preprocessing=pca"], "data.preprocessing", ["standardize, zca"]),
         (["data.validation_fraction=1"], "data.validation_fraction", ["below 1"]),

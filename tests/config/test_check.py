@@ -93,7 +93,7 @@ def rejected(*overrides: str) -> ConfigurationError:
         ("data.source._target_=a.b", "data.source._target_", "'data.source={_target_: "),
         ("data.image_size=100000", "data.image_size", "from 1 to 4096"),
         ("seed=4294967296", "seed", "from 0 to 4294967295"),
-        ("data.source=imagenet", "data.source", "digits, mnist"),
+        ("data.source=imagenet1k", "data.source", "digits, mnist"),
         ("data.mean=[0.5,2]", "data.mean[1]", "from 0 to 1"),
         ("expert.regularizers=[{_target_: a.b},3]", "expert.regularizers[1]", "_target_"),
         ("expert.regularizers={a: 1}", "expert.regularizers", "a list"),

@@ -17,11 +17,17 @@ from ast_lightning.data import SOURCES, ImageDataModule, digits
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted((CONF / "data").glob("*.yaml"))
+DECODING = {"image_size", "resize", "classes", "class_names"}
+REQUIRED = {
+    "torchvision": ["data.source._target_=torchvision.datasets.FakeData"],
+    "huggingface": ["data.source.path=somewhere"],
+}
 
 
 def load(name: str, *overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", overrides=[f"data={name}", "seed=3", "expert.batch_size=64", *overrides])
+        options = [*REQUIRED.get(name, ()), "seed=3", "expert.batch_size=64", *overrides]
+        config = compose("config", overrides=[f"data={name}", *options])
     section: dict[str, Any] = checked(config)["data"]
     return section
 
@@ -36,7 +42,7 @@ def test_keys_are_the_arguments_and_a_file_holds_what_differs(path: Path) -> Non
     assert set(values) == {"_target_", *inspect.signature(ImageDataModule).parameters}
     assert (values["batch_size"], values["seed"], values["name"]) == (64, 3, path.stem)
     own = yaml.safe_load(path.read_text())
-    assert set(own) <= {"defaults", "source", "name", "root", "download", "image_size", "mean", "std", "augmentation"}
+    assert set(own) <= {"defaults", "source", "name", "root", "download", "mean", "std", "augmentation"} | DECODING
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -159,8 +159,8 @@ def test_through_the_datamodule(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"resize": "stretch"}, r"data\.source\.resize=stretch: .*crop, squash"),
-        ({"channels": 4}, r"data\.source\.channels=4: .*1 or 3"),
+        ({"resize": "stretch"}, r"data\.resize=stretch: .*crop, squash"),
+        ({"channels": 4}, r"data\.channels=4: .*1 or 3"),
         ({"image_size": 0}, r"data\.image_size=0"),
         ({"folder": None}, r"data\.root=None"),
         ({"folder": "/nowhere/at/all"}, r"data\.root=/nowhere/at/all: there is no such folder"),

@@ -142,7 +142,7 @@ def test_class_names_in_a_file(tmp_path: Path) -> None:
         ({"test_images": None}, "test_images", "missing"),
         ({"class_names": ["cat", "dog"]}, "class_names", "label 2"),
         ({"class_names": ["cat", "dog", "cat"]}, "class_names", "repeated"),
-        ({"test_images": None, "test_labels": None, "train_labels": [0] * 11 + [1]}, "test_images", "1 images"),
+        ({"test_images": None, "test_labels": None, "train_labels": [0] * 11 + [1]}, "data.test_fraction", "1 images"),
     ],
 )
 def test_what_does_not_fit_is_named(changes: dict[str, Any], option: str, fact: str) -> None:

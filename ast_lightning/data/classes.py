@@ -1,0 +1,71 @@
+"""Choose and name the classes of a dataset."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import torch
+
+from ast_lightning.data.sources import LabelledImages, RawDataset
+from ast_lightning.errors import ConfigurationError
+from ast_lightning.storage.inspection import count
+
+Classes = int | Sequence[str] | None
+"""The classes to use, in the order of their labels; or how many, the first of all; None: all."""
+
+
+def choose(classes: Classes, known: Sequence[str], where: object) -> list[str]:
+    """The chosen ones of ``known`` classes, in the order of their labels.
+
+    Raises:
+        ConfigurationError: a class does not exist, or is repeated.
+    """
+    if classes is None:
+        return list(known)
+    if isinstance(classes, int):
+        if classes > len(known):
+            problem = f"{where} has {count(len(known), 'class')}"
+            raise ConfigurationError("data.classes", classes, problem, f"use at most {len(known)} or null")
+        return list(known[:classes])
+    if missing := [each for each in classes if each not in known]:
+        near = difflib.get_close_matches(missing[0], known, 1, 0.0)
+        problem = f"{where} has no class {missing[0]!r}"
+        raise ConfigurationError("data.classes", list(classes), problem, f"use names such as {', '.join(near)}")
+    if len({*classes}) < len(classes):
+        raise ConfigurationError("data.classes", list(classes), "a class is repeated", "name each class once")
+    return list(classes)
+
+
+def choose_classes(raw: RawDataset, classes: Classes) -> RawDataset:
+    """Keep the images of some classes, which get the labels 0, 1, … in this order.
+
+    Raises:
+        ConfigurationError: a class does not exist.
+    """
+    if classes is None:
+        return raw
+    names = choose(classes, raw.class_names, raw.name)
+    label_of = torch.full((len(raw.class_names),), -1)
+    for label, name in enumerate(names):
+        label_of[raw.class_names.index(name)] = label
+
+    def kept(split: LabelledImages) -> LabelledImages:
+        labels = label_of[split.labels]
+        return LabelledImages(split.take(labels >= 0).images, labels[labels >= 0])
+
+    return RawDataset(raw.name, kept(raw.train), kept(raw.test), tuple(names))
+
+
+def rename_classes(raw: RawDataset, class_names: Sequence[str] | None) -> RawDataset:
+    """Replace the names of the classes.
+
+    Raises:
+        ConfigurationError: there is not one name for each class, or a name is repeated.
+    """
+    if class_names is None:
+        return raw
+    if len(class_names) != len(raw.class_names) or len({*class_names}) < len(class_names):
+        problem = f"the data have {len(raw.class_names)} classes, whose names must differ"
+        raise ConfigurationError("data.class_names", list(class_names), problem, "give one name for each, or null")
+    return RawDataset(raw.name, raw.train, raw.test, tuple(class_names))
