@@ -239,11 +239,11 @@ def tiny_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folders of ImageNet with the classes of four subsets, each with two training images and one other."""
+    """The folders of ImageNet with the classes of four subsets, each with four training images and one other."""
     root = tmp_path_factory.mktemp("imagenet") / "imagenet"
     for subset in ("imagenette", "imagewoof", "imagemeow", "imagesquawk"):
         for wnid in yaml.safe_load((ROOT / "conf" / "data" / f"{subset}.yaml").read_text())["classes"]:
-            for index in range(2):
+            for index in range(4):  # as many as tile a canvas
                 write_jpeg(root / "train" / wnid / f"{wnid}_{index}.JPEG", 50, 40)
             write_jpeg(root / "val" / wnid / f"ILSVRC2012_val_{wnid[1:]}.JPEG", 40, 50)
     return root
