@@ -78,19 +78,26 @@ def _listed(options: Iterable[str]) -> str:
 
 
 def _folded(names: str) -> str:
-    """Names that differ only in the images per class as one.
+    """Names that differ only in the images per class as one, and of these, those that differ only in the data.
 
-    >>> _folded("digits, mtt_ipc1, mtt_ipc10")
-    'digits, mtt_ipc{1,10}'
+    >>> _folded("digits, mtt_a_ipc1, mtt_a_ipc10, mtt_b_ipc1, mtt_b_ipc10, mtt_c_ipc1")
+    'digits, mtt_{a,b}_ipc{1,10}, mtt_c_ipc1'
     """
-    found: dict[str, list[str]] = {}
+    numbers: dict[tuple[str, str], list[str]] = {}
     for name in names.split(", "):
-        stem, _, number = re.sub(r"_ipc(\d+)$", r"_ipc \1", name).partition(" ")
-        found.setdefault(stem, []).extend([number] if number else [])
+        match = re.fullmatch(r"([^_]+)_(\w+)_ipc(\d+)", name)
+        method, data, number = match.groups() if match else (name, "", "")
+        numbers.setdefault((method, data), []).append(number)
+    found: dict[tuple[str, str], list[str]] = {}
+    for (method, data), each in numbers.items():
+        found.setdefault((method, _braced(sorted(each, key=lambda number: (len(number), number)))), []).append(data)
     return ", ".join(
-        stem + (f"{{{','.join(sorted(each, key=int))}}}" if len(each) > 1 else "".join(each))
-        for stem, each in found.items()
+        f"{method}_{_braced(data)}_ipc{number}" if number else method for (method, number), data in found.items()
     )
+
+
+def _braced(words: Sequence[str]) -> str:
+    return f"{{{','.join(words)}}}" if len(words) > 1 else words[0]
 
 
 def _other_choice(choice: str, options: Iterable[str]) -> str:

@@ -1,6 +1,8 @@
-"""The published settings for CIFAR as tables: what the files in conf/experiment must contain.
+"""The published settings as tables: what the files in conf/experiment must contain.
 
-A column is an option, a row an experiment; ``-`` is null. ``COMMON`` holds the options that all rows of a method share.
+A column is an option, a row an experiment; ``-`` is null. A row with ``SUBSET`` stands for all
+ImageNet subsets of its method. ``COMMON`` holds the options that all rows of a method
+share, ``DATA`` those of the data.
 """
 
 from __future__ import annotations
@@ -28,9 +30,13 @@ _COLUMNS = {
     "threshold": "distill.max_loss",
     "ratio": "distill.drop_ratio",
     "iterations": "distill.max_steps",
+    "labels": "distill.labels",
+    "experts": "num_experts",
+    "side": "data.image_size",
+    "canvas": "distill.canvas",
 }
 _WORDS: dict[str, Any] = {"-": None, "yes": True, "no": False, "real": "real"}
-_WORDS |= {each: each for each in ("zca", "standardize", "representative", "correct")}
+_WORDS |= {each: each for each in ("zca", "standardize", "representative", "correct", "teacher")}
 
 _TABLES = """
 experiment               IPC  zca          init            balance  K   M  T+  batch  lr_img  lr_lr  lr_teacher
@@ -108,7 +114,57 @@ dm_cifar10_ipc50   50   1       standardize  20000
 dm_cifar100_ipc1   1    1       standardize  20000
 dm_cifar100_ipc10  10   1       standardize  20000
 dm_cifar100_ipc50  50   1       standardize  20000
+
+experiment     IPC  zca          init  balance  K   M  T+  batch  lr_img  lr_lr  lr_teacher
+ast_tiny_ipc1  1    standardize  real  no       10  2  10  -      10000   1e-4   0.01
+
+experiment                    IPC  side  canvas  K   M  T+  batch  zca          lr_img  lr_lr  lr_teacher
+mtt_tiny_ipc1                 1    64    1       10  2  10  -      standardize  10000   1e-4   0.01
+mtt_tiny_ipc10                10   64    1       20  2  40  200    standardize  10000   1e-4   0.01
+mtt_tiny_ipc50                50   64    1       20  2  40  300    standardize  10000   1e-4   0.01
+mtt_SUBSET_ipc1               1    128   1       20  2  10  -      standardize  1000    1e-6   0.01
+mtt_SUBSET_ipc10              10   128   1       20  2  10  20     standardize  1000    1e-6   0.01
+mtt_imagesquawk_ipc1_texture  1    256   2       20  2  10  -      standardize  1000    1e-6   0.01
+
+experiment        IPC  K   M  T+  batch  zca          lr_img  lr_lr  lr_teacher  a  ema
+ftd_tiny_ipc1     1    30  2  10  -      standardize  10000   1e-4   0.01        1  0.999
+ftd_tiny_ipc10    10   20  2  40  500    standardize  10000   1e-4   0.01        1  0.999
+ftd_SUBSET_ipc1   1    20  2  10  -      standardize  10000   1e-4   0.01        1  0.999
+ftd_SUBSET_ipc10  10   20  2  10  64     standardize  10000   1e-4   0.01        1  0.999
+
+experiment           IPC  experts  K   M  T+  batch  zca          lr_img  lr_lr  lr_teacher  labels
+tesla_imagenet_ipc1  1    50       10  3  10  100    standardize  10000   1e-4   0.01        teacher
+
+experiment       IPC  K   M  T-  T0  T+  end   batch  lr_img  lr_y  lr_lr  init     threshold
+datm_tiny_ipc1   1    40  2  0   15  20  2000  -      10000   10    1e-4   correct  1
+datm_tiny_ipc10  10   40  2  10  -   50  -     500    100     10    1e-4   correct  1
+datm_tiny_ipc50  50   20  2  40  -   70  -     1000   100     10    1e-4   correct  1
+
+experiment      IPC  K   M  T-  T0  T+  end   batch  lr_img  lr_y  lr_lr  init     threshold  ratio
+pad_tiny_ipc1   1    40  2  0   15  20  2000  -      10000   10    1e-4   correct  1          0.5
+pad_tiny_ipc10  10   40  2  10  -   50  -     500    100     10    1e-4   correct  1          0.5
+pad_tiny_ipc50  50   20  2  40  -   70  -     1000   100     10    1e-4   correct  1          0.5
+
+experiment        IPC  K   M  T+  batch  zca          lr_img  lr_lr  lr_teacher  ema     iterations
+att_tiny_ipc1     1    30  2  10  -      standardize  1e4     1e-4   1e-2        0.999   10000
+att_tiny_ipc10    10   20  2  40  -      standardize  1e4     1e-5   1e-4        0.999   80000
+att_SUBSET_ipc1   1    20  2  10  -      standardize  1e4     5e-8   0.01        0.9999  10000
+att_SUBSET_ipc10  10   20  2  10  -      standardize  1e4     1e-4   0.01        0.999   100000
 """
+SUBSETS = ("imagenette", "imagewoof", "imagemeow", "imagefruit", "imageyellow", "imagesquawk")
+_OF_METHOD = {"mtt": SUBSETS, "ftd": SUBSETS, "att": SUBSETS[:4]}
+
+DATA: dict[str, dict[str, Any]] = {
+    "cifar10": {"data.source": "cifar10", "network.depth": 3},
+    "cifar100": {"data.source": "cifar100", "network.depth": 3},
+    "tiny": {"data.source": "tiny_imagenet", "data.image_size": 64, "network.depth": 4},
+    "imagenet": {"data.source": "imagenet", "data.image_size": 64, "data.resize": "squash", "network.depth": 4},
+}
+DATA |= {
+    subset: {"data.source": "imagenet", "data.name": subset, "data.image_size": 128, "data.resize": "squash"}
+    | {"network.depth": 5}
+    for subset in SUBSETS
+}
 
 _AST_EXPERT = {"lr": 0.003, "momentum": 0.9, "weight_decay": 1e-3, "lr_decay": 0.6, "epochs": 50, "batch_size": 256}
 _MTT_EXPERT = {"lr": 0.01, "momentum": 0, "weight_decay": 0, "lr_decay": 1, "epochs": 50, "batch_size": 256}
@@ -168,8 +224,9 @@ def _read(tables: str) -> dict[str, dict[str, Any]]:
     for table in tables.strip().split("\n\n"):
         header, *rows = (line.split() for line in table.splitlines())
         for name, *words in rows:
-            options = zip(header[1:], map(_value, words), strict=True)
-            found[name] = {_COLUMNS[column]: value for column, value in options}
+            options = {_COLUMNS[column]: _value(word) for column, word in zip(header[1:], words, strict=True)}
+            subsets = _OF_METHOD[name.partition("_")[0]] if "SUBSET" in name else ("",)
+            found |= {name.replace("SUBSET", subset): options for subset in subsets}
     return found
 
 
@@ -181,4 +238,5 @@ def published(experiment: str) -> dict[str, Any]:
     """All published options of an experiment, by their full names; those of its row replace the common ones."""
     method, data, _ = experiment.split("_", 2)
     common = {f"{section}.{name}": value for section, each in COMMON[method].items() for name, value in each.items()}
-    return {"data.source": data, **({} if method == "dm" else {"num_experts": 100}), **common, **ROWS[experiment]}
+    experts = {} if method == "dm" else {"num_experts": 100}
+    return {"network.width": 128, **DATA[data], **experts, **common, **ROWS[experiment]}

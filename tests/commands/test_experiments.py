@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from torchvision import datasets
 
 from ast_lightning.commands.app import build_run
@@ -24,7 +25,7 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.synthetic import load_distilled
 
 from .conftest import ROOT, composed, run_of
-from .published import ROWS, published
+from .published import DATA, ROWS, published
 
 FILES = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if path.stem[:4] != "base")
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
@@ -39,6 +40,12 @@ PRESETS = {  # method: expert, distillation, evaluation
     "mct": ("mtt", "mct", "mtt"),
     "dm": ("ast", "distribution_matching", "mtt"),
 }
+CIFAR = [each for each in ROWS if "_cifar" in each]
+OF_FILES = (  # one of each method and layout; the others differ in numbers
+    *("ast_tiny_ipc1", "mtt_tiny_ipc10", "ftd_tiny_ipc1", "datm_tiny_ipc10", "pad_tiny_ipc1", "att_tiny_ipc10"),
+    *("mtt_imagenette_ipc10", "ftd_imagewoof_ipc1", "att_imagemeow_ipc1", "mtt_imagesquawk_ipc1_texture"),
+    "tesla_imagenet_ipc1",
+)
 UNTUNED = {"outer": "normalized", "schedule": "inverse_sqrt", "alpha": "log", "lr_img": 0.2, "lr_lr": 0.001}
 
 
@@ -57,7 +64,23 @@ def run_with(experiment: str, *options: str) -> Run:
 
 
 def test_the_tables_cover_all_published_experiments() -> None:
-    assert sorted(ROWS) == [each for each in FILES if "_cifar" in each]
+    assert sorted(ROWS) == [each for each in FILES if "_ipc" in each]
+
+
+def options_in(experiment: str) -> set[str]:
+    """The options that the file of an experiment, or a file that it extends, sets."""
+    values = yaml.safe_load((ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text())
+    extended = [each for each in values.pop("defaults", []) if isinstance(each, str) and each != "_self_"]
+    own = set()
+    for key, value in values.items():
+        own |= {f"{key}.{name}" for name in value} if isinstance(value, dict) else {key}
+    return own.union(*map(options_in, extended))
+
+
+@pytest.mark.parametrize("experiment", ROWS)
+def test_experiments_set_nothing_that_the_tables_lack(experiment: str) -> None:
+    others = {"distill.perturbation", "distill.intermediate"} if experiment == "ast_cifar100_ipc50" else set()
+    assert options_in(experiment) - set(published(experiment)) == others
 
 
 @pytest.mark.parametrize("experiment", ROWS)
@@ -151,7 +174,7 @@ def write_cifar(root: Path, dataset_class: type, classes: int, monkeypatch: pyte
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the files of both CIFAR datasets, two images per class."""
-    root = tmp_path_factory.mktemp("cifar")
+    root = tmp_path_factory.mktemp("cifar") / "data"
     with pytest.MonkeyPatch.context() as monkeypatch:
         write_cifar(root, datasets.CIFAR10, 10, monkeypatch)
         write_cifar(root, datasets.CIFAR100, 100, monkeypatch)
@@ -168,12 +191,9 @@ WINDOWS += ("distill.lr_lr=1e-9",)  # two steps are too few for a published rate
 GROWING = ("distill.min_start_epoch=0", "distill.first_start_bound=null", "distill.expansion_end=null")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("experiment", ROWS)
-def test_every_published_experiment_runs(experiment: str, cifar: Path) -> None:
+def run_once(experiment: str, root: Path, *words: str) -> Run:
     """One expert epoch, one iteration, one evaluation; experts are shared by the experiments that have the same."""
-    words = (*TINY, "logger={}", f"data.root={cifar}", f"output_dir={cifar / 'runs'}")
-    words += ("data.image_size=8", "expert.batch_size=200", "evaluation.batch_size=200")
+    words = (*TINY, "logger={}", f"data.root={root}", f"output_dir={root.parent / 'runs'}", *words)
     words += ("distill.real_batch=2",) if experiment.startswith("dm") else (*WINDOWS, *GROWING)
     if experiment.startswith(("datm", "pad")):
         words += ("distill.init=real",)  # after one epoch on noise, no image is classified correctly
@@ -185,7 +205,66 @@ def test_every_published_experiment_runs(experiment: str, cifar: Path) -> None:
     assert 0 <= metrics["test_accuracy"] <= 100
     dataset = load_distilled(run.synthetic_folder())
     assert dataset.metadata["iteration"] == 1
-    assert dataset.labels.is_floating_point() == (experiment.split("_")[0] in ("datm", "pad"))
+    assert dataset.labels.is_floating_point() == (run.config["distill"].get("labels", "hard") != "hard")
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", CIFAR)
+def test_every_published_experiment_of_cifar_runs(experiment: str, cifar: Path) -> None:
+    run_once(experiment, cifar, "data.image_size=8", "expert.batch_size=200", "evaluation.batch_size=200")
+
+
+def write_jpeg(path: Path, width: int, height: int) -> None:
+    """Random pixels; the colours of a file follow from its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(list(path.name.encode())).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="module")
+def tiny_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked archive with three classes, of three training images and one validation image each."""
+    root = tmp_path_factory.mktemp("tiny") / "tiny-imagenet-200"
+    lines = []
+    for place, wnid in enumerate(("n02124075", "n04067472", "n04540053")):
+        for index in range(3):
+            write_jpeg(root / "train" / wnid / "images" / f"{wnid}_{index}.JPEG", 64, 64)
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t10\t63\t58\n")
+        write_jpeg(root / "val" / "images" / f"val_{place}.JPEG", 64, 64)
+        lines.append(f"val_{place}.JPEG\t{wnid}\t0\t32\t44\t62\n")
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    return root
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of ImageNet with the classes of four subsets, each with four training images and one other."""
+    root = tmp_path_factory.mktemp("imagenet") / "imagenet"
+    for subset in ("imagenette", "imagewoof", "imagemeow", "imagesquawk"):
+        for wnid in yaml.safe_load((ROOT / "conf" / "data" / f"{subset}.yaml").read_text())["classes"]:
+            for index in range(4):  # as many as tile a canvas
+                write_jpeg(root / "train" / wnid / f"{wnid}_{index}.JPEG", 50, 40)
+            write_jpeg(root / "val" / wnid / f"ILSVRC2012_val_{wnid[1:]}.JPEG", 40, 50)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", OF_FILES)
+def test_a_published_experiment_of_image_files_runs(experiment: str, tiny_imagenet: Path, imagenet: Path) -> None:
+    """The network has its published depth, and the images are the smallest for it."""
+    depth = DATA[experiment.split("_")[1]]["network.depth"]
+    words = (
+        f"network.depth={depth}",
+        f"data.image_size={2**depth}",
+        "expert.batch_size=40",
+        "evaluation.batch_size=40",
+    )
+    run = run_once(experiment, tiny_imagenet if "_tiny_" in experiment else imagenet, *words)
+    dataset = load_distilled(run.synthetic_folder())
+    classes = {"tiny": 3, "imagenet": 40}.get(experiment.split("_")[1], 10)
+    side = 2**depth * (2 if experiment.endswith("texture") else 1)
+    assert dataset.images.shape == (classes, 3, side, side)
 
 
 @pytest.fixture(scope="module")
