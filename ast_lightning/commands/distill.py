@@ -122,6 +122,9 @@ def _distil(
     say(f"into {folder}")
     trainer.fit(module, ckpt_path=resume, weights_only=True)
     _check_length(run, trainer.global_step)
+    if module.skipped:
+        bound = getattr(run.distill, "max_loss", None)
+        say(f"note: {module.skipped} of {trainer.global_step} iterations changed nothing: distill.max_loss={bound}")
     if is_rank_zero() and module.compilation != compilation:  # compilation failed during the run
         _record(folder, module.compilation, trainer, resumed=False)
     evaluated = writer.last is not None and writer.last["iteration"] == trainer.global_step
@@ -232,7 +235,8 @@ def dataset_maker(run: Run, method: Method) -> MakeDataset:
         lineage["warm_start"] = {"folder": run.distill.warm_start, **describe_set(earlier)}
 
     def make(module: DistillModule, found: dict[str, Any]) -> DistilledDataset:
-        events = {"recoveries": module.recovery.events} if module.recovery.events else {}
+        events: dict[str, Any] = {"recoveries": module.recovery.events} if module.recovery.events else {}
+        events |= {"skipped": module.skipped} if module.skipped else {}
         return DistilledDataset.from_training(module.training_set(), run.data, {**found, **events, **lineage})
 
     return make

@@ -80,7 +80,7 @@ def _compare_architectures(run: Run, rows: Mapping[str, Evaluation]) -> dict[str
         try:
             row.check()
         except ConfigurationError as error:
-            remedy = f"leave {label} out, or {error.remedy}"
+            remedy = f"leave {label} out of architectures"
             raise ConfigurationError("architectures", label, error.problem, remedy) from error
     progress = SharedProgress(sum(map(remaining_seconds, rows.values())) if is_rank_zero() else 1.0)
     try:

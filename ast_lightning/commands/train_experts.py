@@ -69,6 +69,9 @@ def train_experts(run: Run) -> dict[str, float]:
         trainer.fit(_expert(run, indices[0], _objective(run)), datamodule=run.data)
         say("fast_dev_run: nothing was written")
         return {}
+    if not run.distill.uses_experts(run.config["distill"]):
+        method = run.choices.get("distill", "this method")
+        say(f"note: distill={method} needs no experts; they serve evaluate.py with baselines=[representative,whole]")
     store = make_store(run)
     pending = indices if run.fresh else incomplete(store, indices)
     store.check_files(set(indices) - set(pending))

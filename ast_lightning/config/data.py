@@ -21,7 +21,9 @@ SOURCES = (
 )
 RESIZES = ("crop", "squash")
 PREPROCESSINGS = ("standardize", "zca", "none")
-_CLASSES = "int | list[str] | None"
+_CLASSES = "int | list[str/int] | None"
+UNDECODED = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn", "arrays")
+"""Sources whose images are arrays of one size."""
 READ_FROM_ROOT = {"image_folder": "the folder that holds train/ and test/", "arrays": "a .npz or .pt file"}
 """Sources whose images depend on ``data.root``, and what it must be. Files of other sources are the same anywhere."""
 
@@ -52,7 +54,7 @@ class DataSettings(Settings):
         None, "convert decoded images to RGB (3) or grey (1); null: RGB, or as the images of a Dataset", least=1, most=3
     )
     classes: Any = option(
-        None, "classes to use, in the order of their labels, or how many (the first); null: all", type=_CLASSES, least=2
+        None, "classes to use, in the order of their labels, or how many (the first); null: all", type=_CLASSES, least=0
     )
     class_names: list[str] | None = option(None, "names of the classes, by label; null: as given by the source")
     preprocessing: str = option("standardize", "preprocessing, fitted on the training split", choices=PREPROCESSINGS)
@@ -90,3 +92,10 @@ class DataSettings(Settings):
         super().__post_init__()
         if isinstance(self.source, str) and self.source in READ_FROM_ROOT and self.root is None:
             raise self.refused("root", f"it must name {READ_FROM_ROOT[self.source]}", "add data.root=…")
+        if isinstance(self.classes, int) and self.classes < 2:
+            raise self.refused("classes", "at least two are needed", "give a larger number, names, or null")
+        if isinstance(self.source, str) and self.source in UNDECODED:
+            for name, value in (("channels", self.channels), ("resize", self.resize)):
+                if value not in (None, "crop"):
+                    problem = f"the images of data.source={self.source} are arrays, which are not decoded"
+                    raise self.refused(name, problem, "leave it out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -109,7 +110,14 @@ class LibraryNetworkSettings(Settings):
     section: ClassVar[str] = "network"
 
     name: str = option("???", "the name of the network in the library, e.g. resnet18")
-    arguments: dict[str, Any] = option({}, "further arguments of the network, e.g. {stochastic_depth_prob: 0}")
+    arguments: Any = option(
+        None, "further arguments of the network, e.g. {stochastic_depth_prob: 0}", type="mapping | None"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.arguments, Mapping | None):
+            raise self.refused("arguments", "it is not a mapping", "write {name: value}, or null")
 
 
 @dataclass(frozen=True)

@@ -206,10 +206,11 @@ class TrajectoryMatchingSettings(DistillSettings):
 
     def _check_labels(self) -> None:
         if self.labels != "soft":
-            for name, neutral in (("lr_labels", 1.0), ("label_momentum", 0.9)):
+            for name, neutral, unset in (("lr_labels", 1.0, "null"), ("label_momentum", 0.9, "0.9")):
                 if getattr(self, name) != neutral:
                     problem = f"distill.labels={self.labels} learns no label logits"
-                    raise self.refused(name, problem, "leave it out, or set distill.labels=soft")
+                    remedy = f"set distill.{name}={unset} (an experiment may have set it), or distill.labels=soft"
+                    raise self.refused(name, problem, remedy)
         if self.labels == "teacher" and self.windows_per_step > 1:
             problem = "with several windows in an iteration, the labels would be those of several experts"
             raise self.refused("labels", problem, "set distill.windows_per_step=1, or choose hard or soft labels")

@@ -11,7 +11,7 @@ from ast_lightning.data.sources import LabelledImages, RawDataset
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.inspection import count
 
-Classes = int | Sequence[str] | None
+Classes = int | Sequence[str | int] | None
 """The classes to use, in the order of their labels; or how many, the first of all; None: all."""
 
 
@@ -28,13 +28,16 @@ def choose(classes: Classes, known: Sequence[str], where: object) -> list[str]:
             problem = f"{where} has {count(len(known), 'class')}"
             raise ConfigurationError("data.classes", classes, problem, f"use at most {len(known)} or null")
         return list(known[:classes])
-    if missing := [each for each in classes if each not in known]:
+    names = [str(each) for each in classes]
+    if len(names) < 2:
+        raise ConfigurationError("data.classes", names, "at least two are needed", "name more classes, or null")
+    if missing := [each for each in names if each not in known]:
         near = difflib.get_close_matches(missing[0], known, 1, 0.0)
         problem = f"{where} has no class {missing[0]!r}"
-        raise ConfigurationError("data.classes", list(classes), problem, f"use names such as {', '.join(near)}")
-    if len({*classes}) < len(classes):
-        raise ConfigurationError("data.classes", list(classes), "a class is repeated", "name each class once")
-    return list(classes)
+        raise ConfigurationError("data.classes", names, problem, f"use names such as {', '.join(near)}")
+    if len({*names}) < len(names):
+        raise ConfigurationError("data.classes", names, "a class is repeated", "name each class once")
+    return names
 
 
 def choose_classes(raw: RawDataset, classes: Classes) -> RawDataset:

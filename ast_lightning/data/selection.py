@@ -92,9 +92,10 @@ def correct_images(
                 if len(taken) >= ipc:
                     return torch.tensor(taken[:ipc])
         problem = f"the experts classify only {len(taken)} images of class {class_names[label]!r} correctly"
-        fewer = f"distill.ipc={len(taken)} or lower, " if taken else ""
-        remedy = f"set {fewer}distill.init=real, or train experts for more epochs"
-        raise ConfigurationError("distill.ipc", ipc, problem, remedy)
+        remedy = "distill.init=real, or train experts for more epochs"
+        if not taken:
+            raise ConfigurationError("distill.init", "correct", problem, f"set {remedy}")
+        raise ConfigurationError("distill.ipc", ipc, problem, f"set distill.ipc={len(taken)} or lower, {remedy}")
 
     return _select(real, class_names, ipc, pick)
 

@@ -28,6 +28,7 @@ from ast_lightning.distillation.textures import tiled
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.randomness import keyed_generator
 from ast_lightning.synthetic import DistilledDataset, load_distilled
+from ast_lightning.terminal import say
 
 Initialization = Callable[
     [LabelledImages, Sequence[str], DistillSettings, int, Callable[[], Logits]], tuple[Tensor, Tensor]
@@ -163,6 +164,8 @@ def starting_point(settings: DistillSettings, context: Context) -> tuple[Tensor,
     earlier = load_distilled(settings.warm_start, "distill.warm_start")
     _check_warm_start(earlier, context.data, settings)
     soft = earlier.labels if earlier.has_soft_labels else None
+    if soft is not None and getattr(settings, "labels", "hard") == "hard":
+        say(f"note: the soft labels of {settings.warm_start} are not used: distill.labels=hard")
     return earlier.images, _labels(settings, context, earlier.images, earlier.targets, soft), earlier.learning_rate
 
 

@@ -26,6 +26,7 @@ from ast_lightning.terminal import say
 
 _SET = "synthetic."
 _RECOVERY = "recovery"
+_SKIPPED = "skipped"
 _RATES = ("lr_img", "lr_lr", "lr_labels", "lr_teacher")
 
 
@@ -72,6 +73,7 @@ class DistillModule(LightningModule):
         self._evaluator = evaluator
         self._outer = outer_step(method.settings)
         self.recovery = Recovery()
+        self.skipped = 0
         self._means: dict[str, Tensor] = {"train/loss": torch.tensor(math.nan)}
         self._scores: dict[int, dict[str, float]] = {}
 
@@ -153,7 +155,9 @@ class DistillModule(LightningModule):
             rates = [(name, getattr(self.settings, name)) for name in names]
             listed = " or ".join(f"distill.{name} ({value:g})" for name, value in rates)
             self._recover(problem, f"lower {listed}", optimizer)
-        elif skipped:  # without gradients, the optimiser changes nothing, not even its state
+        elif skipped:
+            self.skipped += 1
+            # without gradients, the optimiser changes nothing, not even its state
             for parameter in self.synthetic.parameters():
                 parameter.grad = None
         else:
@@ -190,6 +194,7 @@ class DistillModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[_RECOVERY] = self.recovery.state_dict()
+        checkpoint[_SKIPPED] = self.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the stored dtype: with ``precision=64-true``, Lightning loads values before it converts the module."""
@@ -198,6 +203,7 @@ class DistillModule(LightningModule):
         checkpoint["state_dict"] = {_SET + name.removeprefix(_SET): value for name, value in values.items()}
         self.to(next(value.dtype for value in values.values() if value.is_floating_point()))
         self.recovery = Recovery(**checkpoint.get(_RECOVERY, {}))
+        self.skipped = checkpoint.get(_SKIPPED, 0)
 
     def training_set(self) -> TrainingSet:
         """The current synthetic set, detached."""

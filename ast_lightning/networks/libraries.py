@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from ast_lightning.errors import ConfigurationError
 
-_REMEDY = "switch it off by network.arguments, e.g. {stochastic_depth_prob: 0}, or choose another network.name"
+_REMEDY = (
+    "switch it off by network.arguments, e.g. {stochastic_depth_prob: 0} or {aux_logits: false}, or choose another "
+    "network.name"
+)
 
 
 class Torchvision(nn.Module):

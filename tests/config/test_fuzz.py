@@ -80,6 +80,8 @@ def allowed(option: str) -> st.SearchStrategy[Any]:
     made = {"int": whole, "float": real, "str": text, "bool": st.booleans(), "None": st.none(), "part": part}
     made |= {f"list[{kind}]": st.lists(strategy, max_size=3) for kind, strategy in made.items()}
     made["list[str/part]"] = st.lists(text | part, max_size=3)
+    made["list[str/int]"] = st.lists(text | whole, max_size=3)
+    made["mapping"] = st.just({"x": 1})
     return st.one_of([made[kind] for kind in types(option)])
 
 

@@ -33,6 +33,8 @@ class Notes(Callback):
         state = copy.deepcopy(trainer.optimizers[0].state_dict())
         values = [each.detach().clone() for each in pl_module.parameters()]
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        assert isinstance(pl_module, DistillModule)
+        self.skipped = pl_module.skipped
         self.seen.append((values, state["state"], state["param_groups"][0]["lr"], logged))
 
 
@@ -70,7 +72,9 @@ def equal(one: Any, other: Any) -> bool:
 @pytest.mark.parametrize("outer", ["sgd", "normalized"])
 def test_a_larger_loss_changes_nothing(fit: Callable[..., Notes], outer: str) -> None:
     rate = 10.0 if outer == "sgd" else 0.1
-    seen = fit(SPIKES, max_loss=10.0, outer=outer, schedule="inverse_sqrt", lr_img=rate).seen
+    notes = fit(SPIKES, max_loss=10.0, outer=outer, schedule="inverse_sqrt", lr_img=rate)
+    seen = notes.seen
+    assert notes.skipped == len(SPIKES)
     for iteration, (before, after) in enumerate(pairwise(seen)):
         skipped = iteration in SPIKES
         assert after[3]["train/skipped"] == float(skipped)

@@ -13,6 +13,7 @@ import torch
 from ast_lightning.distillation.trajectory_matching import unroll
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import FunctionalNetwork, Timm, Torchvision
+from tests.commands.conftest import composed
 from tests.threads import one_thread
 
 
@@ -103,3 +104,9 @@ def test_an_unknown_name_of_timm() -> None:
     pytest.importorskip("timm", reason="timm is an extra")
     with pytest.raises(ConfigurationError, match=r"^network\.name=resnet19: .*did you mean resnet18\?"):
         Timm.check("resnet19")
+
+
+def test_arguments_are_given_on_the_command_line() -> None:
+    words = ("network=torchvision", "network.name=resnet18", "network.arguments={zero_init_residual: true}")
+    assert composed(*words).network.arguments == {"zero_init_residual": True}
+    assert composed(*words[:2]).network.arguments is None
