@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -22,6 +23,8 @@ from ast_lightning.errors import WorkerFailed, as_started, foreseen, place, prin
 
 _INTERRUPTED = "interrupted; rerun the command without fresh=true to resume"
 _log_folders: list[Path] = []
+_interrupts: list[int] = []
+"""The SIGINTs that this process has received since :func:`take_over`."""
 
 
 def local_rank() -> int:
@@ -71,6 +74,8 @@ def outcome(error: BaseException) -> tuple[str, int]:
         return _INTERRUPTED, 130
     if foreseen(error) or isinstance(error, WorkerFailed):
         return printable(as_started(str(error))), getattr(error, "status", 2)
+    if _interrupts:  # C code that is interrupted, such as an import of NumPy, may raise another exception
+        return _INTERRUPTED, 130
     trace = "".join(traceback.format_exception(error)).rstrip()
     return trace if _shows_tracebacks() else f"{describe(error)}. {_write_log(trace)}", 1
 
@@ -104,9 +109,17 @@ def take_over() -> None:
             print(f"note: a thread has ended: {outcome(thread.exc_value)[0]}", file=sys.stderr, flush=True)
 
     sys.excepthook, threading.excepthook = report, report_thread
+    main = threading.current_thread() is threading.main_thread()
+    if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     # with HYDRA_FULL_ERROR=1, Hydra does not catch and print exceptions itself
     os.environ.setdefault("AST_LIGHTNING_TRACEBACKS", os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    _interrupts.append(number)
+    raise KeyboardInterrupt
 
 
 class _Output(io.FileIO):

@@ -15,7 +15,7 @@ import pytest
 
 from ast_lightning import reporting
 from ast_lightning.errors import ConfigurationError, DistillationDiverged, WorkerFailed
-from ast_lightning.reporting import boundary, describe, keep_logs_in
+from ast_lightning.reporting import boundary, describe, keep_logs_in, outcome
 from tests import PATIENCE
 
 ROOT = Path(__file__).parents[1]
@@ -159,3 +159,11 @@ def test_work_goes_on_where_the_reader_of_its_output_has_gone(tmp_path: Path) ->
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert (tmp_path / "done").exists()
+
+
+def test_an_exception_of_interrupted_c_code_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "_interrupts", [])
+    with pytest.raises(KeyboardInterrupt):
+        reporting._interrupt(2, None)
+    assert outcome(AttributeError("module has no attribute"))[1] == 130
+    assert outcome(ConfigurationError("seed", 1, "it is wrong", "correct it"))[1] == 2
