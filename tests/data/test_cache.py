@@ -252,6 +252,6 @@ def test_unreadable_images_are_named_and_nothing_is_cached(
 
 
 def test_files_are_listed_in_the_order_of_their_labels(folder: Path) -> None:
-    source = class_folders(folder, 8, ["dog"])
-    assert Counter(label for _, label in source.splits["train"]) == {0: COUNTS["train"]}
-    assert all("/dog/" in path for path, _ in source.splits["test"])
+    source = class_folders(folder, 8, ["dog", "cat"])
+    assert Counter(label for _, label in source.splits["train"]) == {0: COUNTS["train"], 1: COUNTS["train"]}
+    assert all(("/dog/" in path) == (label == 0) for path, label in source.splits["test"])
