@@ -27,6 +27,8 @@ from ast_lightning.synthetic import load_distilled
 from .conftest import ROOT, composed, run_of
 from .published import DATA, ROWS, published
 
+pytestmark = pytest.mark.slow  # a hundred files are composed several times
+
 FILES = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if path.stem[:4] != "base")
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
 PRESETS = {  # method: expert, distillation, evaluation
