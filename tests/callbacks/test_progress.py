@@ -58,7 +58,7 @@ def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     last = terminal.getvalue().replace("\r", "\n").strip().splitlines()[-1]
     assert "20/20" in last
     assert "train/loss 0.5" in last
-    assert len(last) <= 80
+    assert len(re.sub(r"[\d.]+step/s", "1000.00step/s", last)) <= 80  # these steps take no time
 
 
 @pytest.mark.parametrize("columns", [40, 50, 60])
