@@ -43,7 +43,7 @@ def gradient_error(backend: str, devices: list[str], patience: float = PATIENCE)
         finally:
             processes.close(timeout=2)
     if result is None:
-        raise RuntimeError(f"{len(devices)} processes gave no answer in {patience:.0f} s")
+        raise RuntimeError(f"{len(devices)} processes did not answer within {patience:.0f} s")
     for rank, failure in result.failures.items():
         reason = failure.error_file_data["message"]  # a mapping if the function raised
         raise RuntimeError(f"process {rank}: {reason['message'] if isinstance(reason, dict) else failure.message}")

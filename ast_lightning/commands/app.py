@@ -145,15 +145,15 @@ def _check_processes(trainer: dict[str, Any], in_sweep: bool) -> None:
     if on_cpu and accelerator not in ("auto", "cpu"):
         raise ConfigurationError("trainer.accelerator", accelerator, "this machine has none", "set trainer=cpu")
     if on_cpu and isinstance(trainer.get("devices"), list):
-        problem, remedy = "a list names GPUs, and this run is on the CPU", "give a number of processes"
+        problem, remedy = "a list names GPUs, but this run uses the CPU", "give a number of processes"
         raise ConfigurationError("trainer.devices", trainer["devices"], problem, remedy)
     devices, processes = devices_of(trainer), int(os.environ.get("WORLD_SIZE", "1"))
     if by_torchrun() and processes > 1 and devices == 1:
-        problem = f"torchrun has started {processes} processes, each of which would do the whole work"
+        problem = f"torchrun has started {processes} processes, and each would compute the whole run"
         remedy = "set trainer=torchrun, or run the command without torchrun"
         raise ConfigurationError("trainer.devices", trainer.get("devices"), problem, remedy)
     if in_sweep and devices != (tasks := tasks_of_job()):
-        problem = f"the launcher runs tasks={tasks} for each job, one for each device; jobs cannot each start processes"
+        problem = f"the launcher starts {tasks} process(es) per job, one per device; a job cannot start further ones"
         remedy = (
             f"set hydra/launcher=submitit_local or submitit_slurm with hydra.launcher.tasks_per_node={devices}, or "
             f"trainer.devices={tasks}, or run the settings one after another without -m"

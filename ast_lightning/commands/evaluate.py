@@ -59,7 +59,7 @@ def evaluate(run: Run) -> dict[str, float]:
         else:
             _print_table(scores[""], dataset)
     if run.evaluation.lr and any(score.diverged for row in scores.values() for score in row.values()):
-        say(f"note: lower evaluation.lr={run.evaluation.lr:g}, with which networks diverged")
+        say(f"note: networks diverged: lower evaluation.lr={run.evaluation.lr:g}")
     say(f"pictures:    {run.synthetic_folder() / 'images.png'}")
     if uses_tensorboard(run.loggers):
         say(f"TensorBoard: tensorboard --logdir {run.config['output_dir']}")
@@ -75,7 +75,7 @@ def _compare_architectures(run: Run, rows: Mapping[str, Evaluation]) -> dict[str
         ConfigurationError: a network cannot be built for these images, or gives no logits; before any is trained.
     """
     if "whole" in run.config["baselines"] and not any(each.of_experts for each in rows.values()):
-        say("note: whole is the accuracy of the experts, whose network is not among the architectures")
+        say("note: no accuracy of the experts (baselines=[whole]): their network is not among the architectures")
     for label, row in rows.items():
         try:
             row.check()
@@ -144,7 +144,7 @@ def experts_of_baselines(run: Run) -> TrajectoryStore | None:
             raise ConfigurationError("experts_dir", store.folder, "no expert is complete", "run train_experts.py first")
         check_store(store, run)
     except ConfigurationError as error:
-        problem = f"experts are needed, and {error.option}={error.value} has none to use ({error.problem})"
+        problem = f"experts are required, but {error.option}={error.value} has none that can be used ({error.problem})"
         others = ",".join(name for name in baselines if name not in needing)
         remedy = f"leave {','.join(needing)} out: baselines=[{others}], or {error.remedy}"
         raise ConfigurationError("baselines", ",".join(needing), problem, remedy) from error

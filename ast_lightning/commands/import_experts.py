@@ -54,7 +54,7 @@ def import_experts(run: Run) -> dict[str, float]:
         raise ConfigurationError("expert.epochs", run.expert.epochs, problem, f"set expert.epochs={epochs}")
     _check_padding(run, sources[0])
     if run.fast_dev_run:
-        say("fast_dev_run: the files fit, and nothing was written")
+        say("fast_dev_run: the files match the network, and nothing was written")
         return {}
     store = _make_store(run)
     pending = wanted if run.fresh else incomplete(store, wanted)

@@ -92,7 +92,7 @@ def _open_experts(run: Run) -> tuple[TrajectoryStore, list[int]]:
     if run.config["experts_dir"]:
         if incomplete := store.incomplete():
             left_out = count(len(incomplete), "incomplete expert")
-            say(f"leaving out {left_out} of {store.folder}, the first is expert {incomplete[0]}")
+            say(f"note: {left_out} in {store.folder} will not be used, the first is expert {incomplete[0]}")
         store.check_files(complete)
         return store, complete
     wanted = list(range(run.config["num_experts"]))
@@ -134,7 +134,7 @@ def open_store(run: Run) -> TrajectoryStore:
         pairs = [(name, *map(_shown, (value, here[name]))) for name, value in list(differs.items())[:4]]
         listed = ", ".join(f"{name}={theirs} (here {ours})" for name, theirs, ours in pairs)
         problem += f"; the nearest of {count(len(others), 'store')} beside it, {nearest}, has {listed}"
-        problem += f" and {len(differs) - 4} other options of its own" if len(differs) > 4 else ""
+        problem += f" and {len(differs) - 4} other different options" if len(differs) > 4 else ""
         remedy += " first, or give it the options of that store"
         if differs.keys() <= {"data.root", "data.name"}:
             remedy = f"set experts_dir={nearest} if these are the same images, or {remedy}"

@@ -71,7 +71,7 @@ def train_experts(run: Run) -> dict[str, float]:
         return {}
     if not run.distill.uses_experts(run.config["distill"]):
         method = run.choices.get("distill", "this method")
-        say(f"note: distill={method} needs no experts; they serve evaluate.py with baselines=[representative,whole]")
+        say(f"note: distill={method} needs no experts; evaluate.py uses them with baselines=[representative,whole]")
     store = make_store(run)
     pending = indices if run.fresh else incomplete(store, indices)
     store.check_files(set(indices) - set(pending))

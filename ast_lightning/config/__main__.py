@@ -17,8 +17,8 @@ The values of the files in conf/ (`expert=mtt`, `experiment=digits_quickstart`, 
 Numbers are {LIMITS}.
 
 Text with spaces, brackets, accents or a leading `~` needs two pairs of quotes, one for the shell and one for Hydra:
-`'data.root="~/my images (2024)"'`. A list is `'data.mean=[0.5,0.5,0.5]'`. To pass an argument that no
-file in conf/ names to a class of your own, put a `+` before it: `+network.heads=4`.
+`'data.root="~/my images (2024)"'`. A list is `'data.mean=[0.5,0.5,0.5]'`. To pass another argument
+to a class of your own, put a `+` before it: `+network.heads=4`.
 
 This file is written by `python -m ast_lightning.config > docs/options.md`.
 """

@@ -30,7 +30,7 @@ READ_FROM_ROOT = {"image_folder": "the folder that holds train/ and test/", "arr
 
 @dataclass(frozen=True)
 class DataSettings(Settings):
-    """The options of :class:`~ast_lightning.data.ImageDataModule`; the files in conf/data/ name a dataset each."""
+    """The options of :class:`~ast_lightning.data.ImageDataModule`; each file in conf/data/ sets up a dataset."""
 
     section: ClassVar[str] = "data"
 
@@ -54,7 +54,10 @@ class DataSettings(Settings):
         None, "convert decoded images to RGB (3) or grey (1); null: RGB, or as the images of a Dataset", least=1, most=3
     )
     classes: Any = option(
-        None, "classes to use, in the order of their labels, or how many (the first); null: all", type=_CLASSES, least=0
+        None,
+        "classes to use, in the order of their labels, or the number of first classes; null: all",
+        type=_CLASSES,
+        least=0,
     )
     class_names: list[str] | None = option(None, "names of the classes, by label; null: as given by the source")
     preprocessing: str = option("standardize", "preprocessing, fitted on the training split", choices=PREPROCESSINGS)
@@ -66,17 +69,17 @@ class DataSettings(Settings):
     zca_max_features: int = option(
         12288, "largest C·H·W for zca, whose memory grows with its square", least=1, most=100_000
     )
-    per_class: int | None = option(None, "random training images to use per class; null: all", least=1)
+    per_class: int | None = option(None, "training images to use per class, drawn at random; null: all", least=1)
     validation_fraction: float = option(0.0, "share of each class held out of the training data", least=0, below=1)
     test_fraction: float | None = option(
         None,
-        "share of each class that tests if there is no test split; null: 0.2, or none in folders",
+        "share of each class held out for testing if there is no test split; null: 0.2, in folders none",
         above=0,
         below=1,
     )
     augmentation: str | None = option(
         "none",
-        "families of Siamese augmentation (DSA: each batch gets one at random), joined by underscores; none: off",
+        "transforms of Siamese augmentation (DSA: each batch gets one at random), joined by underscores; none: off",
     )
     batch_size: int = option("${expert.batch_size}", "images in a training batch, over all devices", least=1)
     eval_batch_size: int = option(512, "images in a test batch of one device", least=1, result=False)
@@ -84,7 +87,7 @@ class DataSettings(Settings):
         "${output_dir}/cache", "folder for decoded images; null: decode them in memory at each start", result=False
     )
     preload: int = option(
-        1024, "larger sets (MiB as float32) are read and preprocessed batch by batch", least=0, result=False
+        1024, "datasets of more MiB (as float32) are read and preprocessed batch by batch", least=0, result=False
     )
     seed: int = option("${seed}", "seed of the random subset and of the held-out split", least=0, most=LARGEST_SEED)
 

@@ -21,7 +21,7 @@ NORMALIZED_STEP = 0.1
 
 @dataclass(frozen=True)
 class DistillSettings(Settings):
-    """What every method of distillation has: the set, its initialisation, the outer loop.
+    """Options of every method: the synthetic set, its initialisation, the outer loop.
 
     A method of your own extends it with its options. Fields that take a name also take a mapping with ``_target_``,
     which names a function or class of your own (docs/extending.md).
@@ -58,7 +58,9 @@ class DistillSettings(Settings):
     crops: int = option(
         1, "crops of each canvas in a batch; distill.batch_syn counts the canvases", least=1, most=10_000
     )
-    augment: bool = option(True, "Siamese augmentation of the synthetic images, with the families of the data")
+    augment: bool = option(
+        True, "Siamese augmentation of the synthetic images, with the transforms of data.augmentation"
+    )
     lr_teacher: float = option(
         None,
         "initial learning rate α of the student; null: expert.lr · (1 + log10 ipc)",
@@ -168,7 +170,7 @@ def check_canvases(canvas: int, preprocessing: object, option: str = "distill.ca
         ConfigurationError: ``canvas`` is above 1, and the preprocessing is ``zca``.
     """
     if canvas > 1 and preprocessing == "zca":
-        problem = "ZCA whitening depends on the position in the image, so that whitened canvases cannot be rolled"
+        problem = "ZCA whitening depends on the position in the image, but random crops of canvases move it"
         raise ConfigurationError(option, canvas, problem, "use data.preprocessing=standardize")
 
 

@@ -21,7 +21,7 @@ class EvaluationSettings(Settings):
         None, "passes over the synthetic set; null: 6 / distill.lr_teacher, from 300 to 1000", neutral=1000, least=1
     )
     batch_size: int = option(256, "synthetic images of a training step", least=1)
-    lr: float | None = option(None, "learning rate; null: the learned learning rate of the set", above=0)
+    lr: float | None = option(None, "learning rate; null: the learned learning rate of the distilled dataset", above=0)
     baseline_lr: str = option(
         "searched",
         "learning rate of networks on real images where lr is null: searched (the best of five, 0.001 … 0.1, on "
@@ -35,7 +35,7 @@ class EvaluationSettings(Settings):
         0.5, "factor by which the learning rate is multiplied once, after epoch index epochs // 2 + 1", above=0
     )
     momentum_after_decay: float = option(0.8, "momentum after lr_decay is applied", least=0, below=1)
-    augment: bool = option(True, "Siamese augmentation with the families of the data")
+    augment: bool = option(True, "Siamese augmentation with the transforms of data.augmentation")
     at_once: int = option(1, "networks trained together, as one computation", least=1, most=10_000, result=False)
 
     @property

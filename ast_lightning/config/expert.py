@@ -42,31 +42,34 @@ class ExpertSettings(Settings):
     clipping: bool = option(True, "clipping loss: scale down the cross-entropy of the first epochs")
     clip_start: float = option(0.5, "factor of epoch 0; it rises linearly to clip_end", least=0, most=1000)
     clip_end: float = option(
-        1.0, "end of the linear rise; epochs from clip_epochs on have factor 1", least=0, most=1000
+        1.0, "factor that the rise would reach in epoch clip_epochs; from this epoch on, it is 1", least=0, most=1000
     )
     clip_epochs: int = option(10, "number of epochs whose cross-entropy is scaled", least=0)
     gradient_penalty: float = option(2.0, "λ of the gradient penalty; 0: off", least=0, most=10**6)
     penalty_norm: str = option(
         "pixel", "pixel: over channels, the published code | sample: over C·H·W, WGAN-GP", choices=PENALTY_NORMS
     )
-    augment: bool = option(True, "Siamese augmentation with the families of the data")
+    augment: bool = option(True, "Siamese augmentation with the transforms of data.augmentation")
     snapshot_dtype: str = option(
         "float32",
-        "type of the stored parameters: float32 | bfloat16 | float16 (half the disk)",
+        "type of the stored parameters: float32 | bfloat16 | float16 (16 bits: half the disk space)",
         choices=SNAPSHOT_DTYPES,
     )
     every_n_epochs: int = option(
         1, "n: store epochs 0, n, 2n, … and E; distill.expert_epochs must be a multiple of n", least=1, most=100_000
     )
     max_epoch: int | None = option(
-        None, "last epoch to store besides the final one; training continues to the end", least=1, most=100_000
+        None,
+        "last epoch to store, besides the final epoch, which is always stored; null: all epochs",
+        least=1,
+        most=100_000,
     )
     optimizer: Any = option(
         "sgd", "sgd | gsam: flat trajectories (FTD), two gradients per step", type="str | part", choices=("sgd", "gsam")
     )
     sam_rho: float = option(0.01, "ρ of gsam: how far from the parameters the gradient is taken", least=0, most=10**6)
     sam_alpha: float = option(
-        0.3, "a of gsam: how much of the first gradient's perpendicular part is subtracted", least=0, most=10**6
+        0.3, "weight of gsam: how much of the first gradient's perpendicular part is subtracted", least=0, most=10**6
     )
     sam_adaptive: bool = option(True, "gsam: scale the distance of each parameter by its square (ASAM)")
     regularizers: list[Any] = option([], "terms added to the loss, each with its own weight", type="list[part]")

@@ -70,7 +70,7 @@ def resolve(value: Any, built_in: Mapping[str, Callable[..., Any]], option: str)
     elif arguments:
         part = functools.partial(found, **arguments)
     if not callable(part):
-        problem = f"it gives {type(part).__name__}, which cannot be called"
+        problem = f"it creates a {type(part).__name__}, which cannot be called"
         remedy = "name a function or a class with __call__"
         raise ConfigurationError(f"{option}.{_TARGET}", value[_TARGET], problem, remedy)
     return part

@@ -12,7 +12,7 @@ BASELINES = ("random", "representative", "whole")
 
 @dataclass(frozen=True)
 class RootSettings(Settings):
-    """What all three commands share: seeds, experts, folders."""
+    """Options of all three commands: seeds, experts, folders."""
 
     section: ClassVar[str] = ""
 

@@ -47,7 +47,7 @@ _FALSIFY = {  # arguments with which reports would be wrong, and what to set ins
 
 @dataclass(frozen=True)
 class TrainerSettings(Settings):
-    """Where and how Lightning's Trainer runs; add its other arguments with ``+trainer.name=value``."""
+    """Where and how Lightning's Trainer runs; add its other arguments with ``+trainer.NAME=VALUE``."""
 
     section: ClassVar[str] = "trainer"
 

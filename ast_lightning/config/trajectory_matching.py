@@ -20,7 +20,7 @@ NORMALIZED_LABEL_STEP = 0.01
 
 @dataclass(frozen=True)
 class TrajectoryMatchingSettings(DistillSettings):
-    """Trajectory matching with AST's components; what is null follows from the experts and ``ipc``."""
+    """Trajectory matching with AST's components; options that are null follow from the experts and ``ipc``."""
 
     needs_experts: ClassVar[bool] = True
 
@@ -49,7 +49,7 @@ class TrajectoryMatchingSettings(DistillSettings):
         result=False,
     )
     batch_syn: int | None = option(None, "synthetic images of an inner step; null: all", least=1)
-    momentum: float = option(0.9, "μ of the student", least=0, below=1)
+    momentum: float = option(0.9, "momentum μ of the student", least=0, below=1)
     balance: Any = option(
         True, "scale the student's loss by a factor of the start epoch (AST's balanced inner loop)", type="bool | part"
     )
@@ -102,7 +102,7 @@ class TrajectoryMatchingSettings(DistillSettings):
     )
     recompute: bool = option(
         False,
-        "store only every √K-th inner step and recompute the others, for ten million parameters and more",
+        "store only every √K-th inner step and recompute the others, for networks of ten million parameters or more",
         result=False,
     )
     min_start_epoch: int = option(0, "T⁻, the lowest start epoch of a window", least=0, most=100_000)
@@ -177,7 +177,7 @@ class TrajectoryMatchingSettings(DistillSettings):
                 raise self.refused(given, problem, f"set distill.{other} as well, or leave both out")
         epochs = [0, self.waypoints] if isinstance(self.waypoints, int) else self.waypoints
         if epochs is not None and (len(epochs) < 2 or epochs[0] != 0 or epochs != sorted({*epochs})):
-            problem = "these are not two or more epochs in ascending order from 0, or a number of pieces"
+            problem = "it must be a number of pieces, or two or more epochs in ascending order from 0"
             raise self.refused("waypoints", problem, "give a list such as [0,17,34,50], a number such as 3, or null")
 
     def waypoints_of(self, last: int) -> list[int] | None:
@@ -215,7 +215,9 @@ class TrajectoryMatchingSettings(DistillSettings):
             problem = "with several windows in an iteration, the labels would be those of several experts"
             raise self.refused("labels", problem, "set distill.windows_per_step=1, or choose hard or soft labels")
         if self.labels != "hard" and self.canvas > 1:
-            problem = f"the labels of distill.labels={self.labels} are those of networks, which take images of one size"
+            problem = (
+                f"distill.labels={self.labels} are labels from networks, which take images of the ordinary size only"
+            )
             raise self.refused("canvas", problem, "set distill.canvas=1, or distill.labels=hard")
 
     def splits_batches(self, devices: int) -> bool:

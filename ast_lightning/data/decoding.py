@@ -147,7 +147,7 @@ class _Decoder:
         pixels = np.asarray(self.fit(picture(image, _MODES[self.shape[0]])))
         if pixels.shape[:2] != self.shape[1:]:
             size = "×".join(map(str, pixels.shape[:2]))
-            raise ValueError(f"it has {size} pixels, and the first image another size; set data.image_size=32")
+            raise ValueError(f"it has {size} pixels, but the first image has another size; set data.image_size=32")
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 

@@ -89,7 +89,7 @@ def load_arrays(root: str | Path | None, test_fraction: float | None = None) -> 
     content = load_plain(path, "data.root") if path.suffix == ".pt" else _read_npz(path)
     if not isinstance(content, Mapping) or not {*KEYS[:2]} <= content.keys():
         found = ", ".join(map(str, content)) if isinstance(content, Mapping) else f"a {type(content).__name__}"
-        problem = f"it must hold {' and '.join(KEYS[:2])}, and holds {found}"
+        problem = f"it must contain {' and '.join(KEYS[:2])}, but contains {found}"
         raise ConfigurationError("data.root", root, problem, f"name the arrays {', '.join(KEYS)}")
     try:
         given = {key: content[key] for key in KEYS if key in content}

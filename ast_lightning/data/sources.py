@@ -157,7 +157,7 @@ def _find_files(name: str, folder: Path, scratch: Path) -> Path | None:
                 with tarfile.open(folder / archive) as tar:  # unpack only the files that are read, no links
                     members = tar.getmembers()
                     if outside := [each.name for each in members if {"/", ".."} & {*Path(each.name).parts}]:
-                        raise ValueError(f"its member {outside[0]} lies outside of the folder, as none of {name} does")
+                        raise ValueError(f"its member {outside[0]} lies outside of the folder, unlike in {name}")
                     tar.extractall(
                         target, [each for each in members if each.isfile() and str(Path(each.name).parent) in unpacked]
                     )

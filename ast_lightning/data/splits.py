@@ -76,11 +76,11 @@ def _digests(images: Tensor | ImageView) -> np.ndarray:
 def _problems(raw: Any) -> Iterator[tuple[str, ...]]:
     """The problems of a dataset, some with a specific remedy. Each check assumes that the previous ones passed."""
     if not isinstance(raw, RawDataset):
-        yield (f"it gives {type(raw).__name__} and no dataset",)
+        yield (f"it returns {type(raw).__name__}, not a dataset",)
     num_classes = len(raw.class_names)
     if num_classes < 2:
         plural = "es" * (num_classes != 1)
-        yield f"it has {num_classes} class{plural}, and at least two are needed", "add images of another class"
+        yield f"it has {num_classes} class{plural}, but at least two are required", "add images of another class"
     for name, split in (("training", raw.train), ("test", raw.test)):
         images: Any = getattr(split, "images", None)
         labels: Any = getattr(split, "labels", None)

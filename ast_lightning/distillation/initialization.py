@@ -122,7 +122,7 @@ def initial_images(
         raise ConfigurationError(
             "distill.init",
             settings.init,
-            f"it gives images {tuple(images.shape)}, and {shape}, grouped by class, are needed",
+            f"it returns images {tuple(images.shape)}, but {shape}, grouped by class, are required",
             "correct the function",
         )
     return images, labels

@@ -125,7 +125,7 @@ def whole_score(store: TrajectoryStore) -> Score:
     """
     final = [store.summary(index).get("metrics", {}).get("test/accuracy") for index in store.experts()]
     if None in final:
-        problem = f"the experts in {store.folder} were trained without being tested"
+        problem = f"no test accuracy of the experts in {store.folder} was recorded"
         raise ConfigurationError("baselines", "whole", problem, "leave whole out of baselines")
     return Score(tuple(100 * accuracy for accuracy in final))
 

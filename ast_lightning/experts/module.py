@@ -179,7 +179,7 @@ class ExpertModule(LightningModule):
         if self.settings.samples == "all":
             return None
         if self.trainer.reload_dataloaders_every_n_epochs != 1:  # type: ignore[attr-defined]
-            problem = "epochs may differ in length, and this Trainer measures only the first"
+            problem = "epochs may have different numbers of steps, but this Trainer uses that of the first for all"
             remedy = "give the Trainer reload_dataloaders_every_n_epochs=1"
             raise ConfigurationError("expert.samples", self.settings.samples, problem, remedy)
         built_in = {"curriculum": functools.partial(curriculum, epochs=self.settings.epochs)}

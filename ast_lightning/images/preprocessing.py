@@ -249,7 +249,7 @@ def _standardization(images: Images, mean: Sequence[float] | None, std: Sequence
             problem = f"{len(values)} values for images of {images.shape[1]} channels"
             raise ConfigurationError(option, list(values), problem, "give one value per channel, or null")
     if min(std) <= 0:
-        raise ConfigurationError("data.std", list(std), "a standard deviation is positive", "correct it or use null")
+        raise ConfigurationError("data.std", list(std), "they must be positive", "correct it or use null")
     return Standardization(torch.tensor(list(mean)), torch.tensor(list(std)))
 
 
@@ -283,7 +283,7 @@ def _zca(images: Images, eps: float, max_features: int) -> ZcaWhitening:
         remedy = "use data.preprocessing=standardize or a smaller data.image_size, or raise data.zca_max_features"
         raise ConfigurationError("data.preprocessing", "zca", problem, remedy)
     if not eps > 0:
-        raise ConfigurationError("data.zca_eps", eps, "it has to be positive", "use 0.1, as published")
+        raise ConfigurationError("data.zca_eps", eps, "it must be positive", "use 0.1, as published")
     if not in_memory:
         return ZcaWhitening(*_zca_in_parts(images, eps), eps)
     from kornia.enhance import zca_mean  # late: loading fitted statistics does not need kornia

@@ -184,7 +184,9 @@ class FunctionalNetwork:
                 images = image.detach().to("cpu", torch.float32).expand(batch, *image.shape)
                 logits = self(self.initial_parameters(0, "skeleton"), images)
         except Exception as error:  # raised by user code
-            remedy = f"make it take a batch {[batch, *image.shape]}" + (", or choose another batch size" * (batch == 1))
+            remedy = f"make it accept a batch {[batch, *image.shape]}" + (
+                ", or choose another batch size" * (batch == 1)
+            )
             raise ConfigurationError("network", name, raised(error), remedy) from error
         found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         if (
@@ -192,7 +194,7 @@ class FunctionalNetwork:
             or logits.ndim != 2
             or logits.shape != (batch, num_classes or logits.shape[1])
         ):
-            problem = f"it gives {found}, and logits [{batch}, {num_classes or 'classes'}] are needed"
+            problem = f"it returns {found}, but logits [{batch}, {num_classes or 'classes'}] are required"
             remedy = _remedy(self.factory) or "return one tensor with a logit for each class"
             raise ConfigurationError("network", name, problem, remedy)
 

@@ -77,10 +77,10 @@ def build_trainer(
     if trainer.world_size != devices_of(options):
         expected = f"{devices_of(options)} processes are expected (trainer.num_nodes={options.get('num_nodes', 1)})"
         remedy = (
-            "start one a device: srun with trainer=slurm, torchrun with trainer=torchrun, or let Lightning start them "
-            "outside of SLURM or in a job named interactive"
+            "start one per device: srun with trainer=slurm, torchrun with trainer=torchrun, or let Lightning start "
+            "them outside of SLURM or in a job named interactive"
         )
-        problem = f"{expected}, and {trainer.world_size} are there"
+        problem = f"{expected}, but there are {trainer.world_size}"
         raise ConfigurationError("trainer.devices", options.get("devices"), problem, remedy)
     return trainer
 

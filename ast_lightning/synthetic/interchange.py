@@ -67,7 +67,7 @@ def export_published(dataset: DistilledDataset, folder: Path | str, name: str | 
     folder = Path(folder)
     name = str(dataset.metadata.get("iteration", "last")) if name is None else name
     if "/" in name:
-        raise ConfigurationError("name", name, "it is to be part of the names of files", "give a word without slashes")
+        raise ConfigurationError("name", name, "it becomes a part of file names", "give a name without slashes")
     contents: dict[str, Callable[[], Tensor]] = {
         f"{IMAGES}_{name}.pt": lambda: dataset.images.detach().float().clone(),
         f"{LABELS}_{name}.pt": lambda: dataset.labels.float() if dataset.has_soft_labels else dataset.labels.clone(),
@@ -228,7 +228,7 @@ def _probabilities(path: Path, labels: Tensor, shape: tuple[int, int]) -> tuple[
     """Soft labels as probabilities, float32; see :func:`import_published`."""
     images, classes = shape
     if labels.shape != shape or not labels.isfinite().all():
-        problem = f"its labels are {list(labels.shape)}, and finite numbers {list(shape)} are needed"
+        problem = f"its labels are {list(labels.shape)}, but finite numbers {list(shape)} are required"
         raise ConfigurationError("images", path, problem, "name a --like of the data that it was distilled from")
     if images % classes:
         raise _unequal(path, images, classes)

@@ -248,7 +248,7 @@ def _check_same(store: TrajectoryStore, expert: int, source: Source) -> None:
     earlier, now = store.summary(expert).get("source") or {}, source.record()
     if {key: earlier.get(key) for key in now} != now:
         came_from = f"{earlier.get('file')}, trajectory {earlier.get('trajectory')}"
-        problem = f"expert {expert} was imported from {came_from}, and now {source} has another place or checksum"
+        problem = f"expert {expert} was imported from {came_from}, but now {source} has another path or checksum"
         remedy = f"restore the files as they were, or delete {store.folder} to import them anew"
         raise ConfigurationError(OPTION, source.file.parent, problem, remedy)
 

@@ -98,7 +98,7 @@ def read_expert_record(folder: Path, expert: int, store: str) -> ExpertRecord:
         content = unseal(read_json(folder / EXPERT_FILE))
         if (content["expert"], content["store"]) != (expert, store):
             theirs = f"expert {content['expert']} of store {content['store']}"
-            raise Damaged(f"it is that of {theirs}, not of expert {expert} of store {store}")
+            raise Damaged(f"it belongs to {theirs}, not to expert {expert} of store {store}")
         return ExpertRecord({int(epoch): each for epoch, each in content["snapshots"].items()}, content["summary"])
 
 

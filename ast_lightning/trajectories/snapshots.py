@@ -99,7 +99,7 @@ class SnapshotFormat:
         checksum, about = found.pop(FIELD), self._about(expert, epoch)
         if found != about:
             place = "expert {expert} after epoch {epoch} of store {store}"
-            raise Damaged(f"it is that of {place.format_map(found)}, not of {place.format_map(about)}")
+            raise Damaged(f"it belongs to {place.format_map(found)}, not to {place.format_map(about)}")
         return tensors, checksum
 
     def _about(self, expert: int, epoch: int) -> dict[str, str]:

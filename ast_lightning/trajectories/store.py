@@ -213,7 +213,7 @@ class TrajectoryStore:
         with reading(path, remedy, OPTION, self.folder):
             found, tensors = read_checked_tensors(path)
             if found.get("store") != self.id:
-                raise Damaged(f"it is that of store {found.get('store')}, not of store {self.id}")
+                raise Damaged(f"it belongs to store {found.get('store')}, not to store {self.id}")
             return tensors["scores"]
 
     def summary(self, expert: int) -> dict[str, Any]:

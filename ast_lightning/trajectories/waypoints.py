@@ -50,7 +50,9 @@ def check_waypoints(waypoints: Sequence[int], schedule: Schedule) -> None:
         ConfigurationError: an epoch is not stored.
     """
     if schedule.every_n_epochs > 1:
-        problem = f"straight pieces need every epoch, and expert.every_n_epochs={schedule.every_n_epochs} stores some"
+        problem = (
+            f"straight pieces need every epoch, but expert.every_n_epochs={schedule.every_n_epochs} leaves some out"
+        )
         remedy = "set distill.waypoints=null, or train experts with expert.every_n_epochs=1"
         raise ConfigurationError("distill.waypoints", list(waypoints), problem, remedy)
     if waypoints[-1] > schedule.last:

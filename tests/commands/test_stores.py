@@ -113,7 +113,7 @@ def test_incomplete_experts_are_left_out_with_a_word(
     (experts / "expert_0000" / "expert.json").unlink()
     distilling(experts, tmp_path)
     text = capsys.readouterr().out
-    assert "1 incomplete expert of" in text
+    assert "1 incomplete expert in" in text
     assert "the first is expert 0" in text
     assert "from 1 expert in" in text
 

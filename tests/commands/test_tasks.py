@@ -91,7 +91,7 @@ def as_task_of_slurm(monkeypatch: pytest.MonkeyPatch, tasks: int, rank: int = 0)
     monkeypatch.delenv("SUBMITIT_EXECUTOR")
 
 
-MISSING = r"^trainer\.devices=2: 2 processes are expected \(trainer\.num_nodes=1\), and 1 are there.*trainer=slurm"
+MISSING = r"^trainer\.devices=2: 2 processes are expected \(trainer\.num_nodes=1\), but there are 1.*trainer=slurm"
 
 
 def test_processes_that_are_not_there_are_not_counted_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -410,7 +410,7 @@ def failing() -> RawDataset:
     ("source", "words"),
     [
         (tiny(), ["not a RawDataset", "_partial_: true"]),
-        (lambda: None, ["it gives NoneType", "RawDataset"]),
+        (lambda: None, ["it returns NoneType", "RawDataset"]),
         (failing, ["failing", "KeyError", "test_datamodule.py, line "]),
         (lambda path: path, ["TypeError", "path"]),
     ],

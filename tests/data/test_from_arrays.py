@@ -184,8 +184,8 @@ def damaged(path: Path) -> None:
         (lambda path: path.write_bytes(b"not an archive"), ""),
         (lambda path: path.write_bytes(pickle.dumps(Hostile())), ""),
         (damaged, ""),
-        (lambda path: write(path, train_images=CONTENT["train_images"]), "holds train_images"),
-        (lambda path: write(path, x=LABELS), "holds x"),
+        (lambda path: write(path, train_images=CONTENT["train_images"]), "contains train_images"),
+        (lambda path: write(path, x=LABELS), "contains x"),
     ],
 )
 def test_files_that_cannot_be_used(

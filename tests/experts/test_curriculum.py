@@ -151,7 +151,7 @@ def test_scores_are_computed_once_for_a_store(lab: Any, tmp_path: Path) -> None:
 
     other = lab.store(tmp_path / "other", dataclasses.replace(lab.settings, lr=0.01))
     (other.folder / SCORES_FILE).write_bytes(path.read_bytes())
-    with pytest.raises(ConfigurationError, match=rf"experts_dir=.*it is that of store {store.id}.*delete it"):
+    with pytest.raises(ConfigurationError, match=rf"experts_dir=.*it belongs to store {store.id}.*delete it"):
         kept_in(other, counted(scores, calls))
     content = bytearray(path.read_bytes())
     content[-3] ^= 1

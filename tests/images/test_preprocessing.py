@@ -163,7 +163,7 @@ def test_zca_of_the_abstract_form() -> None:
     [
         ("whiten", {}, r"data\.preprocessing=whiten: .*use one of standardize, zca, none"),
         ("zca", {"zca_max_features": 49}, r"images of 50 values.*GiB of memory"),
-        ("zca", {"zca_eps": 0.0}, r"data\.zca_eps=0\.0: it has to be positive"),
+        ("zca", {"zca_eps": 0.0}, r"data\.zca_eps=0\.0: it must be positive"),
         ("standardize", {"mean": (0.5, 0.5)}, r"data\.mean=\(0\.5, 0\.5\): mean and std are given together"),
         ("standardize", {"std": (0.5, 0.5)}, r"mean and std are given together"),
         ("standardize", {"mean": (0.5,), "std": (0.5,)}, r"data\.mean=\[0\.5\]: 1 values for images of 2 channels"),

@@ -233,9 +233,9 @@ def test_a_student_is_a_pure_function(state: str, problem: str | None, images: T
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (own.OneMore, ["gives [2, 4]", "[2, 3] are needed"]),
-        (own.Pair, ["gives a tuple", "one tensor"]),
-        (own.Maps, ["gives [2, 3, 1, 1]"]),
+        (own.OneMore, ["returns [2, 4]", "[2, 3] are required"]),
+        (own.Pair, ["returns a tuple", "one tensor"]),
+        (own.Maps, ["returns [2, 3, 1, 1]"]),
         (own.Dice, ["logits differ"]),
         (own.Counter, ["logits differ"]),
         (own.Fails, ["raised RuntimeError", "own.py, line "]),

@@ -188,7 +188,7 @@ def test_published_variants_are_read(original: DistilledDataset, like: Likeness,
         ("images", [torch.zeros(3)], "holds a list and not a dense tensor"),
         ("images", torch.zeros(8, 3, 6, 5), "each of 8 images"),
         ("images", torch.zeros(0, 3, 6, 5), r"images are \[0, 3, 6, 5\]"),
-        ("labels", torch.zeros(12, 5), r"labels are \[12, 5\], and finite numbers \[12, 4\] are needed"),
+        ("labels", torch.zeros(12, 5), r"labels are \[12, 5\], but finite numbers \[12, 4\] are required"),
         ("labels", torch.full((12, 4), float("nan")), r"finite numbers \[12, 4\]"),
         ("labels", torch.zeros(12, 4).long(), "not one whole number for each of 12 images.*soft ones"),
         ("labels", torch.zeros(12).long(), "not the same number of each of 4 classes"),
@@ -299,6 +299,6 @@ def test_an_export_that_fails_leaves_nothing_and_can_be_said_again(
 
 
 def test_a_name_with_a_slash_is_refused(original: DistilledDataset, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"name=\.\./best: it is to be part of the names of files"):
+    with pytest.raises(ConfigurationError, match=r"name=\.\./best: it becomes a part of file names"):
         export_published(original, tmp_path / "files", "../best")
     assert not (tmp_path / "files").exists()

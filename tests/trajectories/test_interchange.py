@@ -224,7 +224,7 @@ def test_other_files_in_the_place_of_imported_ones_are_named(store: TrajectorySt
     assert "replay_buffer_4.pt, trajectory 0" in caught.value.problem
     (tmp_path / "replay_buffer_4.pt").unlink()
     torch.save([trajectory(2)], tmp_path / "replay_buffer_5.pt")  # of the same size and name
-    with pytest.raises(ConfigurationError, match="another place or checksum"):
+    with pytest.raises(ConfigurationError, match="another path or checksum"):
         bring_in(store, tmp_path)
     assert store.experts() == [0]
 

@@ -173,7 +173,7 @@ def test_a_file_in_the_place_of_another_is_named(
     fill(0)
     fill(1)
     shutil.copyfile(store.snapshot_path(0, 1), store.snapshot_path(*place))
-    with pytest.raises(ConfigurationError, match=rf"epoch_000{place[1]}\.safetensors.* it is that of.*{words}"):
+    with pytest.raises(ConfigurationError, match=rf"epoch_000{place[1]}\.safetensors.* it belongs to.*{words}"):
         store.read_snapshot(*place)
 
 
@@ -185,7 +185,7 @@ def test_a_file_of_another_store_is_named(store: TrajectoryStore, fill: Fill, ma
             0, epoch, FunctionalNetwork(lambda: build_network(shape_of(store), 0)).unflatten(theta(store))
         )
     shutil.copyfile(other.snapshot_path(0, 2), store.snapshot_path(0, 2))
-    with pytest.raises(ConfigurationError, match=rf"it is that of .* of store {other.id}, not of"):
+    with pytest.raises(ConfigurationError, match=rf"it belongs to .* of store {other.id}, not to"):
         store.read_snapshot(0, 2)
 
 
@@ -226,7 +226,7 @@ def test_a_record_of_something_else_is_named(store: TrajectoryStore, fill: Fill)
     shutil.copyfile(store.expert_folder(1) / "expert.json", store.expert_folder(0) / "expert.json")
     fresh = TrajectoryStore.open(store.folder)
     for read in (lambda: fresh.read_snapshot(0, 0), lambda: fresh.summary(0)):
-        with pytest.raises(ConfigurationError, match=r"expert_0000/expert\.json .*that of expert 1 of store"):
+        with pytest.raises(ConfigurationError, match=r"expert_0000/expert\.json .*belongs to expert 1 of store"):
             read()
 
 
@@ -260,7 +260,7 @@ def test_a_store_that_lost_its_record_gets_it_back(
     (store.folder / "store.json").unlink()
     with pytest.raises(ConfigurationError, match=r"no store\.json.*run train_experts\.py"):
         TrajectoryStore.open(store.folder)
-    with pytest.raises(ConfigurationError, match=r"expert\.json .*that of expert 2 of store"):
+    with pytest.raises(ConfigurationError, match=r"expert\.json .*belongs to expert 2 of store"):
         TrajectoryStore.create(store.folder, {**metadata, "seed": 9})
     assert not (store.folder / "store.json").exists()
     again = TrajectoryStore.create(store.folder, metadata)

@@ -184,7 +184,7 @@ def check_windows(settings: TrajectoryMatchingSettings, schedule: Schedule) -> N
     name, lowest = ("max_start_epoch", bound) if first is None else ("first_start_bound", first)
     if not stored_starts(settings.min_start_epoch, lowest, every):
         stored = f"expert.every_n_epochs={every} stores no" if every > 1 else "there is no"
-        problem = f"{stored} epoch from it to below distill.{name}={lowest}, so that no window could start"
+        problem = f"{stored} epoch from this one on below distill.{name}={lowest}, so no window could start"
         raise settings.refused("min_start_epoch", problem, f"lower it, or raise distill.{name}")
 
 
