@@ -55,7 +55,7 @@ class DataSettings(Settings):
     )
     classes: Any = option(
         None,
-        "classes to use, in the order of their labels, or the number of first classes; null: all",
+        "classes to use, in the order of their labels, or n: the first n classes; null: all",
         type=_CLASSES,
         least=0,
     )
@@ -73,7 +73,7 @@ class DataSettings(Settings):
     validation_fraction: float = option(0.0, "share of each class held out of the training data", least=0, below=1)
     test_fraction: float | None = option(
         None,
-        "share of each class held out for testing if there is no test split; null: 0.2, in folders none",
+        "share of each class held out for testing if there is no test split; null: 0.2; folders: none",
         above=0,
         below=1,
     )
@@ -87,7 +87,7 @@ class DataSettings(Settings):
         "${output_dir}/cache", "folder for decoded images; null: decode them in memory at each start", result=False
     )
     preload: int = option(
-        1024, "datasets of more MiB (as float32) are read and preprocessed batch by batch", least=0, result=False
+        1024, "MiB (as float32) to hold in memory; larger datasets are read batch by batch", least=0, result=False
     )
     seed: int = option("${seed}", "seed of the random subset and of the held-out split", least=0, most=LARGEST_SEED)
 
