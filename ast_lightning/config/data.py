@@ -73,7 +73,7 @@ class DataSettings(Settings):
     validation_fraction: float = option(0.0, "share of each class held out of the training data", least=0, below=1)
     test_fraction: float | None = option(
         None,
-        "share of each class held out for testing if there is no test split; null: 0.2; folders: none",
+        "share of each class held out for testing if there is no test split; null: 0.2, but none for image folders",
         above=0,
         below=1,
     )
