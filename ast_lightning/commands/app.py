@@ -153,7 +153,7 @@ def _check_processes(trainer: dict[str, Any], in_sweep: bool) -> None:
         remedy = "set trainer=torchrun, or run the command without torchrun"
         raise ConfigurationError("trainer.devices", trainer.get("devices"), problem, remedy)
     if in_sweep and devices != (tasks := tasks_of_job()):
-        problem = f"the launcher starts {tasks} process(es) per job, one per device; a job cannot start further ones"
+        problem = f"the launcher starts one process per device of a job (tasks={tasks}); a job cannot start others"
         remedy = (
             f"set hydra/launcher=submitit_local or submitit_slurm with hydra.launcher.tasks_per_node={devices}, or "
             f"trainer.devices={tasks}, or run the settings one after another without -m"
