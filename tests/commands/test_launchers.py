@@ -34,7 +34,7 @@ def test_experts_from_jobs_that_share_a_store(tmp_path: Path, script: Script, la
     assert [(row["expert_index"], row["trainer.devices"], row["status"]) for row in rows] == [
         *(("0", "2", "failed"), ("0", "1", "completed"), ("1", "2", "failed"), ("1", "1", "completed")),
     ]
-    assert "cannot each start processes" in rows[0]["error"]
+    assert "a job cannot start others" in rows[0]["error"]
     assert all(0 < float(row["test_accuracy"]) <= 100 for row in rows[1::2])
 
     store = TrajectoryStore.open(run_of(*SMALL, f"output_dir={folder}").experts_folder())
