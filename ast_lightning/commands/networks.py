@@ -21,7 +21,7 @@ from ast_lightning.config.network import ConvNetSettings
 from ast_lightning.config.parts import locate
 from ast_lightning.config.schema import CONFIGURATION
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.networks import Timm, Torchvision
+from ast_lightning.networks.libraries import LibraryNetwork
 
 Config = dict[str, Any]
 
@@ -45,7 +45,7 @@ def network_factory(section: Mapping[str, Any]) -> Callable[..., Any]:
             remedy = f"choose network=custom network._target_={section['_target_']}"
         problem = f"{section['_target_']} has no such argument"
         raise ConfigurationError(f"network.{others[0]}", arguments[others[0]], problem, remedy)
-    if isinstance(kind, type) and issubclass(kind, (Torchvision, Timm)):
+    if isinstance(kind, type) and issubclass(kind, LibraryNetwork):
         kind.check(**arguments)
     return functools.partial(kind, **arguments)
 
