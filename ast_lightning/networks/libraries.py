@@ -31,6 +31,7 @@ class LibraryNetwork(nn.Module, ABC):
         "switch it off by network.arguments, e.g. {stochastic_depth_prob: 0} or {aux_logits: false}, or choose another "
         "network.name"
     )
+    remedy_of_errors = "set a larger data.image_size, choose another network.name, or correct network.arguments"
 
     def __init__(
         self,
