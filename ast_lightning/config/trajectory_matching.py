@@ -185,8 +185,14 @@ class TrajectoryMatchingSettings(DistillSettings):
 
         >>> TrajectoryMatchingSettings(waypoints=3).waypoints_of(50)
         [0, 17, 34, 50]
+
+        Raises:
+            ConfigurationError: there are more pieces than epochs.
         """
         if isinstance(self.waypoints, int):
+            if self.waypoints > last:
+                problem = f"the trajectories have {last} epochs, so that {last} pieces are the most"
+                raise self.refused("waypoints", problem, f"give at most {last}, or train experts for more epochs")
             return sorted({-(-last * piece // self.waypoints) for piece in range(self.waypoints + 1)})
         return None if self.waypoints is None else list(self.waypoints)
 
