@@ -21,7 +21,7 @@ from ast_lightning.config.network import ConvNetSettings
 from ast_lightning.config.parts import locate
 from ast_lightning.config.schema import CONFIGURATION
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.networks import Timm, Torchvision
+from ast_lightning.networks.libraries import LibraryNetwork
 
 Config = dict[str, Any]
 
@@ -45,7 +45,7 @@ def network_factory(section: Mapping[str, Any]) -> Callable[..., Any]:
             remedy = f"choose network=custom network._target_={section['_target_']}"
         problem = f"{section['_target_']} has no such argument"
         raise ConfigurationError(f"network.{others[0]}", arguments[others[0]], problem, remedy)
-    if isinstance(kind, type) and issubclass(kind, (Torchvision, Timm)):
+    if isinstance(kind, type) and issubclass(kind, LibraryNetwork):
         kind.check(**arguments)
     return functools.partial(kind, **arguments)
 
@@ -70,9 +70,9 @@ def architectures(run: Run) -> dict[str, Run]:
     network with all overrides. A mapping gives a class and its arguments.
 
     Raises:
-        ConfigurationError: there is no such file or class, or it does not have an argument.
+        ConfigurationError: there is no such file or class, it does not have an argument, or two entries have one name.
     """
-    found = {}
+    found: dict[str, Run] = {}
     for index, entry in enumerate(run.config["architectures"]):
         option = f"architectures[{index}]"
         try:
@@ -82,6 +82,8 @@ def architectures(run: Run) -> dict[str, Run]:
         except ConfigurationError as error:
             where = error.option.replace("network", option, 1)
             raise ConfigurationError(where, error.value, error.problem, error.remedy) from error
+        if label in found:
+            raise ConfigurationError(option, label, "an earlier entry has this name", "give each network once")
         config = {**run.config, "network": section, "synthetic": str(run.synthetic_folder())}
         choices = {**run.choices, "network": choice}
         found[label] = replace(run, config=config, make_network=make_network, choices=choices)

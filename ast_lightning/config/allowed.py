@@ -20,7 +20,10 @@ _NOT_TEXT = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control character
 
 
 def follows(field: Field[Any]) -> bool:
-    """Whether an option may be null and is then computed from others; its field in a dataclass is never None."""
+    """Whether an option may be null and is then computed from others.
+
+    Its field in a dataclass is None only if the option has no effect with the others.
+    """
     return field.default is None and field.metadata.get("neutral") is not None
 
 
@@ -48,7 +51,8 @@ class Allowed:
     def by(cls, field: Field[Any]) -> Allowed:
         """The allowed values of a field of a settings dataclass."""
         annotation = field.type.__name__ if isinstance(field.type, type) else str(field.type)
-        types = (field.metadata.get("type") or annotation) + (" | None" if follows(field) else "")
+        types = field.metadata.get("type") or annotation
+        types += " | None" if follows(field) and "None" not in types else ""
         return cls(types, **field.metadata.get("allowed", {}))
 
     @property

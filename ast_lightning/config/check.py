@@ -133,13 +133,14 @@ def _without_convnet(network: Any, config: DictConfig) -> Any:
     return {name: value for name, value in network.items() if name not in of_others or f"network.{name}" in given}
 
 
-def unknown_option(option: str, value: object, added: bool = True) -> ConfigurationError:
+def unknown_option(option: str, value: object, chosen: Mapping[str, Any] | None = None) -> ConfigurationError:
     """The error for an option that does not exist; it suggests the existing option with the most similar name.
 
     Args:
         option: the name of the option, with its section.
         value: the given value.
-        added: whether the option was given with a ``+``, as arguments of the user's own classes are.
+        chosen: its section as composed, or None if the option was given with a ``+``, as arguments of the user's own
+            classes are.
     """
     section, _, name = option.partition(".")
     if section == "trainer" and (error := rejected_argument(name, value)):
@@ -154,7 +155,11 @@ def unknown_option(option: str, value: object, added: bool = True) -> Configurat
         return ConfigurationError(option, value, f"{parent} is not a mapping yet", remedy)
     near = None if section in FREE_SECTIONS else nearest(option)
     remedy = f"did you mean {near}? {LIST_OPTIONS}" if near else LIST_OPTIONS
-    if not near and not added and section in (*FREE_SECTIONS, "network", "data"):
+    kind = kind_of(section, chosen) if chosen is not None and section in SECTIONS else None
+    if kind is not None and section == "network":
+        own = [f"network.{each.name}" for each in fields(kind) if each.name != "_target_"]
+        remedy = f"choose one of {', '.join(own)}" if own else "leave it out: the chosen network has no options"
+    elif not near and chosen is not None and kind is None and section in (*FREE_SECTIONS, *SECTIONS):
         remedy = f"to pass it to a class of your own, add a +: +{option}={value}"
     return ConfigurationError(option, value, "there is no such option", remedy)
 

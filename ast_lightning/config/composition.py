@@ -172,7 +172,8 @@ def rejection(error: Exception, overrides: Sequence[str]) -> ConfigurationError:
     if isinstance(cause, _OF_VALUES) and option in known_options():
         found = wrong_value(option, value, known_options()[option])
     elif isinstance(cause, OmegaConfBaseException) or removed or type(error) in (TypeError, ValueError):
-        found = unknown_option(option, value, added=not message.startswith("Could not override"))
+        added = not message.startswith("Could not override")
+        found = unknown_option(option, value, None if added else getattr(cause, "parent_node", None))
     else:
         return ConfigurationError(option, value, summary, LIST_OPTIONS)
     if not file:

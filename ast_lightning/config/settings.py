@@ -70,11 +70,10 @@ def without_neutral(kind: type[Any] | None, values: Mapping[str, Any]) -> dict[s
         kind: the settings dataclass; values of options that it lacks are kept. None: all values are kept.
         values: values by option name; numbers are compared by value, 100 equals 100.0.
     """
-    metadata = {} if kind is None else {each.name: each.metadata for each in fields(kind)}
+    known = {} if kind is None else {each.name: each for each in fields(kind)}
     result = {}
     for name, value in sorted(values.items()):
-        about: Mapping[str, Any] = metadata.get(name, {})
-        if about.get("result", True) and not ("neutral" in about and _same(about["neutral"], value)):
+        if name not in known or (known[name].metadata.get("result", True) and not _is_neutral(known[name], value)):
             result[name] = comparable(value)
     return result
 
@@ -88,8 +87,10 @@ def comparable(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-def _same(neutral: Any, value: Any) -> bool:
-    neutral, value = comparable(neutral), comparable(value)
+def _is_neutral(field: Field[Any], value: Any) -> bool:
+    if value is None and follows(field):
+        return True  # the option has no effect
+    neutral, value = comparable(field.metadata.get("neutral", MISSING)), comparable(value)
     return type(neutral) is type(value) and bool(neutral == value)  # True == 1.0
 
 

@@ -84,7 +84,7 @@ class TrajectoryMatchingSettings(DistillSettings):
         "labels of the images: hard | soft (learned, DATM) | teacher (the expert's at the end of the window, TESLA)",
         choices=LABELS,
     )
-    lr_labels: float = option(
+    lr_labels: float | None = option(
         None,
         "outer learning rate of the label logits of labels=soft; of outer=normalized in standard deviations of the "
         "initial logits; null: 0.01, with another outer step 10; 0: the initial labels are kept",
@@ -136,9 +136,9 @@ class TrajectoryMatchingSettings(DistillSettings):
 
     def follow(self) -> dict[str, Any]:
         alpha = self.alpha or ("raw" if self.outer == "sgd" else "log")
-        rates = {"lr_lr": NORMALIZED_RATE_STEP} if alpha == "log" else {}
-        if self.labels == "soft":
-            rates["lr_labels"] = NORMALIZED_LABEL_STEP if self.outer == "normalized" else 10.0
+        rates: dict[str, float | None] = {"lr_lr": NORMALIZED_RATE_STEP} if alpha == "log" else {}
+        of_labels = NORMALIZED_LABEL_STEP if self.outer == "normalized" else 10.0
+        rates["lr_labels"] = of_labels if self.labels == "soft" else None
         return {**super().follow(), **rates, "alpha": alpha, "syn_steps": max(20, self.expert_epochs or 0)}
 
     def __post_init__(self) -> None:
@@ -185,8 +185,14 @@ class TrajectoryMatchingSettings(DistillSettings):
 
         >>> TrajectoryMatchingSettings(waypoints=3).waypoints_of(50)
         [0, 17, 34, 50]
+
+        Raises:
+            ConfigurationError: there are more pieces than epochs.
         """
         if isinstance(self.waypoints, int):
+            if self.waypoints > last:
+                problem = f"the trajectories have {last} epochs, so that {last} pieces are the most"
+                raise self.refused("waypoints", problem, f"give at most {last}, or train experts for more epochs")
             return sorted({-(-last * piece // self.waypoints) for piece in range(self.waypoints + 1)})
         return None if self.waypoints is None else list(self.waypoints)
 
@@ -206,8 +212,8 @@ class TrajectoryMatchingSettings(DistillSettings):
 
     def _check_labels(self) -> None:
         if self.labels != "soft":
-            for name, neutral, unset in (("lr_labels", 1.0, "null"), ("label_momentum", 0.9, "0.9")):
-                if getattr(self, name) != neutral:
+            for name, unset in (("lr_labels", "null"), ("label_momentum", 0.9)):
+                if getattr(self, name) not in (None, unset):
                     problem = f"distill.labels={self.labels} learns no label logits"
                     remedy = f"set distill.{name}={unset} (an experiment may have set it), or distill.labels=soft"
                     raise self.refused(name, problem, remedy)

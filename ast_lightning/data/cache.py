@@ -57,13 +57,18 @@ def cached_arrays(entry: Path, size: int, write: Callable[[Path], None]) -> dict
         write: writes them into an empty folder with :func:`write_array`.
 
     Raises:
-        ConfigurationError: the disk is too full. Nothing remains of the entry.
-        OSError: the folder cannot be read or written.
+        ConfigurationError: the folder cannot be created or written to, or the disk is too full. Nothing remains of the
+            entry.
+        OSError: the folder cannot be read.
     """
     folder = entry / "arrays"
     if not _is_intact(folder):
         lock = FolderLock(folder)
-        if not lock.take():
+        try:
+            taken = lock.take()
+        except OSError as error:
+            raise _rejected(folder, f"it cannot be written to ({error.strerror})") from error
+        if not taken:
             say(f"waiting for {lock.holder()}, which writes {folder}")
             lock.take(-1)
         with lock:
@@ -116,7 +121,8 @@ def _write(folder: Path, size: int, write: Callable[[Path], None]) -> None:
     clear_leftovers(folder.parent)
     free = shutil.disk_usage(folder.parent).free
     if free < size:
-        raise _full(folder, f"{format_bytes(size)} of images are to be written, and the disk has {format_bytes(free)}")
+        problem = f"{format_bytes(size)} of images are to be written, and the disk has {format_bytes(free)}"
+        raise _rejected(folder, problem)
 
     def fill(hidden: Path) -> None:
         write(hidden)
@@ -126,12 +132,12 @@ def _write(folder: Path, size: int, write: Callable[[Path], None]) -> None:
         write_folder(folder, fill)
     except OSError as error:
         if error.errno in _NO_SPACE:
-            raise _full(folder, f"{error.strerror} (the images take {format_bytes(size)})") from error
+            raise _rejected(folder, f"{error.strerror} (the images take {format_bytes(size)})") from error
         raise
 
 
-def _full(folder: Path, problem: str) -> ConfigurationError:
-    remedy = "free space, or set another folder; data.cache=null decodes the images in memory at each start"
+def _rejected(folder: Path, problem: str) -> ConfigurationError:
+    remedy = "set another folder with enough space, or data.cache=null, which prepares the images anew at each start"
     return ConfigurationError("data.cache", folder.parents[1], problem, remedy)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -30,30 +29,30 @@ from ast_lightning.randomness import keyed_generator
 from ast_lightning.synthetic import DistilledDataset, load_distilled
 from ast_lightning.terminal import say
 
-Initialization = Callable[
-    [LabelledImages, Sequence[str], DistillSettings, int, Callable[[], Logits]], tuple[Tensor, Tensor]
-]
-"""The type of ``distill.init``: (real training images, class names, settings, seed, a function that returns a trained
-expert) → images ``[classes · ipc, C, H, W]`` grouped by class, and labels ``[classes · ipc]`` int64."""
+Experts = Callable[[], Iterator[Logits]]
+"""Returns an iterator over all trained experts."""
+Initialization = Callable[[LabelledImages, Sequence[str], DistillSettings, int, Experts], tuple[Tensor, Tensor]]
+"""The type of ``distill.init``: (real training images, class names, settings, seed, experts) → images ``[classes · ipc,
+C, H, W]`` grouped by class, and labels ``[classes · ipc]`` int64."""
 
 
 def representative(
-    real: LabelledImages, class_names: Sequence[str], settings: DistillSettings, seed: int, expert: Callable[[], Logits]
+    real: LabelledImages, class_names: Sequence[str], settings: DistillSettings, seed: int, experts: Experts
 ) -> tuple[Tensor, Tensor]:
-    """The real images nearest to the k-means centres of an expert's logits."""
+    """The real images nearest to the k-means centres of the first expert's logits."""
     check_ipc(real.labels, class_names, settings.ipc)
-    return representative_images(real, class_names, settings.ipc, seed, expert(), settings.init_clusters)
+    return representative_images(real, class_names, settings.ipc, seed, next(experts()), settings.init_clusters)
 
 
 def random_real(
-    real: LabelledImages, class_names: Sequence[str], settings: DistillSettings, seed: int, expert: Callable[[], Logits]
+    real: LabelledImages, class_names: Sequence[str], settings: DistillSettings, seed: int, experts: Experts
 ) -> tuple[Tensor, Tensor]:
     """Random real images."""
     return random_images(real, class_names, settings.ipc, seed)
 
 
 def noise(
-    real: LabelledImages, class_names: Sequence[str], settings: DistillSettings, seed: int, expert: Callable[[], Logits]
+    real: LabelledImages, class_names: Sequence[str], settings: DistillSettings, seed: int, experts: Experts
 ) -> tuple[Tensor, Tensor]:
     """Standard normal values."""
     labels = torch.arange(len(class_names)).repeat_interleave(settings.ipc)
@@ -62,18 +61,18 @@ def noise(
 
 
 def correct(
-    experts: Callable[[], Iterable[Logits]],
-    real: LabelledImages,
-    class_names: Sequence[str],
-    settings: DistillSettings,
-    seed: int,
-    expert: Callable[[], Logits],
+    real: LabelledImages, class_names: Sequence[str], settings: DistillSettings, seed: int, experts: Experts
 ) -> tuple[Tensor, Tensor]:
     """Random real images that one of the experts classifies correctly."""
     return correct_images(real, class_names, settings.ipc, seed, experts)
 
 
-INITIALIZATION: dict[str, Initialization] = {"representative": representative, "real": random_real, "noise": noise}
+INITIALIZATION: dict[str, Initialization] = {
+    "representative": representative,
+    "real": random_real,
+    "noise": noise,
+    "correct": correct,
+}
 
 
 def initial_images(
@@ -82,8 +81,7 @@ def initial_images(
     class_names: Sequence[str],
     *,
     seed: int,
-    expert: Callable[[], Logits] | None = None,
-    experts: Callable[[], Iterable[Logits]] | None = None,
+    experts: Experts | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Initialise the images and labels as ``distill.init`` specifies.
 
@@ -94,8 +92,7 @@ def initial_images(
         real: the preprocessed training images.
         class_names: names of all classes, in the order of the labels.
         seed: seed of all random draws.
-        expert: returns a trained expert; needed for ``representative``.
-        experts: returns an iterator over all experts; needed for ``correct``.
+        experts: returns an iterator over all trained experts; needed for ``representative`` and ``correct``.
 
     Returns:
         images or canvases ``[classes · ipc, C, H, W]`` float32, grouped by class, and labels ``[classes · ipc]`` int64.
@@ -112,11 +109,10 @@ def initial_images(
         tiles = settings.canvas**2
         _check_tiles(settings, real, class_names, tiles)
         one_image = replace(settings, ipc=settings.ipc * tiles, canvas=1, crops=1)
-        images, labels = initial_images(one_image, real, class_names, seed=seed, expert=expert, experts=experts)
+        images, labels = initial_images(one_image, real, class_names, seed=seed, experts=experts)
         return tiled(images, settings.canvas), labels[::tiles]
-    choices = INITIALIZATION | {"correct": partial(correct, experts or none)}
-    initialize: Initialization = resolve(settings.init, choices, "distill.init")
-    images, labels = initialize(real, class_names, settings, seed, expert or none)
+    initialize: Initialization = resolve(settings.init, INITIALIZATION, "distill.init")
+    images, labels = initialize(real, class_names, settings, seed, experts or none)
     shape = (len(class_names) * settings.ipc, *real.images.shape[1:])
     if tuple(images.shape) != shape or labels.tolist() != sorted(labels.tolist()):
         raise ConfigurationError(
@@ -153,12 +149,7 @@ def starting_point(settings: DistillSettings, context: Context) -> tuple[Tensor,
     if not settings.warm_start:
         data = context.data
         images, labels = initial_images(
-            settings,
-            data.train,
-            data.class_names,
-            seed=context.seed,
-            expert=context.expert_logits,
-            experts=context.all_expert_logits,
+            settings, data.train, data.class_names, seed=context.seed, experts=context.expert_logits
         )
         return images, _labels(settings, context, images, labels), settings.lr_teacher
     earlier = load_distilled(settings.warm_start, "distill.warm_start")
@@ -181,7 +172,7 @@ def _labels(
     if soft is not None:
         return soft.clamp_min(torch.finfo(soft.dtype).tiny).log()
     unfiltered = not settings.warm_start and settings.init in ("real", "noise")
-    return initial_logits(images, classes, context.all_expert_logits(), correct=not unfiltered)
+    return initial_logits(images, classes, context.expert_logits(), correct=not unfiltered)
 
 
 def _check_warm_start(earlier: DistilledDataset, data: ImageDataModule, settings: DistillSettings) -> None:

@@ -63,11 +63,7 @@ class Context:
         self.check_experts(store)
         return store, experts
 
-    def expert_logits(self) -> Logits:
-        """The first expert after its last epoch, as a function of images."""
-        return expert_logits(self.network, self.experts()[0])
-
-    def all_expert_logits(self) -> Iterator[Logits]:
+    def expert_logits(self) -> Iterator[Logits]:
         """The experts of the run after their last epoch, as functions of images; each is read when it is reached."""
         store, experts = self.experts()
         return (expert_logits(self.network, store, index) for index in experts)

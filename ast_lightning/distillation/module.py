@@ -27,7 +27,6 @@ from ast_lightning.terminal import say
 _SET = "synthetic."
 _RECOVERY = "recovery"
 _SKIPPED = "skipped"
-_RATES = ("lr_img", "lr_lr", "lr_labels", "lr_teacher")
 
 
 class _Work(IterableDataset[list[Any]]):
@@ -150,10 +149,9 @@ class DistillModule(LightningModule):
         if not (problem or skipped or all(bool(each.isfinite().all()) for each in gradients)):
             problem = f"the norm of the image gradient is {float(norm):g}"
         if problem:
-            unused = () if getattr(self.settings, "labels", "hard") == "soft" else ("lr_labels",)
-            names = [name for name in _RATES if hasattr(self.settings, name) and name not in unused]
-            rates = [(name, getattr(self.settings, name)) for name in names]
-            listed = " or ".join(f"distill.{name} ({value:g})" for name, value in rates)
+            rates = {each["name"]: each["lr"] for each in self.synthetic.groups(self.settings) if "name" in each}
+            rates["lr_teacher"] = self.settings.lr_teacher
+            listed = " or ".join(f"distill.{name} ({value:g})" for name, value in rates.items())
             self._recover(problem, f"lower {listed}", optimizer)
         elif skipped:
             self.skipped += 1

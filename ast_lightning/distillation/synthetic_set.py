@@ -58,7 +58,10 @@ class SyntheticSet(nn.Module, ABC):
 
     @abstractmethod
     def groups(self, settings: DistillSettings) -> list[dict[str, Any]]:
-        """The parameter groups of the outer optimiser, each with its learning rate. The images come first."""
+        """The parameter groups of the outer optimiser, each with its learning rate. The images come first.
+
+        A group may have a ``name``: the option of its rate without its section, which messages recommend to lower.
+        """
 
     @abstractmethod
     def training_set(self) -> TrainingSet:
@@ -182,13 +185,13 @@ class SyntheticImages(SyntheticSet):
 
     def groups(self, settings: DistillSettings) -> list[dict[str, Any]]:
         named = {name: each for name, each in self.named_parameters() if each.requires_grad}
-        groups: list[dict[str, Any]] = [{"params": [named.pop("images")], "lr": settings.lr_img}]
+        groups: list[dict[str, Any]] = [{"name": "lr_img", "params": [named.pop("images")], "lr": settings.lr_img}]
         logits = named.pop("label_logits", None)
         if named:
-            groups.append({"params": list(named.values()), "lr": getattr(settings, "lr_lr", 0.0)})
+            groups.append({"name": "lr_lr", "params": list(named.values()), "lr": getattr(settings, "lr_lr", 0.0)})
         if logits is not None:
             rate, momentum = getattr(settings, "lr_labels", 0.0), getattr(settings, "label_momentum", 0.9)
-            groups.append({"params": [logits], "lr": rate, "momentum": momentum})
+            groups.append({"name": "lr_labels", "params": [logits], "lr": rate, "momentum": momentum})
         return groups
 
     def training_set(self) -> TrainingSet:

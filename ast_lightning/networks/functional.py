@@ -43,7 +43,8 @@ def build_network(factory: NetworkFactory, *key: Key) -> nn.Module:
         raise
     except Exception as error:  # raised by user code
         problem = f"it cannot be built: {raised(error)}"
-        raise ConfigurationError("network", _qualified(factory), problem, "correct its options") from error
+        remedy = _remedy(factory, "remedy_of_errors") or "correct its options"
+        raise ConfigurationError("network", _qualified(factory), problem, remedy) from error
     if not isinstance(network, nn.Module):
         raise ConfigurationError("network", _qualified(factory), "it is not a torch.nn.Module", "name a subclass of it")
     frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
@@ -104,9 +105,9 @@ def _qualified(target: Any) -> str:
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', type(target).__name__)}"
 
 
-def _remedy(target: Any) -> str | None:
-    """The remedy that a class of networks gives for logits that cannot be used, as its attribute ``remedy``."""
-    found: str | None = getattr(target.func if isinstance(target, functools.partial) else target, "remedy", None)
+def _remedy(target: Any, name: str = "remedy") -> str | None:
+    """What a class of networks recommends: ``remedy`` for unusable logits, ``remedy_of_errors`` for an exception."""
+    found: str | None = getattr(target.func if isinstance(target, functools.partial) else target, name, None)
     return found
 
 
@@ -184,9 +185,8 @@ class FunctionalNetwork:
                 images = image.detach().to("cpu", torch.float32).expand(batch, *image.shape)
                 logits = self(self.initial_parameters(0, "skeleton"), images)
         except Exception as error:  # raised by user code
-            remedy = f"make it accept a batch {[batch, *image.shape]}" + (
-                ", or choose another batch size" * (batch == 1)
-            )
+            remedy = _remedy(self.factory, "remedy_of_errors") or f"make it accept a batch {[batch, *image.shape]}"
+            remedy += ", or choose another batch size" * (batch == 1)
             raise ConfigurationError("network", name, raised(error), remedy) from error
         found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         if (

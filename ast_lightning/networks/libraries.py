@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any
@@ -11,26 +12,61 @@ from torch import Tensor, nn
 
 from ast_lightning.errors import ConfigurationError
 
-_REMEDY = (
-    "switch it off by network.arguments, e.g. {stochastic_depth_prob: 0} or {aux_logits: false}, or choose another "
-    "network.name"
-)
 
-
-class Torchvision(nn.Module):
-    """A classifier of ``torchvision.models``.
-
-    Its networks take three channels. For other images, the first convolution is replaced by one of as many channels.
+class LibraryNetwork(nn.Module, ABC):
+    """A network that a library builds by its name.
 
     Args:
         channels: number of image channels.
         num_classes: number of logits.
         image_size: (height, width) in pixels.
-        name: the name in torchvision, e.g. ``resnet18``.
+        name: the name in the library, e.g. ``resnet18``.
         arguments: further arguments of the network, e.g. ``{"stochastic_depth_prob": 0}``.
 
     Shape:
         ``[N, channels, H, W]`` → ``[N, num_classes]``.
+    """
+
+    remedy = (
+        "switch it off by network.arguments, e.g. {stochastic_depth_prob: 0} or {aux_logits: false}, or choose another "
+        "network.name"
+    )
+    remedy_of_errors = "set a larger data.image_size, choose another network.name, or correct network.arguments"
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        image_size: tuple[int, int],
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        options = {"num_classes": num_classes, **(arguments or {})}
+        self.network = self._build(channels, tuple(image_size), name, options)
+
+    @staticmethod
+    @abstractmethod
+    def check(name: str, **others: Any) -> ModuleType:
+        """Import the library and reject an unknown name.
+
+        Raises:
+            ConfigurationError: the library is not installed, or has no such network; it names the most similar one.
+        """
+
+    @abstractmethod
+    def _build(self, channels: int, image_size: tuple[int, ...], name: str, options: dict[str, Any]) -> nn.Module:
+        """Build the network; ``options`` are ``num_classes`` and the further arguments."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images)
+        return logits
+
+
+class Torchvision(LibraryNetwork):
+    """A classifier of ``torchvision.models``.
+
+    Its networks take three channels. For other images, the first convolution is replaced by one of as many channels.
 
     Raises:
         ConfigurationError: there is no such network, or it has no convolution of three channels to replace.
@@ -39,32 +75,16 @@ class Torchvision(nn.Module):
     11181642
     """
 
-    remedy = _REMEDY
-
-    def __init__(
-        self,
-        channels: int,
-        num_classes: int,
-        image_size: tuple[int, int],
-        name: str,
-        arguments: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
-        models = self.check(name)
-        sized = {"vit_": ("image_size", image_size[0]), "maxvit": ("input_size", tuple(image_size))}
-        options: dict[str, Any] = dict(value for prefix, value in sized.items() if name.startswith(prefix))
-        options |= {"num_classes": num_classes, **(arguments or {})}
-        self.network = models.get_model(name, weights=None, **options)
+    def _build(self, channels: int, image_size: tuple[int, ...], name: str, options: dict[str, Any]) -> nn.Module:
+        sizes = {"vit_": ("image_size", image_size[0]), "maxvit": ("input_size", image_size)}
+        sized: dict[str, Any] = dict(value for prefix, value in sizes.items() if name.startswith(prefix))
+        network: nn.Module = self.check(name).get_model(name, weights=None, **{**sized, **options})
         if channels != 3:
-            _replace_first_convolution(self.network, channels, name)
+            _replace_first_convolution(network, channels, name)
+        return network
 
     @staticmethod
     def check(name: str, **others: Any) -> ModuleType:
-        """Import ``torchvision.models`` and reject an unknown name.
-
-        Raises:
-            ConfigurationError: it names the most similar one.
-        """
         from torchvision import models
 
         names = models.list_models(module=models)
@@ -73,42 +93,25 @@ class Torchvision(nn.Module):
         package: ModuleType = models
         return package
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(images)
-        return logits
 
-
-class Timm(nn.Module):
+class Timm(LibraryNetwork):
     """A network of timm, a package of its own (``pip install '.[timm]'``).
 
-    Args:
-        channels, num_classes, image_size, name, arguments: see :class:`Torchvision`. The size is passed to networks of
-            a fixed size, such as vision transformers.
+    The image size is passed to networks of a fixed size, such as vision transformers.
 
     Raises:
         ConfigurationError: timm is not installed, or has no such network.
     """
 
-    remedy = _REMEDY
-
-    def __init__(
-        self,
-        channels: int,
-        num_classes: int,
-        image_size: tuple[int, int],
-        name: str,
-        arguments: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__()
+    def _build(self, channels: int, image_size: tuple[int, ...], name: str, options: dict[str, Any]) -> nn.Module:
         timm = self.check(name)
         pretrained = timm.get_pretrained_cfg(name, allow_unregistered=True)
-        size = {"img_size": tuple(image_size)} if getattr(pretrained, "fixed_input_size", False) else {}
-        options = {"num_classes": num_classes, "in_chans": channels, **size, **(arguments or {})}
-        self.network = timm.create_model(name, pretrained=False, **options)
+        sized = {"img_size": image_size} if getattr(pretrained, "fixed_input_size", False) else {}
+        network: nn.Module = timm.create_model(name, pretrained=False, **{"in_chans": channels, **sized, **options})
+        return network
 
     @staticmethod
     def check(name: str, **others: Any) -> ModuleType:
-        """Import timm and reject an unknown name; see :meth:`Torchvision.check`."""
         try:
             import timm
         except ModuleNotFoundError as error:
@@ -118,10 +121,6 @@ class Timm(nn.Module):
             raise _unknown(name, timm.list_models(), "timm")
         package: ModuleType = timm
         return package
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network(images)
-        return logits
 
 
 def _unknown(name: str, names: Collection[str], library: str) -> ConfigurationError:

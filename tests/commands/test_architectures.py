@@ -120,6 +120,7 @@ def test_an_imported_set_and_soft_labels(folder: Path, command: Command, tmp_pat
         ("[{_target_: ast_lightning.networks.VGG, layer: 11}]", "architectures[0].layer", "layers"),
         ("[{_target_: nowhere.Net}]", "architectures[0]._target_", "cannot be imported"),
         ("[convnet,vgg11]", "architectures", "32×32 pixels or more"),
+        ("[mlp,convnet,convnet]", "architectures[2]", "give each network once"),
     ],
 )
 def test_what_cannot_be_compared_is_named(

@@ -199,6 +199,7 @@ def run_once(experiment: str, root: Path, *words: str) -> Run:
     words += ("distill.real_batch=2",) if experiment.startswith("dm") else (*WINDOWS, *GROWING)
     if experiment.startswith(("datm", "pad")):
         words += ("distill.init=real",)  # after one epoch on noise, no image is classified correctly
+    words += ("distill.waypoints=1",) if experiment.startswith("mct") else ()  # one epoch is one piece
     run = run_with(experiment, *words)
     if run.distill.needs_experts and not (run.experts_folder() / "store.json").exists():
         train_experts(run)

@@ -89,7 +89,7 @@ def rejected(*overrides: str) -> ConfigurationError:
         ("+experiment=digits_quickstart", "experiment", "leave out the +"),
         ("callbacks.mine._target_=a.B", "callbacks.mine._target_", "+callbacks.mine._target_=a.B"),
         ("logger.mine._target_=a.B", "logger.mine._target_", "+logger.mine._target_=a.B"),
-        ("network.heads=3", "network.heads", "+network.heads=3"),
+        ("network.heads=3", "network.heads", "choose one of network.width, network.depth"),
         ("data.source._target_=a.b", "data.source._target_", "'data.source={_target_: "),
         ("data.image_size=100000", "data.image_size", "from 1 to 4096"),
         ("seed=4294967296", "seed", "from 0 to 4294967295"),
@@ -124,6 +124,19 @@ def test_it_is_rejected_by_name(override: str, option: str, words: str) -> None:
     assert error.option == option
     assert words in str(error)
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("network", "override", "words"),
+    [
+        (["network=custom", "network._target_=my.Net"], "network.heads=3", "add a +: +network.heads=3"),
+        (["network=mlp"], "network.heads=3", "has no options"),
+        (["network=resnet18"], "network.dept=3", "network.normalization, network.downsampling, network.stem"),
+        (["data._target_=my.Data"], "data.heads=3", "add a +: +data.heads=3"),
+    ],
+)
+def test_an_unknown_option_of_the_chosen_class(network: list[str], override: str, words: str) -> None:
+    assert words in rejected(*network, override).remedy
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -163,6 +163,16 @@ def test_another_default_changes_no_identity_of_what_runs_as_before() -> None:
     assert without_neutral(Later, {"epochs": Later().epochs}) == {"epochs": 300.0}
 
 
+def test_a_rate_without_effect_changes_no_identity() -> None:
+    config = composed()
+    assert config["distill"]["lr_labels"] is None
+    before = deepcopy(config)
+    before["distill"]["lr_labels"] = 1.0  # as recorded before it was null
+    assert both(before) == both(config)
+    soft = composed("distill.labels=soft", "distill.lr_labels=1")
+    assert "lr_labels" not in distill_identity(soft)["distill"]
+
+
 def test_numbers_are_compared_by_value_and_no_number_is_a_truth_value() -> None:
     assert without_neutral(ExpertSettings, {"lr": 1, "clipping": 1}) == {"lr": 1.0, "clipping": 1.0}
     assert without_neutral(ExpertSettings, {"gradient_penalty": 2, "clipping": True}) == {}

@@ -238,6 +238,12 @@ def test_a_disk_that_fills_up_leaves_nothing(folder: Path, tmp_path: Path) -> No
     assert [path.name for path in entry.iterdir()] == [".locks"]
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=rf"data\.cache={tmp_path}/file: it cannot be written to .*another"):
+        cached_arrays(entry_folder(tmp_path / "file", "any", []), 1, lambda hidden: None)
+
+
 def test_unreadable_images_are_named_and_nothing_is_cached(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

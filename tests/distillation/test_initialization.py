@@ -33,7 +33,7 @@ def real() -> LabelledImages:
     return LabelledImages(normal(len(labels), 2, 4, 4, seed=1), labels[order])
 
 
-def initial(init: str, real: LabelledImages, ipc: int, clusters: int = 10, **options: Any) -> tuple[Tensor, Tensor]:
+def initial(init: Any, real: LabelledImages, ipc: int, clusters: int = 10, **options: Any) -> tuple[Tensor, Tensor]:
     return initial_images(DistillSettings(ipc=ipc, init=init, init_clusters=clusters), real, NAMES, **options)
 
 
@@ -107,7 +107,7 @@ def test_identical_samples_are_told_apart_by_index(distinct: int) -> None:
 @pytest.mark.parametrize("init", ["real", "representative"])
 @pytest.mark.parametrize("ipc", [1, 10, 13])
 def test_images_are_distinct_real_ones_of_their_class(real: LabelledImages, init: str, ipc: int) -> None:
-    images, labels = initial(init, real, ipc, seed=5, expert=lambda: two_logits)
+    images, labels = initial(init, real, ipc, seed=5, experts=lambda: iter([two_logits]))
     assert images.shape == (3 * ipc, 2, 4, 4)
     assert labels.tolist() == [label for label in range(3) for _ in range(ipc)]
     where = (images[:, None] == real.images[None]).flatten(2).all(2)
@@ -125,14 +125,21 @@ def test_images_are_a_copy(real: LabelledImages) -> None:
 
 
 def test_representative_images_are_nearest_in_the_logits_of_their_class(real: LabelledImages) -> None:
-    images, labels = initial_images(
-        DistillSettings(ipc=3, init="representative", init_clusters=1), real, NAMES, seed=0, expert=lambda: two_logits
-    )
+    images, labels = initial("representative", real, 3, clusters=1, seed=0, experts=lambda: iter([two_logits]))
     for label in range(3):
         members = real.images[real.labels == label]
         features = two_logits(members)
         nearest = (features - features.mean(0)).norm(dim=1).argsort()[:3]
         assert torch.equal(images[labels == label], members[nearest])
+
+
+def test_a_function_of_ones_own_gets_all_experts(real: LabelledImages) -> None:
+    def own(real: LabelledImages, names: Any, settings: DistillSettings, seed: int, experts: Any) -> Any:
+        assert list(experts()) == [two_logits, torch.neg]
+        return initial("noise", real, settings.ipc, seed=seed)
+
+    images, _ = initial(own, real, 2, seed=5, experts=lambda: iter([two_logits, torch.neg]))
+    assert torch.equal(images, initial("noise", real, 2, seed=5)[0])
 
 
 def test_random_real_images_depend_on_the_seed(real: LabelledImages) -> None:
@@ -152,9 +159,9 @@ def test_noise_is_standard_normal_and_needs_no_real_image(real: LabelledImages) 
 
 @pytest.mark.parametrize("init", ["real", "representative"])
 def test_more_images_than_the_smallest_class_holds(real: LabelledImages, init: str) -> None:
-    assert len(initial(init, real, 14, seed=0, expert=lambda: two_logits)[0]) == 42
+    assert len(initial(init, real, 14, seed=0, experts=lambda: iter([two_logits]))[0]) == 42
     with pytest.raises(ConfigurationError, match=r"distill\.ipc=15: class 'cat' has only 14"):
-        initial(init, real, 15, seed=0, expert=lambda: two_logits)
+        initial(init, real, 15, seed=0, experts=lambda: iter([two_logits]))
 
 
 def test_a_class_without_images_is_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,18 @@ def test_it_ends_where_going_back_does_not_help(make_diverging: Make, make_train
     with pytest.raises(DistillationDiverged, match=r"iteration 3: the loss is nan.*lower distill\.lr_img"):
         make_trainer(module.settings).fit(module)
     assert [event["iteration"] for event in module.recovery.events] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rates"), [({"labels": "soft"}, ["lr_img", "lr_lr", "lr_labels"]), ({"alpha": "fixed"}, ["lr_img"])]
+)
+def test_the_rates_of_what_is_learned_are_recommended(
+    make_diverging: Make, make_trainer: Make, changes: dict[str, str], rates: list[str]
+) -> None:
+    module = make_diverging(0, recoveries=0, **changes)
+    with pytest.raises(DistillationDiverged) as caught:
+        make_trainer(module.settings).fit(module)
+    assert re.findall(r"distill\.(\w+) \(", str(caught.value)) == [*rates, "lr_teacher"]
 
 
 def test_a_run_without_one_good_iteration_is_no_success(make_diverging: Make, make_trainer: Make) -> None:

@@ -167,7 +167,7 @@ def test_distribution_matching_compares_crops(make_trainer: Make, real_images: L
 @pytest.mark.parametrize("init", ["real", "representative"])
 def test_canvases_are_tiled_with_different_images_of_their_class(real_images: LabelledImages, init: str) -> None:
     settings = DistillSettings(ipc=2, init=init, canvas=2)
-    arguments: dict[str, Any] = {"seed": 4, "expert": lambda: lambda images: images.flatten(1)[:, :2]}
+    arguments: dict[str, Any] = {"seed": 4, "experts": lambda: iter([lambda images: images.flatten(1)[:, :2]])}
     canvases, labels = initial_images(settings, real_images, ("a", "b", "c"), **arguments)
     assert canvases.shape == (6, 3, 16, 16)
     assert labels.tolist() == [0, 0, 1, 1, 2, 2]

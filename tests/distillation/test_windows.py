@@ -251,6 +251,7 @@ def test_windows_of_straightened_trajectories(store: TrajectoryStore) -> None:
         ("first_start_bound", {"first_start_bound": 21, "expansion_end": 5}, "set distill.first_start_bound=20 "),
         ("max_start_epoch", {"waypoints": [0, 10, 19]}, "set distill.max_start_epoch=19 or lower"),
         ("waypoints", {"waypoints": [0, 10, 31]}, "up to epoch 30 only"),
+        ("waypoints", {"waypoints": 31}, "give at most 30"),
     ],
 )
 def test_windows_without_a_start_are_rejected(option: str, changes: dict[str, Any], words: str) -> None:

@@ -80,6 +80,14 @@ def test_a_layer_without_second_derivatives_is_named() -> None:
         network.require_second_derivatives(torch.zeros(3, 32, 32))
 
 
+@pytest.mark.parametrize("name", ["alexnet", "vit_b_16"])  # one cannot be evaluated, the other cannot be built
+def test_images_that_are_too_small(name: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        FunctionalNetwork(functools.partial(Torchvision, 1, 10, (8, 8), name)).require_logits(torch.zeros(1, 8, 8), 10)
+    assert "data.image_size" in caught.value.remedy
+    assert "network.name" in caught.value.remedy
+
+
 def test_an_unknown_name_of_torchvision() -> None:
     with pytest.raises(ConfigurationError, match=r"^network\.name=resnet81: .*did you mean resnet18\?"):
         Torchvision.check("resnet81")
