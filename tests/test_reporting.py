@@ -127,6 +127,20 @@ def python(code: str, folder: Path, **environment: str) -> subprocess.CompletedP
     )
 
 
+@pytest.mark.parametrize(("asked", "lines"), [({}, 1), ({"HYDRA_FULL_ERROR": "0"}, 1), ({"HYDRA_FULL_ERROR": "1"}, 5)])
+def test_a_script_shows_tracebacks_to_those_who_ask(tmp_path: Path, asked: dict[str, str], lines: int) -> None:
+    """Although it tells Hydra to leave errors alone by the same variable."""
+    code = (
+        "import os; from ast_lightning.reporting import boundary, take_over; take_over()\n"
+        "assert os.environ['HYDRA_FULL_ERROR'] == '1'\n"
+        "with boundary(): {}['a key']"
+    )
+    result = python(code, tmp_path, TMPDIR=str(tmp_path), **asked)
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) >= lines
+    assert ("Traceback (most recent call last)" in result.stderr) == (lines > 1)
+
+
 def test_ctrl_c_while_hydra_is_imported(tmp_path: Path) -> None:
     (tmp_path / "hydra.py").write_text("raise KeyboardInterrupt\n")
     result = python(f"import runpy; runpy.run_path({str(ROOT / 'distill.py')!r}, run_name='__main__')", tmp_path)

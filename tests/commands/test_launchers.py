@@ -20,10 +20,9 @@ from .test_sweep import rows_of
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("launcher", ["hydra/launcher=joblib", "launch=submitit_local"])
-def test_experts_from_jobs_that_share_a_store(tmp_path: Path, script: Script, launcher: str) -> None:
+def test_experts_from_jobs_that_share_a_store(tmp_path: Path, script: Script) -> None:
     folder = f"'{tmp_path}/a b, c=d'"  # Hydra's quotes
-    words = ("--multirun", launcher, f"output_dir={folder}", "expert_index=0,1", "trainer.devices=2,1")
+    words = ("--multirun", "hydra/launcher=joblib", f"output_dir={folder}", "expert_index=0,1", "trainer.devices=2,1")
     result = script("train_experts", tmp_path, *words)
     assert result.returncode == 1
     assert "2 of 4 jobs did not complete\n  job 0 (expert_index=0 trainer.devices=2): trainer.dev" in result.stderr
@@ -39,10 +38,7 @@ def test_experts_from_jobs_that_share_a_store(tmp_path: Path, script: Script, la
 
     store = TrajectoryStore.open(run_of(*SMALL, f"output_dir={folder}").experts_folder())
     assert store.experts() == [0, 1]
-    command = read_json(store.folder / "store.json")["command"]
-    assert command[0] == "train_experts.py"
-    assert {"expert_index=0", "expert_index=1"} & set(command)  # the words that make this one again, without the sweep
-    assert "--multirun" not in command
+    check_command(store, "expert_index=0", "expert_index=1")
     written = {path: path.stat().st_mtime_ns for path in store.folder.rglob("epoch_*")}
 
     again = script("train_experts", tmp_path, *words)
@@ -51,15 +47,28 @@ def test_experts_from_jobs_that_share_a_store(tmp_path: Path, script: Script, la
     assert written == {path: path.stat().st_mtime_ns for path in store.folder.rglob("epoch_*")}
 
 
+def check_command(store: TrajectoryStore, *words: str) -> None:
+    """The store names the words that make it again: those of one job, without the sweep."""
+    command = read_json(store.folder / "store.json")["command"]
+    assert command[0] == "train_experts.py"
+    assert set(words) & set(command)
+    assert "--multirun" not in command
+
+
 KILLER = """
 import os, pathlib, time
+from ast_lightning.errors import ConfigurationError
+
+class Refuser:
+    def __init__(self, **_):
+        raise ConfigurationError("network", "Refuser", "it refuses", "take another")
 
 class Killer:
     def __init__(self, **_):
         (jobs,) = pathlib.Path(os.environ["SWEEPS"]).glob("*/jobs")
-        first = jobs / "0000.json"  # its job may begin after this one, and joblib ends all jobs where one is killed
-        for _ in range(1000):
-            if first.exists() and '"completed"' in first.read_text():
+        others = [jobs / "0000.json", jobs / "0001.json"]
+        for _ in range(1000):  # they may begin after this one, and joblib ends all jobs where one is killed
+            if all(each.exists() and '"running"' not in each.read_text() for each in others):
                 break
             time.sleep(0.1)
         os.kill(os.getpid(), 9)
@@ -73,15 +82,19 @@ def test_a_job_that_is_killed_is_a_failed_row(
     (tmp_path / "killer.py").write_text(KILLER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("SWEEPS", str(tmp_path / "sweeps"))
-    words = ["expert_index=0", "network._target_=ast_lightning.networks.ConvNet,killer.Killer"]
+    words = ["expert_index=0", "network._target_=ast_lightning.networks.ConvNet,killer.Refuser,killer.Killer"]
     words += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []  # one job at a time runs in the parent
     result = script("train_experts", tmp_path, "--multirun", f"launch={launcher}", *words)
     assert result.returncode == 1
     (table,) = tmp_path.rglob("results.csv")
-    completed, killed = rows_of(table)
-    assert (completed["status"], killed["status"]) == ("completed", "failed")
+    completed, refused, killed = rows_of(table)
+    assert [row["status"] for row in (completed, refused, killed)] == ["completed", "failed", "failed"]
+    assert 0 < float(completed["test_accuracy"]) <= 100
+    assert "it refuses" in refused["error"]
     assert "killed, or out of memory" in killed["error"]
-    assert "1 of 2 jobs did not complete\n  job 1 (network._target_=killer.Killer): it was ended" in result.stderr
+    assert "2 of 3 jobs did not complete\n  job 1 (network._target_=killer.Refuser): network=Refuser" in result.stderr
+    assert "\n  job 2 (network._target_=killer.Killer): it was ended" in result.stderr
+    check_command(TrajectoryStore.open(run_of(*SMALL, f"output_dir={tmp_path}").experts_folder()), "expert_index=0")
 
 
 def test_slurm_is_asked_for_what_the_configuration_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from ast_lightning.trajectories import TrajectoryStore
 from tests import PATIENCE
 
 from .conftest import ROOT, SMALL, Command, run_of
+from .holding import holding
 
 pytestmark = pytest.mark.slow
 
@@ -99,23 +100,27 @@ def alone(trained: Path, tmp_path_factory: pytest.TempPathFactory, command: Comm
     return state_of(run_in(folder, "distill.windows_per_step=2"))
 
 
-def wait_for_state(run: Run, processes: list[subprocess.Popen[str]], after: int = 0) -> int:
-    """Wait for a checkpoint that is newer than ``after``, a time of modification; return its own."""
-    deadline, path = time.monotonic() + 90, run.distill_folder() / "checkpoints" / "last.ckpt"
-    while not path.exists() or path.stat().st_mtime_ns <= after:
+def wait_for_hold(folder: Path, processes: list[subprocess.Popen[str]], count: int) -> list[int]:
+    """Wait until so many ranks hold; return their processes."""
+    deadline = time.monotonic() + SOON
+    while len(held := list(folder.glob("*"))) < count:
         assert time.monotonic() < deadline
         assert all(process.poll() is None for process in processes)
         time.sleep(0.05)
-    return path.stat().st_mtime_ns
+    return [int(path.name) for path in held]
 
 
-def children_of(process: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+@pytest.fixture(scope="module")
+def nodes(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, str, str]]]:
+    """The folder of two nodes that nothing disturbs, and how they ended."""
+    folder = fresh_copy(trained, tmp_path_factory.mktemp("nodes"))
+    return folder, ended(start_nodes(folder))
 
 
-def test_two_nodes_end_like_one_device(trained: Path, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    folder = fresh_copy(trained, tmp_path / "nodes")
-    (status, _, errors), (other, said, _) = ended(start_nodes(folder))
+def test_two_nodes_end_like_one_device(
+    nodes: tuple[Path, list[tuple[int, str, str]]], alone: dict[str, torch.Tensor]
+) -> None:
+    folder, ((status, _, errors), (other, said, _)) = nodes
     assert (status, other) == (0, 0), errors
     assert "distill" not in said  # the second node is silent
     found = state_of(run_in(folder, *TWO_DEVICES))
@@ -124,36 +129,33 @@ def test_two_nodes_end_like_one_device(trained: Path, alone: dict[str, torch.Ten
         torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-12)
 
 
-def test_a_killed_node_ends_the_other_and_both_go_on(trained: Path, tmp_path: Path) -> None:
+def test_a_killed_node_ends_the_other_and_both_go_on(
+    nodes: tuple[Path, list[tuple[int, str, str]]], trained: Path, tmp_path: Path
+) -> None:
     """Killed are the process group of the second agent, then this group and its process; each time both go on."""
     folder = fresh_copy(trained, tmp_path / "killed")
-    long = ("distill.max_steps=2000", "distill.eval_every=2000")
-    run, written, reached = run_in(folder, *TWO_DEVICES), 0, 0
-    for whole_node in (False, True):
-        nodes = start_nodes(folder, *long)
-        wait_for_state(run, nodes, written)
-        workers = children_of(nodes[1].pid)
-        os.killpg(nodes[1].pid, signal.SIGKILL)
-        for worker in workers if whole_node else []:
+    run = run_in(folder, *TWO_DEVICES)
+    for whole_node, step in ((False, 7), (True, 12)):
+        held = tmp_path / str(step)
+        started = start_nodes(folder, *holding(held, step), "+callbacks.hold.rank=1")  # the other waits for it
+        (worker,) = wait_for_hold(held, started, 1)
+        os.killpg(started[1].pid, signal.SIGKILL)
+        if whole_node:
             os.kill(worker, signal.SIGKILL)
-        (status, said, errors), _ = ended(nodes, SOON)
+        (status, said, errors), _ = ended(started, SOON)
         assert status == 1
         assert ("resuming from" in said) == whole_node
         told = [line for line in errors.splitlines() if line.startswith("error")]
         assert len(told) == 1, errors
         assert "has ended" in told[0]
         assert "rerun the command" in told[0]
-        path, before = run.distill_folder() / "checkpoints" / "last.ckpt", reached
-        reached, written = torch.load(path, weights_only=True)["global_step"], path.stat().st_mtime_ns
-        assert before < reached < 2000
+        state = torch.load(run.distill_folder() / "checkpoints" / "last.ckpt", weights_only=True)
+        assert state["global_step"] == step - 2  # the last multiple of five
 
-    length = (f"distill.max_steps={reached + 7}",)
-    again = ended(start_nodes(folder, *length))
+    again = ended(start_nodes(folder))
     assert [status for status, _, _ in again] == [0, 0], again[0][2]
     assert "resuming from" in again[0][1]
-    straight = fresh_copy(trained, tmp_path / "straight")
-    assert [status for status, _, _ in ended([start(*words_of(straight, *TWO_DEVICES, *length))])] == [0]
-    expected, found = (state_of(run_in(each, *TWO_DEVICES, *length)) for each in (straight, folder))
+    expected, found = (state_of(run_in(each, *TWO_DEVICES)) for each in (nodes[0], folder))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
@@ -187,9 +189,8 @@ def test_an_error_of_one_rank_is_that_of_the_run(
 
 def test_sigterm_ends_all_processes_at_once(trained: Path, tmp_path: Path) -> None:
     folder = fresh_copy(trained, tmp_path / "terminated")
-    long = ("distill.max_steps=100000", "distill.eval_every=100000")
-    process = start(*words_of(folder, *TWO_DEVICES, *long))
-    wait_for_state(run_in(folder, *TWO_DEVICES), [process])
+    process = start(*words_of(folder, *TWO_DEVICES, *holding(tmp_path / "held", 7)))
+    wait_for_hold(tmp_path / "held", [process], 2)
     process.terminate()
     ((status, _, errors),) = ended([process], SOON)  # the pipes are closed by the last of them
     assert status == 128 + signal.SIGTERM, errors

@@ -8,12 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ast_lightning.commands.train_experts import train_experts
 from ast_lightning.errors import ConfigurationError, WorkerFailed
@@ -23,13 +25,15 @@ from ast_lightning.trajectories import TrajectoryStore
 from tests import PATIENCE
 from tests.threads import one_thread
 
+from . import waiting
 from .conftest import ROOT, SMALL, Command, run_of
+from .holding import holding
 
 pytestmark = pytest.mark.slow
 
 FEW = ("num_experts=4", "data.preprocessing=zca", "logger=none", "trainer.enable_progress_bar=true")
-LONG = (*FEW, "expert.epochs=150")
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
+CPU = {"accelerator": "cpu", "devices": 1}
 
 
 def line(folder: Path, *words: str) -> list[str]:
@@ -61,55 +65,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Pat
     return folder
 
 
-def test_two_processes_train_the_same_experts_to_the_last_bit(
-    tmp_path: Path, reference: Path, command: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """They replace those of one process, which are kept aside."""
-    shutil.copytree(reference / "experts", tmp_path / "experts")
-    result = trained(tmp_path, *FEW, "expert_processes=2", "fresh=true")
-    assert result.returncode == 0, result.stderr
-    store, alone = (TrajectoryStore.open(store_of(folder, *FEW)) for folder in (tmp_path, reference))
-    assert store.experts() == [0, 1, 2, 3]
-    assert len(list((store.folder / "earlier").iterdir())) == 4
-    for expert in store.experts():
-        assert torch.equal(store.read_window(expert, 0, 4), alone.read_window(expert, 0, 4))
-    who = re.findall(r"^\[(\d)\] expert (\d): 16/16", result.stdout, re.MULTILINE)
-    assert sorted(expert for _, expert in who) == ["0", "1", "2", "3"]
-    assert {worker for worker, _ in who} <= {"0", "1"}  # one may have trained all before the other was ready
-    assert "training 4 experts in 2 processes" in result.stdout
-    assert re.findall(r"^4 experts: ", result.stdout, re.MULTILINE) == ["4 experts: "]
-    capsys.readouterr()
-    command("train_experts", tmp_path, *FEW, "expert_processes=2")
-    assert capsys.readouterr().out.count("is already complete") == 4
-
-
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """A long command and the processes of its two workers, once both train."""
-    # a session of its own: what is meant for the parent must reach the parent alone
-    parent = subprocess.Popen(
-        line(tmp_path, *LONG, "expert_processes=2"),
-        cwd=ROOT,
-        env=ALONE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell in the background ignores it
-    )
-    try:
-        folder = store_of(tmp_path, *LONG)
-        wait_for(lambda: all((folder / f"expert_{each:04d}/epoch_0003.safetensors").exists() for each in (0, 1)))
-        holders = [read_json(folder / ".locks" / f"expert_{each:04d}.holder.json")["process"] for each in (0, 1)]
-        assert parent.pid not in holders
-        yield parent, holders
-    finally:
-        parent.kill()
-        parent.communicate()
-
-
-def wait_for(happens: object, seconds: float = PATIENCE) -> None:
-    assert callable(happens)
+def wait_for(happens: Callable[[], bool], seconds: float = PATIENCE) -> None:
     end = time.monotonic() + seconds
     while not happens():
         assert time.monotonic() < end, "it did not happen in time"
@@ -123,43 +79,88 @@ def is_alive(process: int) -> bool:
         return False
 
 
-Running = tuple[subprocess.Popen[str], list[int]]
-
-
-def test_a_worker_that_is_killed_ends_them_all_and_the_same_command_goes_on(
-    running: Running, tmp_path: Path, command: Command
+def test_a_worker_that_is_killed_ends_them_all_and_the_same_command_ends_like_one_process(
+    tmp_path: Path, reference: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parent, pids = running
-    os.kill(pids[1], signal.SIGKILL)
-    printed, _ = parent.communicate(timeout=30)
+    """To the last bit. Both of two workers train when one is killed; experts that were there before are kept aside."""
+    shutil.copytree(reference / "experts", tmp_path / "experts")
+    folder = store_of(tmp_path, *FEW)
+    shutil.rmtree(folder / "expert_0003")
+    words, held = (*FEW, "expert_processes=2"), tmp_path / "held"
+    # a session of its own: what is meant for the parent must reach the parent alone
+    parent = subprocess.Popen(
+        line(tmp_path, *words, "num_experts=2", "fresh=true", *holding(held, 9)),
+        cwd=ROOT,
+        env=ALONE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: held.exists() and len(list(held.iterdir())) == 2)
+        holders = [read_json(folder / ".locks" / f"expert_{each:04d}.holder.json")["process"] for each in (0, 1)]
+        assert sorted(holders) == sorted(int(path.name) for path in held.iterdir())
+        assert parent.pid not in holders
+        os.kill(holders[1], signal.SIGKILL)
+        printed, _ = parent.communicate(timeout=60)
+    finally:
+        parent.kill()
+        parent.communicate()
     assert parent.returncode == 128 + signal.SIGKILL
     assert re.search(r"^error: process \d of 2 was ended by signal 9", printed, re.MULTILINE)
-    assert not any(map(is_alive, pids))
-    folder = store_of(tmp_path, *LONG)
+    assert not any(map(is_alive, holders))
+    assert len(list((folder / "earlier").iterdir())) == 2
+
     kept = (folder / "expert_0000/epoch_0002.safetensors").stat().st_mtime_ns
-    result = trained(tmp_path, *LONG, "expert_processes=2", "num_experts=2")
+    result = trained(tmp_path, *words)
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(re.findall(r"^\[\d\] expert \d resumes from", result.stdout, re.MULTILINE)) == 2
     assert (folder / "expert_0000/epoch_0002.safetensors").stat().st_mtime_ns == kept
-    straight = tmp_path / "straight"
-    command("train_experts", straight, *LONG, "expert_index=1")
-    stores = [TrajectoryStore.open(store_of(each, *LONG)) for each in (tmp_path, straight)]
-    assert torch.equal(*(store.read_window(1, 0, 150) for store in stores))
+    store, alone = (TrajectoryStore.open(store_of(each, *FEW)) for each in (tmp_path, reference))
+    assert store.experts() == [0, 1, 2, 3]
+    for expert in store.experts():
+        assert torch.equal(store.read_window(expert, 0, 4), alone.read_window(expert, 0, 4))
+    who = re.findall(r"^\[(\d)\] expert (\d): 16/16", result.stdout, re.MULTILINE)
+    assert sorted(expert for _, expert in who) == ["0", "1", "3"]
+    assert {worker for worker, _ in who} <= {"0", "1"}  # one may have trained all before the other was ready
+    assert "training 3 experts in 2 processes" in result.stdout
+    assert re.findall(r"^4 experts: ", result.stdout, re.MULTILINE) == ["4 experts: "]
+    capsys.readouterr()
+    command("train_experts", tmp_path, *words)
+    assert capsys.readouterr().out.count("is already complete") == 4
 
 
-def test_workers_do_not_outlive_a_parent_that_is_killed(running: Running) -> None:
-    parent, pids = running
-    parent.kill()
-    parent.wait()
+def workers_in(folder: Path) -> list[int]:
+    """The processes of two workers of ``waiting.wait``, once both wait."""
+    wait_for(lambda: len(list(folder.glob("worker_*"))) == 2)
+    return [int(path.name.partition("_")[2]) for path in folder.glob("worker_*")]
+
+
+def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "tests.commands.waiting", str(tmp_path)]
+    with subprocess.Popen(words, cwd=ROOT, env=ALONE, start_new_session=True) as parent:
+        try:
+            pids = workers_in(tmp_path)
+        finally:
+            parent.kill()
     wait_for(lambda: not any(map(is_alive, pids)), 10)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_parent_ends_its_workers_first(running: Running, number: signal.Signals) -> None:
-    parent, pids = running
-    parent.send_signal(number)
-    parent.communicate(timeout=30)
-    assert parent.returncode in (128 + number, -number)
+def test_sigterm_to_the_parent_ends_its_workers_first(tmp_path: Path) -> None:
+    """In this process; for Ctrl-C see test_ends.py."""
+    pids: list[int] = []
+
+    def send() -> None:
+        pids.extend(workers_in(tmp_path))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    with pytest.raises(SIGTERMException):
+        workers.run_workers(waiting.wait, (tmp_path,), 2, CPU)
+    sender.join()
+    assert len(pids) == 2
     assert not any(map(is_alive, pids))
 
 
@@ -181,16 +182,17 @@ def test_a_command_that_sigterm_ends_has_not_succeeded(tmp_path: Path, multirun:
 
 
 def test_the_error_of_a_worker_is_shown_and_its_status_is_that_of_the_command(tmp_path: Path) -> None:
-    folder = store_of(tmp_path, *LONG) / "expert_0001"
+    folder = store_of(tmp_path, *FEW) / "expert_0001"
     folder.mkdir(parents=True)
     (folder / "epoch_0002.safetensors").write_bytes(b"work without a state")
-    result = trained(tmp_path, *LONG, "expert_processes=2")
+    # the other waits after its first epoch, so that it would never end by itself
+    result = trained(tmp_path, *FEW, "num_experts=2", "expert_processes=2", *holding(tmp_path / "held", 4))
     assert result.returncode == 2
     assert re.search(r"^\[\d\] error: fresh=false: there is work, but no checkpoint .*expert_0001", result.stderr, re.M)
     assert re.search(r"^error: process \d of 2 ended with status 2 after printing 'error: fresh=", result.stderr, re.M)
     assert "Traceback" not in result.stderr
     assert "rerun the command" in result.stderr
-    assert not TrajectoryStore.open(folder.parent).is_complete(0)  # the others do not go on for minutes
+    assert not TrajectoryStore.open(folder.parent).is_complete(0)  # the other does not go on
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -244,19 +246,13 @@ def test_a_worker_sees_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert workers.worker_environment({"accelerator": "auto", "devices": [0]}, 1) == {}
 
 
-def report(folder: Path, number: int, count: int) -> None:
-    """Write what a worker finds."""
-    (folder / f"{number}.txt").write_text(f"{torch.get_num_threads()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {count}")
-    print(f"line of {number}")
-
-
 def test_workers_share_the_threads_and_print_with_their_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
-    workers.run_workers(report, (tmp_path,), 2, {"accelerator": "cpu", "devices": 1})
+    workers.run_workers(waiting.report, (tmp_path,), 2, CPU)
     assert [(tmp_path / f"{number}.txt").read_text() for number in (0, 1)] == ["3 None 2"] * 2
     assert sorted(capfd.readouterr().out.splitlines()) == ["[0] line of 0", "[1] line of 1"]
     assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]

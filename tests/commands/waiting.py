@@ -1,0 +1,29 @@
+"""What workers do that train nothing; ``python -m tests.commands.waiting FOLDER`` starts two that wait."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from ast_lightning.parallel.workers import run_workers
+
+
+def wait(folder: Path, number: int, count: int) -> None:
+    """Say so by a file named after this process, and wait to be ended."""
+    (folder / f"worker_{os.getpid()}").touch()
+    while True:
+        time.sleep(0.05)
+
+
+def report(folder: Path, number: int, count: int) -> None:
+    """Write what a worker finds."""
+    (folder / f"{number}.txt").write_text(f"{torch.get_num_threads()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {count}")
+    print(f"line of {number}")
+
+
+if __name__ == "__main__":
+    run_workers(wait, (Path(sys.argv[1]),), 2, {"accelerator": "cpu", "devices": 1})
