@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +16,7 @@ from ast_lightning.commands.app import build_run
 from ast_lightning.commands.run import Run
 from ast_lightning.config.composition import is_rejection, rejection
 from tests import PATIENCE
+from tests.forks import python
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -85,7 +85,7 @@ def script() -> Script:
 
     def call(name: str, folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
         flags = [word for word in overrides if word.startswith("-")]
-        words = [sys.executable, f"{name}.py", *flags, *SMALL, f"output_dir={folder}"]
+        words = [*python(), f"{name}.py", *flags, *SMALL, f"output_dir={folder}"]
         words += [word for word in overrides if word not in flags]
         return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.synthetic import load_distilled
 from tests import PATIENCE
+from tests.forks import python
 
 from .conftest import ROOT, SMALL, Command, run_of
 
@@ -52,7 +52,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def ended(folder: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     callback = f"+callbacks.mine._target_=own_ends.{name}"
-    line = [sys.executable, "train_experts.py", *SMALL, f"output_dir={folder / 'runs'}", callback, *words]
+    line = [*python(), "train_experts.py", *SMALL, f"output_dir={folder / 'runs'}", callback, *words]
     return subprocess.run(line, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 

@@ -20,6 +20,7 @@ from ast_lightning.distillation.trajectory_matching import choose_window
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.trajectories import TrajectoryStore
 from tests import PATIENCE
+from tests.forks import python
 
 from .conftest import ROOT, SMALL, Command, run_of
 from .holding import holding
@@ -64,7 +65,8 @@ def start(*words: str) -> subprocess.Popen[str]:
     """In a process group of its own, which can be killed as a whole."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, start_new_session=True, **pipes)
+    program = [sys.executable] if words[0] == "-m" else python()  # a group of a test's own is that of the agent
+    return subprocess.Popen([*program, *words], cwd=ROOT, env=environment, start_new_session=True, **pipes)
 
 
 def start_nodes(folder: Path, *words: str) -> list[subprocess.Popen[str]]:

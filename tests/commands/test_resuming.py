@@ -24,6 +24,7 @@ from ast_lightning.runs.expert_locks import claim_experts
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.trajectories import TrajectoryStore
 from tests import PATIENCE
+from tests.forks import python
 
 from .conftest import ROOT, SMALL, Command, composed, run_of
 
@@ -295,7 +296,7 @@ def test_a_folder_that_cannot_be_made_is_named(capsys: pytest.CaptureFixture[str
 def test_two_processes_share_the_experts(tmp_path: Path) -> None:
     """All complete, each trained once, and equal to those of one process."""
     words = ["num_experts=4", "expert.epochs=6", "logger=csv", "trainer.enable_progress_bar=true"]
-    line = [sys.executable, "train_experts.py", *SMALL, *words, f"output_dir={tmp_path}"]
+    line = [*python(), "train_experts.py", *SMALL, *words, f"output_dir={tmp_path}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     both = [subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
     printed = [process.communicate(timeout=PATIENCE)[0] for process in both]

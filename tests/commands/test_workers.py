@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from ast_lightning.parallel import workers
 from ast_lightning.storage.files import read_json
 from ast_lightning.trajectories import TrajectoryStore
 from tests import PATIENCE
+from tests.forks import python
 from tests.threads import one_thread
 
 from . import waiting
@@ -33,11 +33,10 @@ pytestmark = pytest.mark.slow
 
 FEW = ("num_experts=4", "data.preprocessing=zca", "logger=none", "trainer.enable_progress_bar=true")
 ALONE = {**os.environ, "OMP_NUM_THREADS": "1"}
-CPU = {"accelerator": "cpu", "devices": 1}
 
 
 def line(folder: Path, *words: str) -> list[str]:
-    return [sys.executable, "train_experts.py", *SMALL, f"output_dir={folder}", *words]
+    return [*python(), "train_experts.py", *SMALL, f"output_dir={folder}", *words]
 
 
 def trained(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -138,7 +137,7 @@ def workers_in(folder: Path) -> list[int]:
 
 
 def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "tests.commands.waiting", str(tmp_path)]
+    words = [*python(), "-m", "tests.commands.waiting", str(tmp_path)]
     with subprocess.Popen(words, cwd=ROOT, env=ALONE, start_new_session=True) as parent:
         try:
             pids = workers_in(tmp_path)
@@ -147,8 +146,13 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:
     wait_for(lambda: not any(map(is_alive, pids)), 10)
 
 
-def test_sigterm_to_the_parent_ends_its_workers_first(tmp_path: Path) -> None:
-    """In this process; for Ctrl-C see test_ends.py."""
+def test_workers_share_the_threads_print_with_their_number_and_end_before_the_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On SIGTERM, in this process; for Ctrl-C see test_ends.py."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
     pids: list[int] = []
 
     def send() -> None:
@@ -158,10 +162,13 @@ def test_sigterm_to_the_parent_ends_its_workers_first(tmp_path: Path) -> None:
     sender = threading.Thread(target=send)
     sender.start()
     with pytest.raises(SIGTERMException):
-        workers.run_workers(waiting.wait, (tmp_path,), 2, CPU)
+        workers.run_workers(waiting.wait, (tmp_path,), 2, {"accelerator": "cpu", "devices": 1})
     sender.join()
     assert len(pids) == 2
     assert not any(map(is_alive, pids))
+    assert [(tmp_path / f"{number}.txt").read_text() for number in (0, 1)] == ["3 None 2"] * 2
+    assert sorted(capfd.readouterr().out.splitlines()) == ["[0] line of 0", "[1] line of 1"]
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
 
 
 @pytest.mark.parametrize("multirun", [(), ("-m",)], ids=["run", "multirun"])
@@ -244,18 +251,6 @@ def test_a_worker_sees_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7")
     assert workers.worker_environment(auto, 1) == {"CUDA_VISIBLE_DEVICES": "7"}
     assert workers.worker_environment({"accelerator": "auto", "devices": [0]}, 1) == {}
-
-
-def test_workers_share_the_threads_and_print_with_their_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
-    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
-    workers.run_workers(waiting.report, (tmp_path,), 2, CPU)
-    assert [(tmp_path / f"{number}.txt").read_text() for number in (0, 1)] == ["3 None 2"] * 2
-    assert sorted(capfd.readouterr().out.splitlines()) == ["[0] line of 0", "[1] line of 1"]
-    assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
 
 
 def test_jobs_at_the_same_time_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,16 +13,12 @@ from ast_lightning.parallel.workers import run_workers
 
 
 def wait(folder: Path, number: int, count: int) -> None:
-    """Say so by a file named after this process, and wait to be ended."""
+    """Write what a worker finds, and wait to be ended; a file named after the process says so."""
+    (folder / f"{number}.txt").write_text(f"{torch.get_num_threads()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {count}")
+    print(f"line of {number}")
     (folder / f"worker_{os.getpid()}").touch()
     while True:
         time.sleep(0.05)
-
-
-def report(folder: Path, number: int, count: int) -> None:
-    """Write what a worker finds."""
-    (folder / f"{number}.txt").write_text(f"{torch.get_num_threads()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {count}")
-    print(f"line of {number}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from ast_lightning.distillation.trajectory_matching.split import check_network
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import ConvNet
 from tests import PATIENCE
+from tests.forks import python
 
 from .conftest import make_trajectories
 from .ranks import CLASSES, network
@@ -84,7 +84,7 @@ def run_ranks(folder: Path, ranks: int, parts: dict[str, Any]) -> list[Results]:
         if ranks > 1:  # as torchrun sets them, a node a rank
             variables |= {"RANK": str(rank), "GROUP_RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(ranks)}
             variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
-        words = [sys.executable, "-m", "tests.distillation.ranks", str(folder)]
+        words = [*python(), "-m", "tests.distillation.ranks", str(folder)]
         processes.append(subprocess.Popen(words, cwd=ROOT, env={**os.environ, **variables}))
     assert [process.wait(timeout=PATIENCE) for process in processes] == [0] * ranks
     return [

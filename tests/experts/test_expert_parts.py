@@ -7,7 +7,6 @@ import functools
 import os
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from ast_lightning.experts import ExpertModule, ExpertObjective, ExpertSettings,
 from ast_lightning.networks import build_network
 from tests import PATIENCE
 from tests.experts.parts import train_all
+from tests.forks import python
 
 pytestmark = pytest.mark.slow
 
@@ -193,7 +193,7 @@ def train_two_ranks(path: Path) -> dict[str, Any]:
     for rank in ("0", "1"):  # as torchrun sets them, a node a rank
         variables = {"RANK": rank, "GROUP_RANK": rank, "LOCAL_RANK": "0", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
         variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-        words = [sys.executable, "-m", HERE, str(path)]
+        words = [*python(), "-m", HERE, str(path)]
         processes.append(subprocess.Popen(words, cwd=Path(__file__).parents[2], env={**os.environ, **variables}))
     assert [process.wait(timeout=PATIENCE) for process in processes] == [0, 0]
     result: dict[str, Any] = torch.load(path, weights_only=True)
