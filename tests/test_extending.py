@@ -16,6 +16,7 @@ import torch
 from ast_lightning.synthetic import load_distilled
 from ast_lightning.trajectories import TrajectoryStore
 from tests import PATIENCE
+from tests.forks import python
 
 from .commands.conftest import SMALL, run_of
 
@@ -96,7 +97,7 @@ def test_every_kind_of_part_has_an_example() -> None:
 def test_the_method_through_the_scripts(my_parts: Any, tmp_path: Path) -> None:
     small = [word for word in TINY if not word.startswith(OF_TRAJECTORIES)]
     for words in [words for words in COMMANDS if "--config-dir" in words]:
-        line = [sys.executable, str(ROOT / words[1]), *words[2:], *small, f"output_dir={tmp_path}"]
+        line = [*python(), str(ROOT / words[1]), *words[2:], *small, f"output_dir={tmp_path}"]
         environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             line, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment
@@ -107,7 +108,7 @@ def test_the_method_through_the_scripts(my_parts: Any, tmp_path: Path) -> None:
     (folder,) = (tmp_path / "distilled").glob("digits_means_ipc1_seed0_*")
     assert load_distilled(folder / "synthetic" / "last").metadata["config"]["distill"]["pool"] == 2
     wrong = [
-        sys.executable,
+        *python(),
         str(ROOT / "distill.py"),
         "--config-dir",
         "my_conf",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 from collections.abc import Callable
 from importlib import import_module
@@ -42,12 +43,17 @@ Script = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def composed(*overrides: str) -> DictConfig:
-    """The configuration of these overrides, as a script would see it."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("config", overrides=list(overrides), return_hydra_config=True)
-        HydraConfig.instance().set_config(config)
+    """The configuration of these overrides, as a script would see it; a copy, each time."""
+    config = _composed(overrides)
+    HydraConfig.instance().set_config(config)
     plain = {key: value for key, value in config.items() if key != "hydra"}
     return OmegaConf.create({**plain}, flags={"struct": True})
+
+
+@functools.lru_cache(maxsize=64)  # a test often asks for the same folders again
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", overrides=list(overrides), return_hydra_config=True)
 
 
 def run_of(*overrides: str) -> Run:
