@@ -121,6 +121,9 @@ def _become(parts: list[str]) -> list[str]:
     module = words[0] == "-m"
     own = os.environ.get("PYTHONPATH", "")
     sys.path[0:1] = [folder if module else str(Path(words[0]).absolute().parent), *filter(None, own.split(os.pathsep))]
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+        setattr(sys, name, open(number, "w", encoding=encoding, closefd=False))  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     del sys.modules["ast_lightning.commands.entry"]  # which a script imports first: it prepares streams and signals
     return words

@@ -13,6 +13,7 @@ import pytest
 from ast_lightning.errors import PROGRAM, as_started
 from ast_lightning.storage.inspection import cell
 from ast_lightning.synthetic import load_distilled
+from tests.forks import python
 
 pytestmark = pytest.mark.slow
 
@@ -70,21 +71,23 @@ def run(installed: Path, folder: Path, *words: str) -> str:
 def test_the_console_command_trains_distils_and_evaluates(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "own" / "experiment").mkdir(parents=True)
     (tmp_path / "own" / "experiment" / "mine.yaml").write_text(EXPERIMENT)
-    program = str(installed / "bin" / "ast-lightning")
-    for name in ("train_experts", "distill", "evaluate"):
-        printed = run(installed, tmp_path, program, name, "--config-dir", "own", "experiment=mine")
+    program, module = [str(installed / "bin" / "ast-lightning")], [sys.executable, "-m", "ast_lightning"]
+    for words in (
+        [*program, "train_experts", "-cd"],
+        [*program, "distill", "--config-dir"],
+        [*module, "evaluate", "-cd"],
+    ):
+        printed = run(installed, tmp_path, *words, "own", "experiment=mine")
     assert "distilled images" in printed
     (found,) = tmp_path.glob("runs/distilled/*/synthetic/last")
     assert load_distilled(found).images.shape == (10, 1, 8, 8)
-    module = [sys.executable, "-m", "ast_lightning"]
-    assert "already complete" in run(installed, tmp_path, *module, "train_experts", "-cd", "own", "experiment=mine")
     assert str(installed) in run(
         installed, tmp_path, sys.executable, "-c", "import ast_lightning; print(ast_lightning.__file__)"
     )
 
 
 def test_messages_name_the_command_that_was_started(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "ast_lightning", "distill", f"output_dir={tmp_path}"]
+    words = [*python(), "-m", "ast_lightning", "distill", f"output_dir={tmp_path}"]
     ended = subprocess.run(words, capture_output=True, text=True)
     assert ended.returncode == 2
     assert "run python -m ast_lightning train_experts with the same settings" in ended.stderr
