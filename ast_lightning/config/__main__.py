@@ -14,7 +14,7 @@ _HEADER = f"""# Options
 
 Every option can be set on the command line of `train_experts.py`, `distill.py` and `evaluate.py`: `distill.ipc=10`.
 The values of the files in conf/ (`expert=mtt`, `experiment=digits_quickstart`, …) replace these defaults.
-Numbers are {LIMITS}.
+Range of numbers: {LIMITS}.
 
 Text with spaces, brackets, accents or a leading `~` needs two pairs of quotes, one for the shell and one for Hydra:
 `'data.root="~/my images (2024)"'`. A list is `'data.mean=[0.5,0.5,0.5]'`. To pass another argument

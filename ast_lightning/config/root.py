@@ -44,7 +44,7 @@ class RootSettings(Settings):
     architectures: list[Any] = option(
         [],
         "networks that evaluate.py compares, one row each: names of files in conf/network/ or mappings with _target_, "
-        "e.g. architectures=[convnet,alexnet,vgg11,resnet18]; none: network alone",
+        "e.g. architectures=[convnet,alexnet,vgg11,resnet18]; []: the network of the run",
         type="list[str/part]",
         result=False,
     )

@@ -86,7 +86,7 @@ class TrajectoryMatchingSettings(DistillSettings):
     )
     lr_labels: float | None = option(
         None,
-        "outer learning rate of the label logits of labels=soft; of outer=normalized in standard deviations of the "
+        "outer learning rate of the label logits, with labels=soft; for outer=normalized in standard deviations of the "
         "initial logits; null: 0.01, with another outer step 10; 0: the initial labels are kept",
         neutral=1.0,
         least=0,
@@ -118,8 +118,8 @@ class TrajectoryMatchingSettings(DistillSettings):
     )
     waypoints: Any = option(
         None,
-        "epochs between which trajectories are replaced by straight pieces, with real-valued start epochs (MCT), such "
-        "as [0,17,34,50], or the number of pieces of about the same length; null: trajectories as they are",
+        "epochs between which trajectories are replaced by straight pieces (MCT), such as [0,17,34,50], or the number "
+        "of pieces of about the same length; start epochs are then real numbers; null: trajectories as they are",
         type="int | list[int] | None",
         least=0,
         most=100_000,
