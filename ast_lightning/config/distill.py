@@ -50,8 +50,8 @@ class DistillSettings(Settings):
     )
     canvas: int = option(
         1,
-        "side of a canvas in image sides; above 1, the set consists of canvases of which every batch shows randomly "
-        "rolled parts (MTT's textures)",
+        "side of a canvas in image sides; above 1, the set consists of canvases, and every batch contains random "
+        "crops of them (MTT's textures)",
         least=1,
         most=64,
     )

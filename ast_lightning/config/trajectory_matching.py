@@ -81,7 +81,8 @@ class TrajectoryMatchingSettings(DistillSettings):
     )
     labels: str = option(
         "hard",
-        "labels of the images: hard | soft (learned, DATM) | teacher (the expert's at the end of the window, TESLA)",
+        "labels of the images: hard | soft (learned, DATM) | teacher (outputs of the expert at the end of the window, "
+        "TESLA)",
         choices=LABELS,
     )
     lr_labels: float | None = option(
