@@ -50,8 +50,8 @@ class DistillSettings(Settings):
     )
     canvas: int = option(
         1,
-        "side of a canvas in image sides; above 1, the set consists of canvases, and every batch contains random "
-        "crops of them (MTT's textures)",
+        "side of a canvas as a multiple of the image side; above 1, the set consists of canvases, and every batch "
+        "contains random crops of them (MTT's textures)",
         least=1,
         most=64,
     )
