@@ -5,6 +5,7 @@ This module imports no third-party package.
 
 from __future__ import annotations
 
+import _thread
 import io
 import os
 import signal
@@ -108,7 +109,13 @@ def take_over() -> None:
         if thread.exc_value is not None:
             print(f"note: a thread has ended: {outcome(thread.exc_value)[0]}", file=sys.stderr, flush=True)
 
-    sys.excepthook, threading.excepthook = report, report_thread
+    def report_ignored(event: Any) -> None:  # an exception in a destructor; Ctrl-C is repeated outside of it
+        if isinstance(event.exc_value, KeyboardInterrupt):
+            threading.Timer(0.1, _thread.interrupt_main).start()
+        else:
+            sys.__unraisablehook__(event)
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = report, report_thread, report_ignored
     main = threading.current_thread() is threading.main_thread()
     if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
@@ -120,6 +127,16 @@ def take_over() -> None:
 def _interrupt(number: int, frame: Any) -> None:
     _interrupts.append(number)
     raise KeyboardInterrupt
+
+
+def check_interrupted() -> None:
+    """Raise again what a library has caught, such as a Ctrl-C during its optional imports.
+
+    Raises:
+        KeyboardInterrupt: this process has received SIGINT since :func:`take_over`.
+    """
+    if _interrupts:
+        raise KeyboardInterrupt
 
 
 class _Output(io.FileIO):

@@ -148,6 +148,20 @@ def test_ctrl_c_while_hydra_is_imported(tmp_path: Path) -> None:
     assert result.stderr.splitlines() == ["error: interrupted; rerun the command without fresh=true to resume"]
 
 
+def test_ctrl_c_in_a_destructor_is_not_ignored(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, time; from ast_lightning.reporting import take_over; take_over()\n"
+        "class Temporary:\n"
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGINT)\n"
+        "Temporary()\n"
+        "time.sleep(5)\n"
+        "print('went on')"
+    )
+    result = python(code, tmp_path)
+    assert (result.returncode, result.stdout) == (-signal.SIGINT, "")
+    assert result.stderr.splitlines() == ["error: interrupted; rerun the command without fresh=true to resume"]
+
+
 def test_what_a_terminal_cannot_show_is_replaced_and_threads_end_in_a_line(tmp_path: Path) -> None:
     code = (
         "import threading; from ast_lightning.reporting import take_over; take_over(); print('3 ± 1')\n"

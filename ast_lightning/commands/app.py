@@ -38,7 +38,7 @@ from ast_lightning.evaluation import EvaluationSettings
 from ast_lightning.experts import ExpertSettings
 from ast_lightning.parallel.devices import by_torchrun, device_type, devices_of
 from ast_lightning.parallel.failures import ENDED_BY_SIGTERM, shared_failures
-from ast_lightning.reporting import boundary, describe, keep_logs_in, local_rank
+from ast_lightning.reporting import boundary, check_interrupted, describe, keep_logs_in, local_rank
 from ast_lightning.runs.loggers import check_packages
 from ast_lightning.runs.output import DISK_REMEDIES, disk_trouble
 from ast_lightning.runs.trainer import build_trainer
@@ -70,6 +70,7 @@ def execute(task: Callable[[Run], Metrics], config: DictConfig) -> Metrics:
             keep_logs_in(Path(run.config["output_dir"]) / "errors")
             if run.is_alone:
                 LightningEnvironment().set_global_rank(0)  # this run is one process: ignore a launcher's ranks
+            check_interrupted()
             with shared_failures(1 if in_sweep else devices_of(run.config["trainer"])), _disk_trouble_named(run):
                 return task(run)
     except SIGTERMException as error:  # Lightning would exit with status 0, as after a completed run

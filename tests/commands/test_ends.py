@@ -56,6 +56,15 @@ def ended(folder: Path, name: str, *words: str) -> subprocess.CompletedProcess[s
     return subprocess.run(line, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
+def test_ctrl_c_that_a_library_has_caught_ends_the_command(tmp_path: Path) -> None:
+    (tmp_path / "own_ends.py").write_text(
+        f"{OWN}\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    )
+    result = ended(tmp_path, "Stop")
+    assert result.returncode == 130
+    assert result.stderr.splitlines()[-1] == "error: interrupted; rerun the command without fresh=true to resume"
+
+
 def test_a_mistake_of_the_users_own_class(own: Path) -> None:
     result = ended(own, "Mistake")
     assert result.returncode == 1
