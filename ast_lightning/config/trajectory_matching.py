@@ -178,7 +178,7 @@ class TrajectoryMatchingSettings(DistillSettings):
                 raise self.refused(given, problem, f"set distill.{other} as well, or leave both out")
         epochs = [0, self.waypoints] if isinstance(self.waypoints, int) else self.waypoints
         if epochs is not None and (len(epochs) < 2 or epochs[0] != 0 or epochs != sorted({*epochs})):
-            problem = "it must be a number of pieces, or two or more epochs in ascending order from 0"
+            problem = "this is neither a number of pieces from 1 on, nor two or more epochs in ascending order from 0"
             raise self.refused("waypoints", problem, "give a list such as [0,17,34,50], a number such as 3, or null")
 
     def waypoints_of(self, last: int) -> list[int] | None:
