@@ -74,7 +74,7 @@ def allowed(option: str) -> st.SearchStrategy[Any]:
         low or 1e-30,
         1e30 if high is None else high,
         exclude_max="below" in limits,
-    ) | st.just(low if "least" in limits else 1)
+    ) | st.just(low if "least" in limits else 1 if high is None else high / 2)
     text = st.sampled_from(limits["choices"] or ["x", "some text", "ü/(1)"])
     part = st.just({"_target_": "builtins.max"})
     made = {"int": whole, "float": real, "str": text, "bool": st.booleans(), "None": st.none(), "part": part}
