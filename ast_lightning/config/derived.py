@@ -53,7 +53,8 @@ def inner_steps(distill: Config, **others: Config) -> int:
 
 def student_rate(distill: Config, expert: Config, **others: Config) -> float:
     """Initial α: the experts' learning rate · (1 + log10 ipc); 0.01 for methods without a student."""
-    return round(expert["lr"] * (1 + math.log10(distill["ipc"])), 8) if "syn_steps" in distill else 0.01
+    rate: float = expert["lr"] * (1 + math.log10(distill["ipc"]))
+    return (round(rate, 8) or rate) if "syn_steps" in distill else 0.01
 
 
 def evaluation_epochs(distill: Config, **others: Config) -> int:

@@ -36,6 +36,7 @@ def of(*overrides: str) -> dict[str, Any]:
         (["distill.lr_teacher=0.005", "evaluation.epochs=7", "distill.max_start_epoch=4"], (20, 2, 4, 0.005, 7)),
         # short and sparse trajectories
         (["expert.epochs=1", "expert.lr=1"], (20, 1, 1, 1.0, 300)),
+        (["expert.epochs=1", "expert.lr=1e-30"], (20, 1, 1, 1e-30, 1000)),
         (["expert.epochs=20", "expert.every_n_epochs=4", "expert.max_epoch=9"], (20, 4, 5, 0.003, 1000)),
     ],
 )
