@@ -25,7 +25,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 _IMPORTS = ("train_experts", "distill", "evaluate")
-_LOOK = 0.02  # seconds between looks at the script
 
 
 def python() -> list[str]:
@@ -100,15 +99,13 @@ def _watch(connection: socket.socket) -> list[str]:
     for descriptor in streams:
         os.close(descriptor)
     connection.sendall(child.to_bytes(8, "big"))
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            connection.sendall(os.waitstatus_to_exitcode(status).to_bytes(8, "big", signed=True))
-            os._exit(0)
-        if select.select([connection], [], [], _LOOK)[0]:  # the caller was killed
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            os._exit(0)
+    ended = os.pidfd_open(child)
+    if ended not in select.select([connection, ended], [], [])[0]:  # the caller was killed
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    with suppress(OSError):
+        connection.sendall(os.waitstatus_to_exitcode(status).to_bytes(8, "big", signed=True))
+    os._exit(0)
 
 
 def _become(parts: list[str]) -> list[str]:
