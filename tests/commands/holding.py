@@ -1,13 +1,34 @@
-"""A callback of a run that stops where a test wants it to be when a signal comes."""
+"""Processes that stop where a test wants them to be when a signal comes, and waiting for them."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+
+from tests import PATIENCE
+
+
+def wait_for(happens: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    end = time.monotonic() + seconds
+    while not happens():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def leave_name(folder: Path) -> None:
+    """Leave a file that is named after this process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / str(os.getpid())).touch()
+
+
+def names_in(folder: Path) -> list[int]:
+    """The processes that have left their names."""
+    return sorted(int(path.name) for path in folder.glob("*"))
 
 
 def holding(folder: Path, step: int) -> tuple[str, ...]:
@@ -17,7 +38,7 @@ def holding(folder: Path, step: int) -> tuple[str, ...]:
 
 
 class Hold(Callback):
-    """Every process of a run leaves a file named after it and waits, until a signal ends it.
+    """Every process of a run leaves its name and waits, until a signal ends it.
 
     Args:
         folder: of these files.
@@ -32,7 +53,6 @@ class Hold(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step and self.rank in (None, trainer.global_rank):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / str(os.getpid())).touch()
+            leave_name(self.folder)
             while not trainer.received_sigterm:
                 time.sleep(0.02)

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from tests import PATIENCE
 from tests.forks import python
 
 from .conftest import ROOT, SMALL, Command, run_of
-from .holding import holding
+from .holding import holding, names_in, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -104,12 +103,13 @@ def alone(trained: Path, tmp_path_factory: pytest.TempPathFactory, command: Comm
 
 def wait_for_hold(folder: Path, processes: list[subprocess.Popen[str]], count: int) -> list[int]:
     """Wait until so many ranks hold; return their processes."""
-    deadline = time.monotonic() + SOON
-    while len(held := list(folder.glob("*"))) < count:
-        assert time.monotonic() < deadline
+
+    def hold() -> bool:
         assert all(process.poll() is None for process in processes)
-        time.sleep(0.05)
-    return [int(path.name) for path in held]
+        return len(names_in(folder)) >= count
+
+    wait_for(hold, SOON)
+    return names_in(folder)
 
 
 @pytest.fixture(scope="module")

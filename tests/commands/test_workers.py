@@ -8,8 +8,7 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ from tests.threads import one_thread
 
 from . import waiting
 from .conftest import ROOT, SMALL, Command, run_of
-from .holding import holding
+from .holding import holding, names_in, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -64,13 +63,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory, command: Command) -> Pat
     return folder
 
 
-def wait_for(happens: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    end = time.monotonic() + seconds
-    while not happens():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
-
-
 def is_alive(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -97,9 +89,9 @@ def test_a_worker_that_is_killed_ends_them_all_and_the_same_command_ends_like_on
         start_new_session=True,
     )
     try:
-        wait_for(lambda: held.exists() and len(list(held.iterdir())) == 2)
+        wait_for(lambda: len(names_in(held)) == 2)
         holders = [read_json(folder / ".locks" / f"expert_{each:04d}.holder.json")["process"] for each in (0, 1)]
-        assert sorted(holders) == sorted(int(path.name) for path in held.iterdir())
+        assert sorted(holders) == names_in(held)
         assert parent.pid not in holders
         os.kill(holders[1], signal.SIGKILL)
         printed, _ = parent.communicate(timeout=60)
@@ -132,8 +124,8 @@ def test_a_worker_that_is_killed_ends_them_all_and_the_same_command_ends_like_on
 
 def workers_in(folder: Path) -> list[int]:
     """The processes of two workers of ``waiting.wait``, once both wait."""
-    wait_for(lambda: len(list(folder.glob("worker_*"))) == 2)
-    return [int(path.name.partition("_")[2]) for path in folder.glob("worker_*")]
+    wait_for(lambda: len(names_in(folder / "held")) == 2)
+    return names_in(folder / "held")
 
 
 def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path) -> None:

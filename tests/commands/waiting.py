@@ -11,12 +11,14 @@ import torch
 
 from ast_lightning.parallel.workers import run_workers
 
+from .holding import leave_name
+
 
 def wait(folder: Path, number: int, count: int) -> None:
-    """Write what a worker finds, and wait to be ended; a file named after the process says so."""
+    """Write what a worker finds, leave its name in ``folder/held``, and wait to be ended."""
     (folder / f"{number}.txt").write_text(f"{torch.get_num_threads()} {os.environ.get('CUDA_VISIBLE_DEVICES')} {count}")
     print(f"line of {number}")
-    (folder / f"worker_{os.getpid()}").touch()
+    leave_name(folder / "held")
     while True:
         time.sleep(0.05)
 
