@@ -1,8 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# a process has its files in the order of their names: the long ones, of the commands, are not the last
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 INSTALLED := $(VENV)/.installed
 
 .PHONY: install quickstart test test-fast coverage stress lint benchmark docs clean
@@ -32,9 +31,8 @@ test: lint
 test-fast: lint
 	$(PYTEST) -q -m "not slow"
 
-coverage: lint  # before Python 3.12, measuring it doubles the time
+coverage: lint  # takes twice the time of test
 	rm -f .coverage .coverage.*
-	COVERAGE_CORE=$$($(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")') \
 	$(PYTEST) --cov --cov-report=term
 
 stress: install
