@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from collections.abc import Callable
 
+import pytest
 from hypothesis import settings
 
 _OF_OTHERS = ("SLURM_", "SUBMITIT_", "TORCHELASTIC_", "MASTER_", "GROUP_", "GIT_", "AST_LIGHTNING_")
@@ -19,3 +22,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell started the tes
 
 settings.register_profile("tests", deadline=None, derandomize=True)
 settings.load_profile("tests")
+
+
+@pytest.fixture
+def window_readers() -> Callable[[], list[str]]:
+    """The threads that read windows, without those of earlier tests: a caught error keeps its iterator alive."""
+    before = set(threading.enumerate())
+    return lambda: [each.name for each in set(threading.enumerate()) - before if each.name.startswith("next window")]

@@ -23,6 +23,7 @@ from ast_lightning.storage.files import write_tensors
 
 _CHUNK_BYTES = 256 * 2**20  # size of the chunks for matrix products and conversions from uint8
 _PART = 1024  # images of which statistics are computed at once
+_SVD_FEATURES = 3072  # largest images (3×32×32) for which the published singular value decomposition is practicable
 _GIB = 2**30
 
 
@@ -178,8 +179,8 @@ def fit_preprocessing(
 
     Args:
         kind: ``standardize``, ``zca`` or ``none``.
-        images_uint8: uint8 [N, C, H, W]. The statistics of a view are computed in parts; those of ZCA then differ from
-            those of a tensor by rounding errors.
+        images_uint8: uint8 [N, C, H, W]. ZCA of a view, and of images with more than 3,072 values, is computed from a
+            covariance that is summed in parts. The statistics differ from those of a tensor by rounding errors.
         zca_eps: added to the eigenvalues of the covariance, in units of squared pixel values in [0, 1].
         zca_max_features: ZCA is rejected for images with more values than this, because of its memory.
         mean, std: per-channel constants that ``"standardize"`` uses instead of fitted ones.
@@ -270,25 +271,21 @@ def _channel_statistics(images: Images) -> tuple[Tensor, Tensor]:
 
 
 def _zca(images: Images, eps: float, max_features: int) -> ZcaWhitening:
-    features, in_memory = math.prod(images.shape[1:]), isinstance(images, Tensor)
+    features = math.prod(images.shape[1:])
     if features > max_features:
         stored = 2 * 4 * features**2  # transform and inverse in float32
-        needed = stored + 4 * 8 * features**2 + 2 * 4 * len(images) * features  # decomposition in float64, images twice
-        if not in_memory:
-            needed = 5 * 4 * features**2
         problem = (
             f"images of {features} values, more than data.zca_max_features={max_features}: whitening takes about "
-            f"{needed / _GIB:.1f} GiB of memory and {stored / _GIB:.1f} GiB in every saved copy"
+            f"{5 * 4 * features**2 / _GIB:.1f} GiB of memory and {stored / _GIB:.1f} GiB in every saved copy"
         )
         remedy = "use data.preprocessing=standardize or a smaller data.image_size, or raise data.zca_max_features"
         raise ConfigurationError("data.preprocessing", "zca", problem, remedy)
     if not eps > 0:
         raise ConfigurationError("data.zca_eps", eps, "it must be positive", "use 0.1, as published")
-    if not in_memory:
+    if features > _SVD_FEATURES or not isinstance(images, Tensor):
         return ZcaWhitening(*_zca_in_parts(images, eps), eps)
     from kornia.enhance import zca_mean  # late: loading fitted statistics does not need kornia
 
-    assert isinstance(images, Tensor)
     transform, mean, inverse = zca_mean(images.float().div_(255), eps=float(eps), return_inverse=True)
     assert inverse is not None
     return ZcaWhitening(mean.reshape(-1), transform, inverse, eps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,9 @@ def distilling(experts: Path, tmp_path: Path) -> None:
     distill(run_of(*SMALL, f"output_dir={tmp_path / 'output'}", f"experts_dir={experts}"))
 
 
-def test_distillation_from_every_second_epoch_in_sixteen_bits(output: Path, tmp_path: Path, command: Command) -> None:
+def test_distillation_from_every_second_epoch_in_sixteen_bits(
+    output: Path, tmp_path: Path, command: Command, window_readers: Callable[[], list[str]]
+) -> None:
     command("train_experts", tmp_path, *THIN)
     run = run_of(*SMALL, f"output_dir={tmp_path}", *THIN)
     store = TrajectoryStore.open(run.experts_folder())
@@ -47,7 +49,7 @@ def test_distillation_from_every_second_epoch_in_sixteen_bits(output: Path, tmp_
     metrics = command("distill", tmp_path, *THIN)
     assert 0 <= metrics["test_accuracy"] <= 100
     assert read_json(run.distill_folder() / "result.json")["iteration"] == 4
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("next window")]
+    assert window_readers() == []
     assert main(["verify", str(tmp_path / "experts")]) == 0
 
 

@@ -278,11 +278,9 @@ def reading(windows: TrajectoryWindows, monkeypatch: pytest.MonkeyPatch) -> list
     return notes
 
 
-def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("next window")]
-
-
-def test_the_next_window_is_read_while_one_is_in_use(store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_window_is_read_while_one_is_in_use(
+    store: TrajectoryStore, monkeypatch: pytest.MonkeyPatch, window_readers: Callable[[], list[str]]
+) -> None:
     windows = windows_of(store, 2, 3)
     notes = reading(windows, monkeypatch)
     stream = windows.stream(0)
@@ -296,16 +294,18 @@ def test_the_next_window_is_read_while_one_is_in_use(store: TrajectoryStore, mon
     assert all(name.startswith("next window") for _, name in notes)
     assert len({name for _, name in notes}) == 1
     stream.close()  # type: ignore[attr-defined]
-    assert threads() == []
+    assert window_readers() == []
 
 
-def test_an_iteration_that_is_left_leaves_no_thread(store: TrajectoryStore) -> None:
+def test_an_iteration_that_is_left_leaves_no_thread(
+    store: TrajectoryStore, window_readers: Callable[[], list[str]]
+) -> None:
     windows = windows_of(store, 2, 3)
     whole = taken(windows, 6)
-    assert threads() == []
+    assert window_readers() == []
     for first in (2, 0, 5):
         assert taken(windows, 1, first) == whole[first : first + 1]
-    assert threads() == []
+    assert window_readers() == []
 
 
 def test_two_iterations_do_not_disturb_each_other(store: TrajectoryStore) -> None:
@@ -316,7 +316,9 @@ def test_two_iterations_do_not_disturb_each_other(store: TrajectoryStore) -> Non
     assert [next(first).index, next(first).index] == [1, 2]
 
 
-def test_an_error_surfaces_at_its_window_and_no_earlier(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_surfaces_at_its_window_and_no_earlier(
+    make_store: MakeStore, window_readers: Callable[[], list[str]]
+) -> None:
     store = make_store(experts=3)
     windows = windows_of(store, 2, 3)
     bad = next(index for index in range(4, 100) if windows.window(index).expert == windows.window(4).expert)
@@ -330,7 +332,7 @@ def test_an_error_surfaces_at_its_window_and_no_earlier(make_store: MakeStore, m
         assert window.index == index
     with pytest.raises(ConfigurationError, match=path.name):
         next(stream)
-    assert threads() == []
+    assert window_readers() == []
 
 
 @pytest.mark.slow

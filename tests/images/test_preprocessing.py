@@ -55,7 +55,15 @@ def test_published_constants_are_taken_as_they_are() -> None:
     assert out[0, :, 1, 1].tolist() == pytest.approx([(0.5 - m) / s for m, s in zip(mean, std, strict=True)])
 
 
-def test_zca_whitens_the_covariance_to_its_definition() -> None:
+def no_decomposition(*_: object, **__: object) -> None:
+    raise AssertionError("a decomposition that is impracticable for images of this size")
+
+
+@pytest.mark.parametrize("limit", [50, 49], ids=["in memory", "in parts"])
+def test_zca_whitens_the_covariance_to_its_definition(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preprocessing, "_SVD_FEATURES", limit)
+    if limit < 50:
+        monkeypatch.setattr("kornia.enhance.zca_mean", no_decomposition)
     eps = 0.1
     images = pictures()
     fitted = fit_preprocessing("zca", images, zca_eps=eps)
@@ -177,5 +185,5 @@ def test_wrong_settings_are_refused(kind: str, settings: dict, message: str) -> 
 
 def test_zca_states_the_memory_it_would_take() -> None:
     images = torch.zeros(2, 3, 128, 128, dtype=torch.uint8)  # 49,152 values: the two matrices alone are 18 GiB
-    with pytest.raises(ConfigurationError, match=r"90\.0 GiB of memory and 18\.0 GiB in every saved copy"):
+    with pytest.raises(ConfigurationError, match=r"45\.0 GiB of memory and 18\.0 GiB in every saved copy"):
         fit_preprocessing("zca", images)
