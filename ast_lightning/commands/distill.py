@@ -36,6 +36,7 @@ from ast_lightning.runs.machine import prepare, record_machine
 from ast_lightning.runs.results import describe_set, iteration_of, read_result, write_result
 from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.storage.files import clear_leftovers, write_json
+from ast_lightning.storage.inspection import count
 from ast_lightning.synthetic import DistilledDataset, load_distilled
 from ast_lightning.terminal import is_rank_zero, say
 from ast_lightning.trajectories.lineage import experts_checksum
@@ -242,18 +243,18 @@ def dataset_maker(run: Run, method: Method) -> MakeDataset:
     return make
 
 
-def _announce(run: Run, method: Method, count: int) -> None:
+def _announce(run: Run, method: Method, images: int) -> None:
     if derived := run.config["derived"]:
         words = (
             f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in derived.items()
         )
         say(f"not given, and derived: {' '.join(words)}")
     settings = run.distill
-    networks = settings.eval_networks or run.evaluation.networks
-    kind = "images" if settings.canvas == 1 else "canvases"
+    networks = count(settings.eval_networks or run.evaluation.networks, "network")
+    kind = "image" if settings.canvas == 1 else "canvas"
     say(
-        f"distilling {count} {kind}: {method.announce()}; an evaluation of {networks} networks every "
-        f"{settings.eval_every} iterations"
+        f"distilling {count(images, kind)}: {method.announce()}; an evaluation of {networks} every "
+        f"{count(settings.eval_every, 'iteration')}"
     )
 
 

@@ -27,6 +27,7 @@ from ast_lightning.evaluation.baselines import (
 from ast_lightning.networks import FunctionalNetwork
 from ast_lightning.parallel.devices import device_type
 from ast_lightning.runs.trainer import build_trainer
+from ast_lightning.storage.inspection import count
 from ast_lightning.synthetic import DistilledDataset, TrainingSet
 from ast_lightning.terminal import say
 from ast_lightning.trajectories import TrajectoryStore
@@ -145,7 +146,8 @@ def train(evaluation: Evaluation, name: str, training_sets: TrainingSets) -> tup
         def sets(index: int) -> TrainingSet:
             return training_sets(index)._replace(learning_rate=best)
 
-    evaluation.say(f"training {settings.networks} networks for {settings.epochs} epochs on {TITLES[name]}")
+    networks = count(settings.networks, "network")
+    evaluation.say(f"training {networks} for {count(settings.epochs, 'epoch')} on {TITLES[name]}")
     score = _test(evaluation, name, settings, sets, run.data.test, "evaluation")
     return score, {f"{rate:g}": None if math.isnan(each) else each for rate, each in compared.items()}
 

@@ -126,11 +126,11 @@ def _announce(run: Run, store: TrajectoryStore, indices: list[int], pending: lis
         if index not in pending:
             say(f"expert {index} is already complete: {store.expert_folder(index)}")
     if pending:
-        disk = store.bytes_to_write(pending, anew=run.fresh)
+        disk = format_bytes(store.bytes_to_write(pending, anew=run.fresh))
         say(
             f"training {count(len(pending), 'expert')} {f'in {processes} processes ' if processes > 1 else ''}"
-            f"of {store.format.num_parameters:,} parameters for {run.expert.epochs} epochs of "
-            f"{len(run.data.train_dataloader())} steps; {format_bytes(disk)} of trajectories into {store.folder}"
+            f"of {store.format.num_parameters:,} parameters for {count(run.expert.epochs, 'epoch')} of "
+            f"{count(len(run.data.train_dataloader()), 'step')}; {disk} of trajectories into {store.folder}"
         )
 
 

@@ -126,7 +126,7 @@ class TrajectoryMatching(Method):
         settings = self.settings
         windows = f" over {settings.windows_per_step} windows" if settings.windows_per_step > 1 else ""
         text = (
-            f"{settings.max_steps} iterations{windows} of {settings.syn_steps} inner steps, from "
+            f"{count(settings.max_steps, 'iteration')}{windows} of {count(settings.syn_steps, 'inner step')}, from "
             f"{count(len(self.windows.experts), 'expert')} in {self.windows.store.folder}"
         )
         if self._ranks == 1:
