@@ -14,12 +14,13 @@ from ast_lightning.commands.measurement import TITLES, Evaluation, training_sets
 from ast_lightning.commands.networks import architectures
 from ast_lightning.commands.run import Run, evaluation_folder
 from ast_lightning.commands.scores import measure, metrics_of, remaining_seconds
-from ast_lightning.commands.stores import check_store, open_store
+from ast_lightning.commands.stores import check_store, experts_in_use, open_store
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import Score
 from ast_lightning.evaluation.baselines import NEED_EXPERTS, RANDOM_DRAWS
 from ast_lightning.runs.loggers import uses_tensorboard
 from ast_lightning.runs.machine import prepare
+from ast_lightning.storage.inspection import count
 from ast_lightning.synthetic import DistilledDataset, load_distilled
 from ast_lightning.terminal import is_rank_zero, say
 from ast_lightning.trajectories import TrajectoryStore
@@ -41,6 +42,8 @@ def evaluate(run: Run) -> dict[str, float]:
     run.data.use_preprocessing(dataset.preprocessing)
     run.data.setup("test")
     check_dataset(dataset, run)
+    if (own := run.config["data"]["preprocessing"]) != (kind := dataset.preprocessing.kind):
+        say(f"note: images are preprocessed like the distilled ones, by {kind}: data.preprocessing={own} has no effect")
     store = experts_of_baselines(run)
     sets = cache(partial(training_sets, run, dataset, store))
     if others:
@@ -140,7 +143,8 @@ def experts_of_baselines(run: Run) -> TrajectoryStore | None:
         return None
     try:
         store = open_store(run)
-        if not store.experts():
+        complete = experts_in_use(store, run)
+        if not complete:
             raise ConfigurationError("experts_dir", store.folder, "no expert is complete", "run train_experts.py first")
         check_store(store, run)
     except ConfigurationError as error:
@@ -148,6 +152,8 @@ def experts_of_baselines(run: Run) -> TrajectoryStore | None:
         others = ",".join(name for name in baselines if name not in needing)
         remedy = f"leave {','.join(needing)} out: baselines=[{others}], or {error.remedy}"
         raise ConfigurationError("baselines", ",".join(needing), problem, remedy) from error
+    if "whole" in needing and not run.config["experts_dir"] and len(complete) < (wanted := run.config["num_experts"]):
+        say(f"note: {len(complete)} of {count(wanted, 'expert')} are complete, and the others are left out of whole")
     return store
 
 

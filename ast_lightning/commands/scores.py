@@ -9,6 +9,7 @@ from typing import Any
 
 from ast_lightning.commands.measurement import TITLES, Evaluation, rates_of, train
 from ast_lightning.commands.run import Run
+from ast_lightning.commands.stores import experts_in_use
 from ast_lightning.evaluation import Score
 from ast_lightning.evaluation.baselines import NEED_EXPERTS, whole_score
 from ast_lightning.runs.checkpoints import begin_anew
@@ -51,7 +52,7 @@ def _scores(evaluation: Evaluation) -> dict[str, Score]:
     results = _reusable(record, inputs)
     missing = _missing(evaluation, results)
     # report an invalid baseline before any network is trained
-    whole = whole_score(store) if store is not None and "whole" in missing else None
+    whole = whole_score(store, experts_in_use(store, run)) if store is not None and "whole" in missing else None
     sets = {name: evaluation.sets(name) for name in missing if name != "whole"}
     if len(missing) < len(names):
         reused = ", ".join(TITLES[name] for name in names if name not in missing)
@@ -88,7 +89,7 @@ def _inputs(run: Run, dataset: DistilledDataset, store: TrajectoryStore | None, 
     if name == "distilled":
         return {**found, "set": dataset.checksum()}
     if name in NEED_EXPERTS and store is not None:
-        experts = store.experts()
+        experts = experts_in_use(store, run)
         found["experts"] = experts_checksum(store, experts if name == "whole" else experts[:1])
     if name == "representative":
         found["clusters"] = run.distill.init_clusters

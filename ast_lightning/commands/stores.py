@@ -93,16 +93,34 @@ def _open_experts(run: Run) -> tuple[TrajectoryStore, list[int]]:
         if incomplete := store.incomplete():
             left_out = count(len(incomplete), "incomplete expert")
             say(f"note: {left_out} in {store.folder} will not be used, the first is expert {incomplete[0]}")
-        store.check_files(complete)
-        return store, complete
+        return store, _checked(store, complete)
     wanted = list(range(run.config["num_experts"]))
     missing = [index for index in wanted if index not in complete]
     if missing:
         problem = f"{len(missing)} of them are not complete in {store.folder}, the first is expert {missing[0]}"
         remedy = f"let train_experts.py finish, or set num_experts={missing[0]}"
         raise ConfigurationError("num_experts", len(wanted), problem, remedy if missing[0] else "run train_experts.py")
-    store.check_files(wanted)
-    return store, wanted
+    return store, _checked(store, wanted)
+
+
+def _checked(store: TrajectoryStore, experts: list[int]) -> list[int]:
+    """The experts, whose files exist and whose parameters change.
+
+    Raises:
+        ConfigurationError: a file is missing, or the parameters of an expert are the same after every epoch.
+    """
+    store.check_files(experts)
+    for expert in experts:
+        history = store.summary(expert).get("history", [])
+        if history and all(row.get("trajectory/movement") == 0 for row in history):
+            problem = f"the parameters of expert {expert} never change"
+            raise ConfigurationError("experts_dir", store.folder, problem, "train it with a larger expert.lr")
+    return experts
+
+
+def experts_in_use(store: TrajectoryStore, run: Run) -> list[int]:
+    """The complete experts among the ``num_experts`` of a run, or all complete ones of ``experts_dir``."""
+    return [each for each in store.experts() if run.config["experts_dir"] or each < run.config["num_experts"]]
 
 
 def open_store(run: Run) -> TrajectoryStore:

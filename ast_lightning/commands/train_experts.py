@@ -18,6 +18,7 @@ from ast_lightning.commands.import_experts import import_experts
 from ast_lightning.commands.run import Run, short_hash
 from ast_lightning.commands.stores import (
     choose_compilation,
+    context_of,
     expert_results,
     incomplete,
     make_store,
@@ -59,6 +60,8 @@ def train_experts(run: Run) -> dict[str, float]:
     if run.config["buffers"]:
         return import_experts(run)
     run.expert.check_precision(str(run.config["trainer"]["precision"]))
+    if not run.fast_dev_run:  # distill.py would reject these options after the experts are trained
+        run.method.check(run.distill, replace(context_of(run), ranks=1))
     processes = count_processes(run.config["expert_processes"], run.config["trainer"], in_sweep=run.in_sweep)
     run.data.setup("fit")
     check_devices(run.network(), devices_of(run.config["trainer"]))

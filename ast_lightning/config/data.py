@@ -65,7 +65,7 @@ class DataSettings(Settings):
         None, "means per channel for standardize; null: of the training split", least=0, most=1
     )
     std: list[float] | None = option(None, "standard deviations per channel, given together with mean", least=1e-6)
-    zca_eps: float = option(0.1, "added to the eigenvalues of the covariance (zca)", least=0)
+    zca_eps: float = option(0.1, "added to the eigenvalues of the covariance (zca)", above=0)
     zca_max_features: int = option(
         12288, "largest C·H·W for zca, whose memory grows with its square", least=1, most=100_000
     )

@@ -15,6 +15,8 @@ FROM_EXPERTS = ("representative", "correct")
 OUTER_STEPS = ("normalized", "sgd")
 PRECISIONS = ("32-true", "64-true")
 SCHEDULES = ("inverse_sqrt", "constant", "cosine")
+MOST_IMAGES = 100_000
+"""Largest number of images per class."""
 NORMALIZED_STEP = 0.1
 """Size of the normalised step at one image per class, in standard deviations of the initial images."""
 
@@ -31,7 +33,7 @@ class DistillSettings(Settings):
     needs_experts: ClassVar[bool] = False
     """Whether the method distils from trajectories of experts."""
 
-    ipc: int = option(1, "images per class", least=1, most=100_000)
+    ipc: int = option(1, "images per class", least=1, most=MOST_IMAGES)
     init: Any = option(
         "representative",
         "initial images: representative | real (random) | noise | correct (random ones that an expert classifies "

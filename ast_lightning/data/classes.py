@@ -10,6 +10,7 @@ import torch
 from ast_lightning.data.sources import LabelledImages, RawDataset
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.inspection import count
+from ast_lightning.terminal import say
 
 Classes = int | Sequence[str | int] | None
 """The classes to use, in the order of their labels; or how many, the first of all; None: all."""
@@ -58,6 +59,18 @@ def choose_classes(raw: RawDataset, classes: Classes) -> RawDataset:
         return LabelledImages(split.take(labels >= 0).images, labels[labels >= 0])
 
     return RawDataset(raw.name, kept(raw.train), kept(raw.test), tuple(names))
+
+
+def without_empty_classes(raw: RawDataset) -> RawDataset:
+    """Leave out classes that have a name but no images, such as the class ``N/A`` of EMNIST's letters."""
+    labels = torch.cat([raw.train.labels, raw.test.labels])
+    used = torch.bincount(labels, minlength=len(raw.class_names)).bool().tolist()
+    empty = [name for name, has_images in zip(raw.class_names, used, strict=True) if not has_images]
+    if not empty or len(used) - len(empty) < 2:
+        return raw
+    others = f" and {len(empty) - 1} others have" if len(empty) > 1 else " has"
+    say(f"note: class {empty[0]!r}{others} no images in {raw.name}, and is left out")
+    return choose_classes(raw, [name for name in raw.class_names if name not in empty])
 
 
 def rename_classes(raw: RawDataset, class_names: Sequence[str] | None) -> RawDataset:

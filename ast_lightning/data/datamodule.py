@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from ast_lightning.config.data import DataSettings
 from ast_lightning.config.parts import describe_part
 from ast_lightning.data import splits
-from ast_lightning.data.classes import Classes, choose_classes, rename_classes
+from ast_lightning.data.classes import Classes, choose_classes, rename_classes, without_empty_classes
 from ast_lightning.data.decoding import Undecoded, decode
 from ast_lightning.data.folder import class_folders, imagenet, tiny_imagenet
 from ast_lightning.data.from_arrays import load_arrays
@@ -198,6 +198,7 @@ class ImageDataModule(LightningDataModule):
         """The images of the chosen classes as uint8, with a test split."""
         settings, found = self._settings, self._read()
         classes, test_fraction = settings.classes, settings.test_fraction
+        decoded = isinstance(found, Undecoded)
         if isinstance(found, Undecoded):
             found = decode(
                 found,
@@ -208,7 +209,10 @@ class ImageDataModule(LightningDataModule):
             )
         splits.check_raw(found, settings.source, settings.root)
         listed = isinstance(settings.source, str) and settings.source in _OF_FILES
+        if decoded and not listed:
+            found = without_empty_classes(found)
         raw = found if listed else choose_classes(found, classes)
+        splits.check_classes(raw, settings.source, settings.root)
         raw = splits.hold_out_test(raw, None if settings.source == "arrays" else test_fraction)
         splits.check_content(raw, settings.source, settings.root)
         return rename_classes(raw, settings.class_names)

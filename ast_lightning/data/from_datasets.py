@@ -128,9 +128,16 @@ def _first(found: type, candidates: list[dict[str, Any]]) -> Any:
 
 
 def _identity(found: type, arguments: Mapping[str, Any]) -> Any:
-    """What determines the images: the class, its arguments and the files below ``root``; None without a root."""
+    """What determines the images: the class, its arguments and the files below ``root``.
+
+    None if there is no root, or if the code of the class is not in a file.
+    """
     root = arguments.get("root")
     if not isinstance(root, str | Path) or not os.path.isdir(root):
+        return None
+    try:
+        code = os.stat(inspect.getfile(found)).st_mtime_ns
+    except (OSError, TypeError):  # such as <stdin>, or a notebook
         return None
     state = xxhash.xxh3_128()
     for here, folders, files in os.walk(root, followlinks=True):
@@ -139,7 +146,6 @@ def _identity(found: type, arguments: Mapping[str, Any]) -> Any:
             status = os.stat(os.path.join(here, file), follow_symlinks=False)
             state.update(f"{os.path.relpath(here, root)}\0{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     others = {name: str(value) for name, value in arguments.items() if name not in ("root", "download")}
-    code = os.stat(inspect.getfile(found)).st_mtime_ns
     return [describe_part(found), code, torchvision.__version__, others, state.hexdigest()]
 
 

@@ -20,6 +20,7 @@ from ast_lightning.errors import ConfigurationError
 from ast_lightning.images import ImageView
 from ast_lightning.randomness import keyed_generator
 from ast_lightning.storage.files import format_bytes
+from ast_lightning.storage.inspection import count
 from ast_lightning.terminal import say
 
 HELD_OUT = 0.2
@@ -31,10 +32,22 @@ def check_raw(raw: RawDataset, source: object, root: str | None = None) -> None:
     """Check the dataset that a source returns. The test split may be empty.
 
     Raises:
-        ConfigurationError: a type, shape or range is wrong, or a class has no training images.
+        ConfigurationError: a type, shape or range is wrong, or there is only one class.
     """
     if problem := next(_problems(raw), None):
         raise _wrong(source, root, *problem)
+
+
+def check_classes(raw: RawDataset, source: object, root: str | None = None) -> None:
+    """Check the classes of a dataset, after some have been chosen.
+
+    Raises:
+        ConfigurationError: one has no training images.
+    """
+    name, size = smallest_class(raw.train.labels, raw.class_names)
+    if size == 0:
+        problem = f"class {name!r} has no training images"
+        raise _wrong(source, root, problem, "add some, or leave the class out of data.classes")
 
 
 def check_content(raw: RawDataset, source: object, root: str | None = None) -> None:
@@ -79,8 +92,7 @@ def _problems(raw: Any) -> Iterator[tuple[str, ...]]:
         yield (f"it returns {type(raw).__name__}, not a dataset",)
     num_classes = len(raw.class_names)
     if num_classes < 2:
-        plural = "es" * (num_classes != 1)
-        yield f"it has {num_classes} class{plural}, but at least two are required", "add images of another class"
+        yield f"it has {count(num_classes, 'class')}, but at least two are required", "add images of another class"
     for name, split in (("training", raw.train), ("test", raw.test)):
         images: Any = getattr(split, "images", None)
         labels: Any = getattr(split, "labels", None)
@@ -101,9 +113,6 @@ def _problems(raw: Any) -> Iterator[tuple[str, ...]]:
     shapes = [list(split.images.shape[1:]) for split in (raw.train, raw.test)]
     if len(raw.test) and shapes[0] != shapes[1]:
         yield (f"training and test images differ in shape ({shapes[0]} and {shapes[1]})",)
-    name, count = smallest_class(raw.train.labels, raw.class_names)
-    if count == 0:
-        yield (f"class {name!r} has no training images",)
 
 
 def check_memory(count: int, channels: int, height: int, width: int) -> None:
@@ -141,8 +150,8 @@ def hold_out(
         return train, None
     sizes = torch.bincount(train.labels, minlength=len(class_names)).tolist()
     held = [max(1, round(fraction * size)) for size in sizes]
-    for name, size, count in zip(class_names, sizes, held, strict=True):
-        if count >= size:
+    for name, size, taken in zip(class_names, sizes, held, strict=True):
+        if taken >= size:
             problem = f"it leaves no training images of class {name!r}, which has {size}"
             raise ConfigurationError(option, fraction, problem, "lower it, or set it to null")
     chosen = _draw(train.labels, held, generator)
@@ -155,19 +164,19 @@ def subset_per_class(
     """``per_class`` random images of every class, in their original order. Larger subsets contain smaller ones."""
     if per_class is None:
         return train
-    name, count = smallest_class(train.labels, class_names)
-    if per_class > count:
-        problem = f"class {name!r} has {count} training images"
-        raise ConfigurationError("data.per_class", per_class, problem, f"use at most {count} or null")
+    name, size = smallest_class(train.labels, class_names)
+    if per_class > size:
+        problem = f"class {name!r} has {size} training images"
+        raise ConfigurationError("data.per_class", per_class, problem, f"use at most {size} or null")
     return train.take(_draw(train.labels, [per_class] * len(class_names), generator))
 
 
 def _draw(labels: Tensor, counts: Sequence[int], generator: torch.Generator) -> Tensor:
     """A mask, bool [N], of ``counts[label]`` random samples of every class."""
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label, count in enumerate(counts):
+    for label, wanted in enumerate(counts):
         members = (labels == label).nonzero().squeeze(1)
-        chosen[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+        chosen[members[torch.randperm(len(members), generator=generator)[:wanted]]] = True
     return chosen
 
 

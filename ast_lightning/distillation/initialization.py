@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ast_lightning.config.distill import DistillSettings
+from ast_lightning.config.distill import MOST_IMAGES, DistillSettings
 from ast_lightning.config.parts import resolve
 from ast_lightning.data import ImageDataModule, LabelledImages
 from ast_lightning.data.selection import (
@@ -125,6 +125,9 @@ def initial_images(
 
 
 def _check_tiles(settings: DistillSettings, real: LabelledImages, class_names: Sequence[str], tiles: int) -> None:
+    if settings.ipc * tiles > MOST_IMAGES:
+        problem = f"each canvas is tiled with {tiles} images: {settings.ipc * tiles} per class, more than {MOST_IMAGES}"
+        raise settings.refused("canvas", problem, "lower it or distill.ipc")
     name, count = smallest_class(real.labels, class_names)
     if isinstance(settings.init, str) and settings.init != "noise" and settings.ipc * tiles > count:
         problem = (

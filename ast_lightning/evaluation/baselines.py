@@ -117,13 +117,13 @@ def expert_logits(network: NetworkFactory, store: TrajectoryStore, expert: int |
     return logits
 
 
-def whole_score(store: TrajectoryStore) -> Score:
-    """The test accuracies of the experts, which are trained on the whole dataset, after their last epoch.
+def whole_score(store: TrajectoryStore, experts: Sequence[int]) -> Score:
+    """The test accuracies of these experts, which are trained on the whole dataset, after their last epoch.
 
     Raises:
         ConfigurationError: the test accuracy of an expert was not recorded.
     """
-    final = [store.summary(index).get("metrics", {}).get("test/accuracy") for index in store.experts()]
+    final = [store.summary(index).get("metrics", {}).get("test/accuracy") for index in experts]
     if None in final:
         problem = f"no test accuracy of the experts in {store.folder} was recorded"
         raise ConfigurationError("baselines", "whole", problem, "leave whole out of baselines")

@@ -43,8 +43,13 @@ class Straightened(NamedTuple):
     progress: Tensor
 
 
-def check_waypoints(waypoints: Sequence[int], schedule: Schedule) -> None:
+def check_waypoints(waypoints: Sequence[int], schedule: Schedule, given: object = None) -> None:
     """Reject waypoints of trajectories that do not hold every epoch up to the last one.
+
+    Args:
+        waypoints: the epochs at which pieces meet.
+        schedule: the stored epochs.
+        given: the value of the option that an error names; None: the waypoints.
 
     Raises:
         ConfigurationError: an epoch is not stored.
@@ -54,7 +59,7 @@ def check_waypoints(waypoints: Sequence[int], schedule: Schedule) -> None:
             f"straight pieces need every epoch, but expert.every_n_epochs={schedule.every_n_epochs} leaves some out"
         )
         remedy = "set distill.waypoints=null, or train experts with expert.every_n_epochs=1"
-        raise ConfigurationError("distill.waypoints", list(waypoints), problem, remedy)
+        raise ConfigurationError("distill.waypoints", given or list(waypoints), problem, remedy)
     if waypoints[-1] > schedule.last:
         problem = f"every epoch is stored up to epoch {schedule.last} only"
         remedy = f"let the last waypoint be {schedule.last} or earlier"

@@ -123,6 +123,13 @@ def test_it_is_refused_by_name_and_leaves_nothing_behind(
         (["data=image_folder", "data.root=/nowhere"], "data.root", ["/nowhere"]),
         (["data=mnist", "data.root=/nowhere", "data.download=false"], "data.root", ["/nowhere", "download"]),
         (["data.preprocessing=zca", "data.zca_max_features=10"], "data.preprocessing", ["GiB", "standardize"]),
+        (["distill.max_start_epoch=4"], "distill.max_start_epoch", ["expert.epochs=4", "max_start_epoch=3"]),
+        (
+            ["distill.waypoints=3", "expert.every_n_epochs=2"],
+            "distill.waypoints=3",
+            ["every_n_epochs=2 leaves some out"],
+        ),
+        (["data.zca_eps=0"], "data.zca_eps", ["above 0"]),
         (["trainer=gpu"], "trainer.accelerator", ["gpu", "trainer=cpu"]),
         (["trainer.devices=[0,1]"], "trainer.devices", ["CPU"]),
         (["trainer.precision=7"], "trainer.precision", ["32-true, 64-true"]),

@@ -181,6 +181,14 @@ def test_an_evaluation_while_distilling_says_so_too(
     json.loads((last / "dataset.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
+def test_a_set_brings_its_preprocessing(folder: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"synthetic={run_of(*SMALL, f'output_dir={folder}').synthetic_folder()}", "baselines=[]"
+    plain = command("evaluate", folder, *words)
+    assert "has no effect" not in capsys.readouterr().out
+    assert command("evaluate", folder, *words, "data.preprocessing=none") == plain
+    assert "by standardize: data.preprocessing=none has no effect" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("words", [(), ("experts_dir",)])
 def test_fewer_baselines_are_the_remedy_for_a_network_without_experts(
     folder: Path, command: Command, words: tuple[str, ...]

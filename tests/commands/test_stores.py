@@ -11,7 +11,7 @@ import torch
 from torchvision.utils import save_image
 
 from ast_lightning.commands.distill import distill
-from ast_lightning.commands.stores import expert_results
+from ast_lightning.commands.stores import expert_results, experts_in_use
 from ast_lightning.commands.train_experts import train_experts
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation.baselines import whole_score
@@ -234,6 +234,19 @@ def test_a_last_batch_of_one_image_that_a_network_cannot_take(tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
+def test_experts_in_use_are_those_of_the_run(experts: Path, tmp_path: Path) -> None:
+    store = TrajectoryStore.open(experts)
+    assert experts_in_use(store, run_of(*SMALL, f"output_dir={tmp_path}", "num_experts=1")) == [0]
+    assert experts_in_use(store, run_of(*SMALL, f"experts_dir={experts}", "num_experts=1")) == [0, 1]
+
+
+def test_an_expert_that_never_moves_is_named(experts: Path, tmp_path: Path) -> None:
+    store = TrajectoryStore.open(experts)
+    store.finish(1, {"history": [{"trajectory/movement": 0.0}] * 4})
+    with pytest.raises(ConfigurationError, match=r"experts_dir=.*expert 1 never change.*expert\.lr"):
+        distilling(experts, tmp_path)
+
+
 def test_experts_that_record_no_accuracy_are_complete(experts: Path) -> None:
     """Those of a script may come without: results that all have are printed, and the whole baseline is left out."""
     store = TrajectoryStore.open(experts)
@@ -241,4 +254,4 @@ def test_experts_that_record_no_accuracy_are_complete(experts: Path) -> None:
     assert expert_results(store, [0]) == {}
     assert set(expert_results(store, [1])) == {"test_accuracy", "movement", "cross_entropy"}
     with pytest.raises(ConfigurationError, match=r"^baselines=whole: .*leave whole out"):
-        whole_score(store)
+        whole_score(store, [0, 1])

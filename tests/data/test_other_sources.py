@@ -153,6 +153,27 @@ def test_splits_are_found_by_the_signature(tmp_path: Path) -> None:
     assert equal(data, ImageDataModule(fake, image_size=8))
 
 
+def test_classes_without_images_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as N/A of EMNIST's letters, whose labels start at 1."""
+    plain = ImageDataModule(Halves)
+    for classes, names in ((["N/A", "a", "b", "c"], ("a", "b")), (None, ("1", "2"))):
+        data = ImageDataModule(functools.partial(Halves, base=1, classes=classes))
+        assert equal(data, plain)
+        assert data.class_names == names
+        assert f"'{'N/A' if classes else '0'}'" in capsys.readouterr().out
+    chosen = ImageDataModule(functools.partial(Halves, base=1, classes=["N/A", "a", "b"]), classes=["b", "a"])
+    assert torch.equal(chosen.train.labels, 1 - plain.train.labels)
+
+
+def test_a_class_that_is_not_in_a_file_is_not_cached(tmp_path: Path) -> None:
+    """One of a notebook or of standard input, whose code may have changed."""
+    (tmp_path / "root").mkdir()
+    found = type("Typed", (Passing,), {"__module__": "typed"})
+    data = ImageDataModule(found, root=str(tmp_path / "root"), cache=str(tmp_path / "cache"), preload=0)
+    assert equal(data, ImageDataModule(Halves))
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_class_that_reads_below_root_is_cached(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()

@@ -197,6 +197,12 @@ def test_too_few_images_for_a_canvas_are_named(real_images: LabelledImages) -> N
         initial_images(settings, real_images, ("a", "b", "c"), seed=4)
 
 
+def test_more_tiles_than_a_class_may_have_images_are_named(real_images: LabelledImages) -> None:
+    settings = DistillSettings(ipc=25, init="noise", canvas=64)
+    with pytest.raises(ConfigurationError, match=r"distill\.canvas=64: .* 102400 per class, more than 100000"):
+        initial_images(settings, real_images, ("a", "b", "c"), seed=4)
+
+
 def test_crops_of_ordinary_images_are_rejected() -> None:
     with pytest.raises(ConfigurationError, match=r"distill\.crops=2: .*set distill\.canvas=2"):
         DistillSettings(crops=2)

@@ -101,7 +101,8 @@ def test_logits_are_those_of_the_first_expert_after_its_last_epoch(
 
 def test_the_whole_dataset_scores_as_its_experts(convnet: Callable[..., Callable[[], ConvNet]], tmp_path: Path) -> None:
     store = stored(tmp_path, convnet(), {"test/accuracy": 0.5, "train/loss": 1}, {"test/accuracy": 0.75})
-    assert whole_score(store).accuracies == (50.0, 75.0)
+    assert whole_score(store, [0, 1]).accuracies == (50.0, 75.0)
+    assert whole_score(store, [1]).accuracies == (75.0,)
 
 
 def test_experts_without_accuracies_are_no_baseline(
@@ -109,4 +110,4 @@ def test_experts_without_accuracies_are_no_baseline(
 ) -> None:
     store = stored(tmp_path, convnet(), {"test/accuracy": 0.5}, {"train/loss": 1})
     with pytest.raises(ConfigurationError, match=r"^baselines=whole: no test accuracy"):
-        whole_score(store)
+        whole_score(store, [0, 1])

@@ -172,7 +172,7 @@ def check_windows(settings: TrajectoryMatchingSettings, schedule: Schedule) -> N
     """
     every, bound, first = schedule.every_n_epochs, settings.max_start_epoch, settings.first_start_bound
     if waypoints := settings.waypoints_of(schedule.last):
-        check_waypoints(waypoints, schedule)
+        check_waypoints(waypoints, schedule, settings.waypoints)
         if bound > (last := waypoints[-1]):
             problem = f"the straightened trajectories end at the last waypoint, epoch {last}"
             raise settings.refused("max_start_epoch", problem, f"set distill.max_start_epoch={last} or lower")
