@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
@@ -15,6 +16,7 @@ from ast_lightning.commands.networks import architectures
 from ast_lightning.commands.run import Run, evaluation_folder
 from ast_lightning.commands.scores import measure, metrics_of, remaining_seconds
 from ast_lightning.commands.stores import check_store, experts_in_use, open_store
+from ast_lightning.config.identity import data_identity
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import Score
 from ast_lightning.evaluation.baselines import NEED_EXPERTS, RANDOM_DRAWS
@@ -123,9 +125,13 @@ def check_dataset(dataset: DistilledDataset, run: Run) -> None:
     else:
         recorded = dataset.metadata
         images, options = (recorded.get("data") or {}), (recorded.get("config") or {})
-        same_options = options.get("data") == run.config["data"]
-        if same_options and images.get("fingerprint") not in (None, run.data.fingerprint):
-            say("warning: the images of data.root have changed since this dataset was distilled")
+        if options.get("data") and images.get("fingerprint") not in (None, run.data.fingerprint):
+            fractions = [each["data"].get("test_fraction") for each in (options, run.config)]
+            if data_identity(options) == data_identity(run.config):
+                say("warning: the images of data.root have changed since this dataset was distilled")
+            elif fractions[0] != fractions[1]:
+                shown = "data.test_fraction={} (here {})".format(*map(json.dumps, fractions))
+                say(f"warning: the set was distilled with {shown}: it may contain information of test images")
         return
     remedy = "choose the data and data.image_size that it was distilled from"
     raise ConfigurationError("synthetic", run.synthetic_folder(), problem, remedy)

@@ -48,7 +48,13 @@ def import_experts(run: Run) -> dict[str, float]:
             say(f"{len(wanted)} experts are imported already: {folder}")
             return summarise(run, store, wanted)
     network = FunctionalNetwork(run.network())
-    sources, epochs = scan_buffers(run.config["buffers"], network.layout, max(wanted) + 1)
+    try:
+        sources, epochs = scan_buffers(run.config["buffers"], network.layout, max(wanted) + 1)
+    except ConfigurationError as error:
+        index = run.config["expert_index"]
+        if error.option != "num_experts" or index is None:
+            raise
+        raise ConfigurationError("expert_index", index, error.problem, "give a lower one, from 0") from error
     if epochs != run.expert.epochs:
         problem = f"the trajectories in {run.config['buffers']} have {epochs} epochs"
         raise ConfigurationError("expert.epochs", run.expert.epochs, problem, f"set expert.epochs={epochs}")

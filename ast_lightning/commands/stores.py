@@ -93,6 +93,8 @@ def _open_experts(run: Run) -> tuple[TrajectoryStore, list[int]]:
         if incomplete := store.incomplete():
             left_out = count(len(incomplete), "incomplete expert")
             say(f"note: {left_out} in {store.folder} will not be used, the first is expert {incomplete[0]}")
+        if len(complete) != (number := run.config["num_experts"]):
+            say(f"note: all {len(complete)} experts of experts_dir are used: num_experts={number} has no effect")
         return store, _checked(store, complete)
     wanted = list(range(run.config["num_experts"]))
     missing = [index for index in wanted if index not in complete]

@@ -46,7 +46,7 @@ def experts_identity(config: Config) -> Config:
     if config.get("buffers"):
         return _imported_identity(config)
     return {
-        "data": _data(config),
+        "data": data_identity(config),
         "network": _section("network", config),
         "expert": _section("expert", config),
         "seed": config["seed"],
@@ -84,7 +84,7 @@ def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
         del values["engine"]  # these engines compute the same
     if values.get("warm_start"):
         values["warm_start"] = _absolute(values["warm_start"])
-    own = {"seed": config["seed"], "data": _data(config), **_arithmetic(config)}
+    own = {"seed": config["seed"], "data": data_identity(config), **_arithmetic(config)}
     identity = {"distill": without_neutral(kind, values)}
     if depends_on_length(values):
         identity["distill"]["max_steps"] = comparable(values.get("max_steps"))
@@ -103,6 +103,16 @@ def distill_identity(config: Config, kind: type[Any] | None = None) -> Config:
     }
 
 
+def data_identity(config: Config) -> Config:
+    """The settings that determine the images.
+
+    Args:
+        config: see :func:`experts_identity`.
+    """
+    root = _root(config["data"])
+    return {**_section("data", config), **({} if root is None else {"root": _absolute(root)})}
+
+
 def evaluation_identity(config: Config) -> Config:
     """The settings that determine the accuracies that evaluate.py measures, besides the images.
 
@@ -110,7 +120,7 @@ def evaluation_identity(config: Config) -> Config:
         config: see :func:`experts_identity`.
     """
     return {
-        "data": _data(config),
+        "data": data_identity(config),
         "network": _section("network", config),
         "evaluation": _section("evaluation", config),
         "seed": config["seed"],
@@ -183,11 +193,6 @@ def _section(section: str, config: Config) -> Config:
     return without_neutral(kind_of(section, values), values)
 
 
-def _data(config: Config) -> Config:
-    root = _root(config["data"])
-    return {**_section("data", config), **({} if root is None else {"root": _absolute(root)})}
-
-
 def _root(data: Config) -> str | None:
     """``data.root`` if the images depend on it; None otherwise."""
     return data["root"] if data.get("source") in tuple(READ_FROM_ROOT) else None  # a source may be a mapping
@@ -202,7 +207,7 @@ def _arithmetic(config: Config) -> Config:
 
 def _imported_identity(config: Config) -> Config:
     """The settings that determine imported trajectories; options of training and the seed do not affect them."""
-    data = {name: value for name, value in _data(config).items() if name not in _OF_TRAINING}
+    data = {name: value for name, value in data_identity(config).items() if name not in _OF_TRAINING}
     if config["data"].get("per_class") is None and not config["data"].get("validation_fraction"):
         data.pop("seed", None)
     expert = config["expert"]

@@ -17,7 +17,9 @@ class RootSettings(Settings):
     section: ClassVar[str] = ""
 
     seed: int = option(0, "seed of every random draw", least=0, most=LARGEST_SEED)
-    num_experts: int = option(10, "experts to train and to distil from", least=1, most=100_000)
+    num_experts: int = option(
+        10, "experts to train and to distil from; with experts_dir, all of that folder are used", least=1, most=100_000
+    )
     expert_index: int | None = option(
         None, "train this expert only; null: 0 … num_experts − 1", least=0, most=99_999, result=False
     )

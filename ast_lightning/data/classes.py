@@ -38,6 +38,9 @@ def choose(classes: Classes, known: Sequence[str], where: object) -> list[str]:
         raise ConfigurationError("data.classes", names, problem, f"use names such as {', '.join(near)}")
     if len({*names}) < len(names):
         raise ConfigurationError("data.classes", names, "a class is repeated", "name each class once")
+    if shared := [each for each in names if known.count(each) > 1]:
+        problem = f"{where} has {known.count(shared[0])} classes of the name {shared[0]!r}"
+        raise ConfigurationError("data.classes", names, problem, "leave it out, or set data.classes to a number")
     return names
 
 
@@ -50,15 +53,22 @@ def choose_classes(raw: RawDataset, classes: Classes) -> RawDataset:
     if classes is None:
         return raw
     names = choose(classes, raw.class_names, raw.name)
+    if isinstance(classes, int):  # several classes may have one name
+        return _with_labels(raw, list(range(classes)))
+    return _with_labels(raw, [raw.class_names.index(name) for name in names])
+
+
+def _with_labels(raw: RawDataset, labels: Sequence[int]) -> RawDataset:
+    """Keep the images of these labels, which become 0, 1, … in this order."""
     label_of = torch.full((len(raw.class_names),), -1)
-    for label, name in enumerate(names):
-        label_of[raw.class_names.index(name)] = label
+    label_of[list(labels)] = torch.arange(len(labels))
 
     def kept(split: LabelledImages) -> LabelledImages:
         labels = label_of[split.labels]
         return LabelledImages(split.take(labels >= 0).images, labels[labels >= 0])
 
-    return RawDataset(raw.name, kept(raw.train), kept(raw.test), tuple(names))
+    names = tuple(raw.class_names[label] for label in labels)
+    return RawDataset(raw.name, kept(raw.train), kept(raw.test), names)
 
 
 def without_empty_classes(raw: RawDataset) -> RawDataset:
@@ -70,7 +80,7 @@ def without_empty_classes(raw: RawDataset) -> RawDataset:
         return raw
     others = f" and {len(empty) - 1} others have" if len(empty) > 1 else " has"
     say(f"note: class {empty[0]!r}{others} no images in {raw.name}, and is left out")
-    return choose_classes(raw, [name for name in raw.class_names if name not in empty])
+    return _with_labels(raw, [label for label, has_images in enumerate(used) if has_images])
 
 
 def rename_classes(raw: RawDataset, class_names: Sequence[str] | None) -> RawDataset:

@@ -213,6 +213,8 @@ class ImageDataModule(LightningDataModule):
             found = without_empty_classes(found)
         raw = found if listed else choose_classes(found, classes)
         splits.check_classes(raw, settings.source, settings.root)
+        if len(found.test):
+            splits.check_test_classes(raw, classes)
         raw = splits.hold_out_test(raw, None if settings.source == "arrays" else test_fraction)
         splits.check_content(raw, settings.source, settings.root)
         return rename_classes(raw, settings.class_names)

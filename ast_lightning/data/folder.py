@@ -147,6 +147,14 @@ def _names(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
     )
 
 
+def _as_folders(classes: Classes, root: Path, folders: list[str]) -> Classes:
+    """The folders of classes that are given by the names of :func:`_names`."""
+    if classes is None or isinstance(classes, int):
+        return classes
+    of_name = {**dict(zip(_names(root, folders), folders, strict=True)), **{each: each for each in folders}}
+    return [of_name.get(str(each), each) for each in classes]
+
+
 def _wrong(root: str | Path | None, problem: str, remedy: str) -> ConfigurationError:
     return ConfigurationError("data.root", root, problem, remedy)
 
@@ -177,7 +185,8 @@ def _list_split(
         folders = {each.name: each.path for each in visible if each.is_dir()}
         if not folders:
             raise _wrong(path, "it holds no class folders", "make one folder per class in it")
-        found = {name: _files_below(folders[name]) for name in choose(classes, list(folders), path)}
+        chosen = choose(_as_folders(classes, folder, list(folders)), list(folders), path)
+        found = {name: _files_below(folders[name]) for name in chosen}
     except OSError as error:
         raise _wrong(error.filename or folder, f"it cannot be read ({error.strerror})", UNREADABLE) from error
     images = {name: [file for file in files if file.lower().endswith(IMG_EXTENSIONS)] for name, files in found.items()}

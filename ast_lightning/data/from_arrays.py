@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ast_lightning.data.sources import LabelledImages, RawDataset
 from ast_lightning.data.splits import hold_out_test
-from ast_lightning.errors import ConfigurationError
+from ast_lightning.errors import ConfigurationError, raised
 from ast_lightning.storage.torch_files import load_plain
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels", "class_names")
@@ -97,6 +97,9 @@ def load_arrays(root: str | Path | None, test_fraction: float | None = None) -> 
     except ConfigurationError as error:
         problem = f"{error.option} ({error.value}): {error.problem}"
         raise ConfigurationError("data.root", root, problem, error.remedy) from error
+    except Exception as error:  # torch and numpy raise various errors for sparse, complex or 8-bit numbers
+        remedy = "save dense arrays of ordinary numbers"
+        raise ConfigurationError("data.root", root, f"its arrays cannot be used: {raised(error)}", remedy) from error
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
@@ -153,6 +156,8 @@ def _classes(given: Sequence[np.ndarray], class_names: Sequence[str] | None) -> 
     known, labels = np.unique(np.concatenate(given), return_inverse=True)
     if class_names is None:
         return torch.from_numpy(labels), tuple(map(str, known))
+    if np.ndim(class_names) != 1:
+        raise ConfigurationError("class_names", class_names, "it is not a list of names", "give one for each class")
     names = tuple(map(str, class_names))
     place = {each: label for label, each in enumerate(names if known.dtype.kind == "U" else range(len(names)))}
     strange = [each for each in known.tolist() if each not in place]

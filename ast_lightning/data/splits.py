@@ -50,6 +50,20 @@ def check_classes(raw: RawDataset, source: object, root: str | None = None) -> N
         raise _wrong(source, root, problem, "add some, or leave the class out of data.classes")
 
 
+def check_test_classes(raw: RawDataset, classes: object) -> None:
+    """Print a note if some of the chosen classes have no images in a test split that exists.
+
+    Raises:
+        ConfigurationError: none of them has any.
+    """
+    if not len(raw.test):
+        remedy = "choose other classes, or leave the test images out"
+        raise ConfigurationError("data.classes", classes, f"{raw.name} has no test images of these classes", remedy)
+    name, size = smallest_class(raw.test.labels, raw.class_names)
+    if size == 0:
+        say(f"warning: class {name!r} has no test images: accuracies are those of other classes")
+
+
 def check_content(raw: RawDataset, source: object, root: str | None = None) -> None:
     """Check the images. A warning is printed if many test images are also training images.
 

@@ -6,7 +6,6 @@ the class names are taken from a trajectory store or from a distilled dataset of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,9 @@ from ast_lightning.trajectories import TrajectoryStore
 from ast_lightning.trajectories.records import STORE_FILE
 
 IMAGES, LABELS, RATE = "images", "labels", "lr"
+
+_ORDINARY = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+_ORDINARY |= {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,9 @@ def import_published(
     path = _images_file(Path(images))
     labels_path, rate_path = (path.with_name(path.name.replace(IMAGES, kind, 1)) for kind in (LABELS, RATE))
     rate = _learning_rate(rate_path) if learning_rate is None else learning_rate
-    if not (math.isfinite(rate) and rate > 0):
-        raise ConfigurationError("learning-rate", rate, "it must be positive", "give a number above 0")
+    if not 0 < rate <= torch.finfo(torch.float32).max:
+        problem = "it must be positive and finite in float32"
+        raise ConfigurationError("learning-rate", rate, problem, "give a number above 0")
     channels, *size = like.shape
     shape = (channels, *(canvas * side for side in size))
     if canvas != 1:
@@ -176,7 +179,11 @@ def _content(path: Path, kinds: tuple[type, ...]) -> Tensor:
     if not isinstance(content, kinds) or getattr(content, "layout", torch.strided) != torch.strided:
         problem = f"it holds a {type(content).__name__} and not a dense tensor"
         raise ConfigurationError("images", path, problem, "name a file of one tensor")
-    return torch.as_tensor(content).detach()
+    tensor = torch.as_tensor(content).detach()
+    if tensor.is_meta or tensor.dtype not in _ORDINARY:
+        problem = f"it holds {tensor.dtype} on the device {tensor.device}"
+        raise ConfigurationError("images", path, problem, "save ordinary integers or floating-point numbers")
+    return tensor
 
 
 def _learning_rate(path: Path) -> float:

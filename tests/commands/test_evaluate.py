@@ -9,10 +9,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ast_lightning.commands import measurement, scores
 from ast_lightning.commands.evaluate import evaluation_folder
+from ast_lightning.data import digits
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation.baselines import LEARNING_RATES
 from ast_lightning.storage.checksums import unseal
@@ -210,3 +212,17 @@ def test_the_folder_of_a_run_leads_to_its_dataset(folder: Path, command: Command
     with pytest.raises(ConfigurationError) as caught:
         command("evaluate", folder, f"synthetic={place / below}")
     assert f"synthetic={place / 'synthetic' / 'last'}" in caught.value.remedy
+
+
+def test_a_test_split_that_was_held_out_otherwise_is_named(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = digits()
+    np.savez(tmp_path / "mine.npz", train_images=raw.train.images[:400], train_labels=raw.train.labels[:400])
+    words = ("data=arrays", f"data.root={tmp_path / 'mine.npz'}", "data.per_class=null", "distill.init=noise")
+    for name in ("train_experts", "distill"):
+        command(name, tmp_path, *words)
+    given = f"synthetic={run_of(*SMALL, f'output_dir={tmp_path}', *words).synthetic_folder()}"
+    for fraction, warned in (("0.2", False), ("0.5", True)):
+        command("evaluate", tmp_path, *words, "baselines=[]", given, f"data.test_fraction={fraction}")
+        assert ("data.test_fraction=null (here 0.5)" in capsys.readouterr().out) == warned

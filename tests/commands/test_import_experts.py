@@ -150,7 +150,7 @@ def test_a_warm_start_is_an_ancestor(output: Path, command: Command) -> None:
     ("overrides", "option", "words"),
     [
         (["num_experts=3"], "num_experts", ["hold only 2 trajectories", "num_experts=2"]),
-        (["expert_index=2"], "num_experts", ["hold only 2 trajectories"]),
+        (["expert_index=2"], "expert_index", ["hold only 2 trajectories"]),
         (["expert.epochs=3"], "expert.epochs", ["have 4 epochs", "set expert.epochs=4"]),
         (["network.width=4"], "buffers", ["replay_buffer_2.pt, trajectory 0: epoch 0, tensor 0", "network.width"]),
         (["network.depth=2"], "buffers", ["replay_buffer_2.pt", "network.depth"]),

@@ -176,6 +176,10 @@ def test_images_that_changed_in_place(
     capsys.readouterr()
     command("evaluate", tmp_path, *words(pictures), "baselines=[random]")
     assert "have changed since" in capsys.readouterr().out
+    command("evaluate", tmp_path, *words(pictures), "baselines=[]", f"synthetic={dataset}", "data.eval_batch_size=7")
+    assert "have changed since" in capsys.readouterr().out
+    command("evaluate", tmp_path, *words(pictures), "baselines=[]", f"synthetic={dataset}", "data.per_class=5")
+    assert "have changed since" not in capsys.readouterr().out
     command("train_experts", tmp_path, *words(pictures), "fresh=true")
     assert len(list((tmp_path / "experts" / "earlier").iterdir())) == 1
     with pytest.raises(ConfigurationError, match=r"fresh=true"):

@@ -402,6 +402,16 @@ def test_a_source_that_breaks_its_promises_is_refused(changes: dict, message: st
         ImageDataModule(lambda: broken(**changes)).setup()
 
 
+def test_classes_of_one_name_are_kept_apart() -> None:
+    """As in ImageNet, which has two classes crane."""
+    raw = broken(class_names=("crane", "dog", "crane"))
+    data = ImageDataModule(lambda: raw, classes=3)
+    assert torch.equal(data.train.labels, raw.train.labels)
+    assert data.class_names == raw.class_names
+    with pytest.raises(ConfigurationError, match=r"data\.classes=.*2 classes of the name 'crane'"):
+        ImageDataModule(lambda: raw, classes=["crane", "dog"]).setup()
+
+
 def failing() -> RawDataset:
     raise KeyError("no\nsuch table")
 

@@ -118,6 +118,8 @@ def test_a_file_through_the_datamodule(suffix: str, tmp_path: Path) -> None:
 def test_class_names_in_a_file(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.npz", **CONTENT, class_names=np.array(["cat", "dog", "cow"]))
     assert load_arrays(path).class_names == ("cat", "dog", "cow")
+    with pytest.raises(ConfigurationError, match=r"data\.root=.*class_names.*not a list of names"):
+        load_arrays(write(tmp_path / "other.npz", **{**CONTENT, "class_names": np.array("abc")}))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +144,8 @@ def test_class_names_in_a_file(tmp_path: Path) -> None:
         ({"test_images": None}, "test_images", "missing"),
         ({"class_names": ["cat", "dog"]}, "class_names", "label 2"),
         ({"class_names": ["cat", "dog", "cat"]}, "class_names", "repeated"),
+        ({"class_names": "abc"}, "class_names", "not a list"),
+        ({"class_names": 5}, "class_names", "not a list"),
         ({"test_images": None, "test_labels": None, "train_labels": [0] * 11 + [1]}, "data.test_fraction", "1 images"),
     ],
 )
@@ -163,6 +167,24 @@ def test_a_class_without_training_images_is_named_with_the_file(tmp_path: Path) 
     path = write(tmp_path / "mine.npz", **{**CONTENT, "train_labels": np.arange(12) % 2})
     with pytest.raises(ConfigurationError, match=r"data\.root=.*mine\.npz: class '\w+' has no training images"):
         ImageDataModule("arrays", root=str(path)).setup()
+
+
+@pytest.mark.parametrize(
+    "images", [torch.zeros(12, 8, 8).to_sparse(), torch.zeros(12, 8, 8, device="meta")], ids=["sparse", "meta"]
+)
+def test_tensors_without_ordinary_numbers_are_named_with_the_file(images: torch.Tensor, tmp_path: Path) -> None:
+    torch.save({**CONTENT, "train_images": images}, tmp_path / "mine.pt")
+    with pytest.raises(ConfigurationError, match=r"data\.root=.*mine\.pt: "):
+        load_arrays(tmp_path / "mine.pt")
+
+
+def test_chosen_classes_need_test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "mine.npz", **{**CONTENT, "test_labels": np.full(6, 2)})
+    data = ImageDataModule("arrays", root=str(path), classes=["1", "2"])
+    assert data.test.labels.tolist() == [1] * 6
+    assert "class '1' has no test images" in capsys.readouterr().out
+    with pytest.raises(ConfigurationError, match=r"data\.classes=.*no test images of these classes"):
+        ImageDataModule("arrays", root=str(path), classes=["0", "1"]).setup()
 
 
 class Hostile:

@@ -250,6 +250,8 @@ def test_a_part_of_tiny_imagenet(tiny: Path) -> None:
         "tiny_imagenet", root=str(tiny), image_size=8, classes=["n03", "n02"], class_names=["x", "y"]
     )
     assert data.class_names == ("x", "y")
+    named = ImageDataModule("tiny_imagenet", root=str(tiny), image_size=8, classes=["tench (n03)", "goldfish"])
+    assert equal(named, data)
     whole = ImageDataModule("tiny_imagenet", root=str(tiny), image_size=8, preprocessing="none")
     raw = ImageDataModule("tiny_imagenet", root=str(tiny), image_size=8, preprocessing="none", classes=["n03", "n02"])
     assert torch.equal(raw.test.images[:2], whole.test.images[4:])

@@ -199,6 +199,10 @@ def test_published_variants_are_read(original: DistilledDataset, like: Likeness,
         ("lr", "0.1", "lr_best.*holds a str"),
         ("lr", torch.tensor(-0.1), r"learning-rate=-0\.1.*must be positive"),
         ("lr", float("nan"), "must be positive"),
+        ("lr", 1e300, "finite in float32"),
+        ("lr", torch.tensor(1j), "holds torch.complex64"),
+        ("images", torch.zeros(12, 3, 6, 5, device="meta"), "on the device meta"),
+        ("labels", torch.zeros(12, 4).to(torch.float8_e5m2), "holds torch.float8_e5m2"),
     ],
 )
 def test_what_does_not_fit_is_named(
