@@ -50,7 +50,9 @@ def distill(
         ipc: synthetic images per class.
         test_images, test_labels: test data in the same formats; without them, 20 % of each class are held out.
         class_names: names of the classes, in the order of the labels.
-        options: overrides as on the command line, such as ``"expert.epochs=10"`` or ``"method=dm"``.
+        options: overrides as on the command line, such as ``"expert.epochs=10"`` or ``"method=dm"``. Experts are
+            trained in this process; ``"expert_processes=2"`` starts two, and needs ``if __name__ == "__main__":``
+            around the call in a script.
         output_dir: all files are written below this folder, including a copy of the given images.
 
     Returns:
@@ -71,7 +73,8 @@ def distill(
     prepare_output(folder)
     path = _save(arrays(images, labels, test_images, test_labels, class_names), folder)
     with quiet():
-        run = _run(["data=arrays", f"distill.ipc={ipc}", *options], path, folder)
+        # a process of its own would run a script that has no guard again
+        run = _run(["data=arrays", f"distill.ipc={ipc}", "expert_processes=1", *options], path, folder)
         if run.distill.needs_experts or run.distill.starts_from_experts:
             train_experts(run)
         distillation.distill(run)

@@ -25,6 +25,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from ast_lightning.commands.networks import class_of, network_factory
 from ast_lightning.commands.run import Run
@@ -210,6 +211,9 @@ def _instantiate(section: str, values: dict[str, Any], **options: Any) -> Any:
             raise error.__cause__ from error
         option, problem = f"{section}._target_", describe(error.__cause__ or error)
         raise ConfigurationError(option, values.get("_target_"), problem, f"check the options of {section}") from error
+    except OmegaConfBaseException as error:  # Hydra resolves values again that are resolved already
+        problem = f"a text in {section} looks like an interpolation ({str(error).splitlines()[0]})"
+        raise ConfigurationError(section, "…", problem, "leave ${ out of it") from error
 
 
 @contextmanager

@@ -144,8 +144,11 @@ def _begin(work: Callable[..., None], arguments: tuple[Any, ...], number: int, c
 
 
 def _last_line(result: multiprocessing.RunProcsResult, number: int) -> str:
-    """The last line that a worker printed, from its standard error if there is any."""
+    """The last line that a worker printed, from its standard error if there is any.
+
+    There are no files if it failed while it imported the main script.
+    """
     for path in (result.stderrs[number], result.stdouts[number]):
-        if path and (text := Path(path).read_text(encoding="utf-8", errors="replace").strip()):
+        if path and Path(path).exists() and (text := Path(path).read_text(encoding="utf-8", errors="replace").strip()):
             return text.splitlines()[-1].strip()
     return ""

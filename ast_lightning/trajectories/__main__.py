@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import yaml
 
 from ast_lightning.errors import printable
 from ast_lightning.reporting import take_over
@@ -93,7 +93,7 @@ def info(options: argparse.Namespace) -> int:
         shown = {key: value for key, value in each.items() if key != "config"}
         shown["network"] = {key: each["network"].get(key) for key in ("target", "arguments")}
         shown["bytes"] = format_bytes(each["bytes"])
-        print(OmegaConf.to_yaml(shown))
+        print(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True))
     return 0
 
 

@@ -41,6 +41,14 @@ def test_arrays_become_a_distilled_dataset(tmp_path: Path, capsys: pytest.Captur
     assert torch.equal(load_distilled(folder / "synthetic" / "last").images, found.images)
 
 
+def test_experts_are_trained_in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process would run the caller's script again, where two GPUs make auto two."""
+    monkeypatch.setattr("ast_lightning.parallel.workers.gpus_of", lambda trainer: ["0", "1"])
+    monkeypatch.setattr("ast_lightning.commands.train_experts.run_workers", lambda *_: pytest.fail("a second process"))
+    options = [*FEW, *EXPERTS, "num_experts=2"]
+    assert len(ast_lightning.distill(*digits(), options=options, output_dir=tmp_path)) == 3
+
+
 def test_a_method_without_experts_trains_none(tmp_path: Path) -> None:
     images, labels = digits()
     test = {"test_images": images[:30], "test_labels": labels[:30]}

@@ -172,3 +172,8 @@ def test_a_network_of_ones_own(tmp_path: Path) -> None:
         run_of(custom[1])
     with pytest.raises(ConfigurationError, match=r"^network\.width=32: .*~network\.width ~network\.depth"):
         run_of(*custom, "experiment=digits_quickstart")
+
+
+def test_a_text_that_looks_like_an_interpolation_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"^data=.*interpolation.*leave \$\{ out"):
+        run_of(*SMALL, r'data.class_names=["x\${a}",b,c,d,e,f,g,h,i,j]')

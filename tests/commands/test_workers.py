@@ -10,6 +10,8 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -259,6 +261,11 @@ def test_jobs_at_the_same_time_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) 
         seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
         assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"  # counting must not start CUDA before the choice
     assert seen == ["0", "1", "1"]
+
+
+def test_a_worker_that_failed_before_it_wrote_has_no_last_line(tmp_path: Path) -> None:
+    result: Any = SimpleNamespace(stderrs={1: str(tmp_path / "none.log")}, stdouts={1: ""})
+    assert workers._last_line(result, 1) == ""
 
 
 def test_the_status_of_a_failed_process() -> None:

@@ -132,7 +132,7 @@ def test_info(run: Run, family: Path, store: TrajectoryStore) -> None:
 def test_control_characters_of_a_file_do_not_reach_the_terminal(
     run: Run, metadata: dict[str, Any], tmp_path: Path
 ) -> None:
-    TrajectoryStore.create(tmp_path / "evil", {**metadata, "data": {"name": "\x1b[2Jgone\x07"}})
+    TrajectoryStore.create(tmp_path / "evil", {**metadata, "data": {"name": "\x1b[2Jgone\x07", "of": "${b"}})
     for words in (["ls", tmp_path], ["info", tmp_path / "evil"]):
         status, text, _ = run(*words)
         assert status == 0
