@@ -8,6 +8,7 @@ medians within one run; absolute times depend on the machine and its load.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import platform
 import statistics
@@ -163,10 +164,15 @@ def _weigh(variant: Variant, connection: Connection) -> None:
 
 
 def reset_peak() -> int:
-    """Reset the peak memory of this process, or of its CUDA device, to the current memory; return it in bytes."""
+    """Reset the peak memory of this process, or of its CUDA device, to the current memory; return it in bytes.
+
+    Memory that has been freed, but not returned to the system, is returned before: it would hide what is used next.
+    """
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     else:
+        if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # glibc
+            trim(0)
         Path("/proc/self/clear_refs").write_text("5")
     return peak_bytes()
 
