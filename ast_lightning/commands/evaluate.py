@@ -56,7 +56,9 @@ def evaluate(run: Run) -> dict[str, float]:
         scores = _compare_architectures(run, rows)
         metrics = {f"{label}/{name}": each for label in rows for name, each in metrics_of(scores[label]).items()}
     else:
-        scores = {"": measure(Evaluation(run, dataset, store, sets))}
+        alone = Evaluation(run, dataset, store, sets)
+        alone.check()
+        scores = {"": measure(alone)}
         metrics = metrics_of(scores[""])
     if is_rank_zero():
         if others:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ast_lightning.commands import measurement, scores
-from ast_lightning.commands.evaluate import evaluation_folder
+from ast_lightning.commands.evaluate import evaluate, evaluation_folder
 from ast_lightning.data import digits
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation.baselines import LEARNING_RATES
@@ -226,3 +226,14 @@ def test_a_test_split_that_was_held_out_otherwise_is_named(
     for fraction, warned in (("0.2", False), ("0.5", True)):
         command("evaluate", tmp_path, *words, "baselines=[]", given, f"data.test_fraction={fraction}")
         assert ("data.test_fraction=null (here 0.5)" in capsys.readouterr().out) == warned
+
+
+@pytest.mark.parametrize("network", ["OneMore", "Pair", "Fails", "CannotBeBuilt"])
+def test_a_network_that_cannot_be_evaluated_is_named_before_any_is_trained(
+    folder: Path, network: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = f"synthetic={run_of(*SMALL, f'output_dir={folder}').synthetic_folder()}"
+    own = ("data=digits", "network=custom", f"network._target_=tests.networks.own.{network}")
+    with pytest.raises(ConfigurationError, match=r"^network=|^network\._target_="):
+        evaluate(run_of(*own, given, f"output_dir={folder}", "trainer=cpu"))
+    assert "training" not in capsys.readouterr().out
