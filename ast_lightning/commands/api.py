@@ -75,7 +75,7 @@ def distill(
     with quiet():
         # a process of its own would run a script that has no guard again
         run = _run(["data=arrays", f"distill.ipc={ipc}", "expert_processes=1", *options], path, folder)
-        if run.distill.needs_experts or run.distill.starts_from_experts:
+        if run.distill.uses_experts(run.config["distill"]):
             train_experts(run)
         distillation.distill(run)
     return load_distilled(run.synthetic_folder())

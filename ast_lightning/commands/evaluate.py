@@ -16,6 +16,7 @@ from ast_lightning.commands.networks import architectures
 from ast_lightning.commands.run import Run, evaluation_folder
 from ast_lightning.commands.scores import measure, metrics_of, remaining_seconds
 from ast_lightning.commands.stores import check_store, experts_in_use, open_store
+from ast_lightning.config.distill import PRECISIONS
 from ast_lightning.config.identity import data_identity
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import Score
@@ -39,6 +40,9 @@ def evaluate(run: Run) -> dict[str, float]:
         each of them as ``<architecture>/<name>_accuracy``.
     """
     prepare(run.config["trainer"], tf32=run.config["tf32"])
+    if (precision := str(run.config["trainer"].get("precision", PRECISIONS[0]))) not in PRECISIONS:
+        remedy = f"set trainer.precision={PRECISIONS[0]}"
+        raise ConfigurationError("trainer.precision", precision, "evaluation needs float32 or float64", remedy)
     others = architectures(run)
     dataset = _dataset(run)
     run.data.use_preprocessing(dataset.preprocessing)
@@ -165,9 +169,13 @@ def experts_of_baselines(run: Run) -> TrajectoryStore | None:
     return store
 
 
+def _size(dataset: DistilledDataset) -> str:
+    return f"{count(dataset.ipc, 'image' if dataset.crop_size is None else 'canvas')} per class"
+
+
 def _print_table(scores: Mapping[str, Score], dataset: DistilledDataset) -> None:
     console = Console()
-    table = Table(title=f"{dataset.ipc} image{'s' if dataset.ipc > 1 else ''} per class, real test set")
+    table = Table(title=f"{_size(dataset)}, real test set")
     for column in ("trained on", "accuracy %", "networks"):
         table.add_column(column, justify="left" if column == "trained on" else "right")
     for name, score in scores.items():
@@ -178,18 +186,18 @@ def _print_table(scores: Mapping[str, Score], dataset: DistilledDataset) -> None
 def _print_architectures(rows: Mapping[str, Mapping[str, Score]], dataset: DistilledDataset, run: Run) -> None:
     console = Console()
     names = [name for name in TITLES if any(name in scores for scores in rows.values())]
-    images = f"{dataset.ipc} image{'s' if dataset.ipc > 1 else ''} per class"
-    table = Table(title=f"{images}, accuracy % on the real test set")
+    table = Table(title=f"{_size(dataset)}, accuracy % on the real test set")
     table.add_column("network", justify="left", overflow="fold")
     for name in names:
         table.add_column(name, justify="right")
     for label, scores in rows.items():
         table.add_row(label, *(_shown(scores[name], console) if name in scores else "" for name in names))
     console.print(table)
-    count = run.evaluation.networks
-    say(f"mean and standard deviation of {count} networks{'; whole: the experts' if 'whole' in names else ''}")
+    networks = run.evaluation.networks
+    experts = "; whole: the experts" if "whole" in names else ""
+    say(f"mean and standard deviation of {count(networks, 'network')}{experts}")
     if "random" in names:
-        say(f"random: {max(count, RANDOM_DRAWS)} networks, each on its own draw of real images")
+        say(f"random: {max(networks, RANDOM_DRAWS)} networks, each on its own draw of real images")
 
 
 def _shown(score: Score, console: Console) -> str:

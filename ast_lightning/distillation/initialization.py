@@ -109,7 +109,13 @@ def initial_images(
         tiles = settings.canvas**2
         _check_tiles(settings, real, class_names, tiles)
         one_image = replace(settings, ipc=settings.ipc * tiles, canvas=1, crops=1)
-        images, labels = initial_images(one_image, real, class_names, seed=seed, experts=experts)
+        try:
+            images, labels = initial_images(one_image, real, class_names, seed=seed, experts=experts)
+        except ConfigurationError as error:
+            if error.option != "distill.ipc":
+                raise
+            problem = f"each canvas is tiled with {tiles} images, {one_image.ipc} per class, and {error.problem}"
+            raise settings.refused("canvas", problem, "lower it or distill.ipc, or set distill.init=noise") from error
         return tiled(images, settings.canvas), labels[::tiles]
     initialize: Initialization = resolve(settings.init, INITIALIZATION, "distill.init")
     images, labels = initialize(real, class_names, settings, seed, experts or none)
@@ -157,6 +163,9 @@ def starting_point(settings: DistillSettings, context: Context) -> tuple[Tensor,
         return images, _labels(settings, context, images, labels), settings.lr_teacher
     earlier = load_distilled(settings.warm_start, "distill.warm_start")
     _check_warm_start(earlier, context.data, settings)
+    if settings.lr_teacher != earlier.learning_rate:
+        rates = f"{earlier.learning_rate:.4g} of {settings.warm_start}, not with distill.lr_teacher"
+        say(f"note: the learning rate starts with {rates}={settings.lr_teacher:.4g}")
     soft = earlier.labels if earlier.has_soft_labels else None
     if soft is not None and getattr(settings, "labels", "hard") == "hard":
         say(f"note: the soft labels of {settings.warm_start} are not used: distill.labels=hard")

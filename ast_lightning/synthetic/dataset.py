@@ -265,6 +265,16 @@ def load_distilled(folder: Path | str, option: str = "synthetic") -> DistilledDa
             version wrote it, its values are not finite, or its labels do not match its classes.
     """
     folder = Path(folder)
+    step = folder.resolve()
+    try:
+        return _read(folder, option)
+    except ConfigurationError:
+        if folder.resolve() == step:
+            raise
+    return load_distilled(folder, option)  # a running distillation has moved the link to another step
+
+
+def _read(folder: Path, option: str) -> DistilledDataset:
     description = read_description(folder, option)
     tensors = read_images(folder, description, option)
     dataset = DistilledDataset(

@@ -24,6 +24,20 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return (bunch.images[:120] / 16).astype(np.float32), bunch.target[:120]
 
 
+def least_certain(real: Any, class_names: Any, settings: Any, seed: int, experts: Any) -> tuple[Any, Any]:
+    """An initialisation that needs an expert: the image of each class with the smallest logit of the class."""
+    logits = next(experts())(real.images[:])
+    rows = [min((real.labels == each).nonzero()[:, 0], key=lambda row: logits[row, each]) for each in range(3)]
+    return real.images[:][torch.stack(rows)], torch.arange(3)
+
+
+def test_experts_are_trained_for_an_initialisation_that_may_need_them(tmp_path: Path) -> None:
+    init = "distill.init={_target_: tests.commands.test_api.least_certain}"
+    found = ast_lightning.distill(*digits(), options=[*FEW, *EXPERTS[:2], "method=dm", init], output_dir=tmp_path)
+    assert len(found) == 3
+    assert list((tmp_path / "experts").glob("*/expert_0000/expert.json"))
+
+
 def test_arrays_become_a_distilled_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, labels = digits()
     found = ast_lightning.distill(images, labels, ipc=2, options=[*FEW, *EXPERTS], output_dir=tmp_path)

@@ -123,6 +123,8 @@ def test_sixteen_bits_are_refused(precision: str, output: Path, command: Command
         match=rf"trainer.precision={precision}: .*16 bits are too coarse for its updates.*experts_dir=",
     ):
         command("distill", output, f"trainer.precision={precision}")
+    with pytest.raises(ConfigurationError, match=rf"trainer.precision={precision}: evaluation needs.*32-true"):
+        command("evaluate", output, f"trainer.precision={precision}")
 
 
 @pytest.mark.parametrize("name", ["train_experts", "distill"])

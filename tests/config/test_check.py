@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
 
 from ast_lightning.config.__main__ import markdown
 from ast_lightning.config.check import checked, nearest, settings_from
@@ -17,6 +18,17 @@ from ast_lightning.config.schema import SECTIONS, known_options
 from ast_lightning.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("message", "option"),
+    [
+        ("Additional config directory '/none' not found.\nCheck", "--config-dir=/none: there is no such folder"),
+        ("Cannot find primary config 'foo'. Check", "--config-name=foo: there is no such configuration"),
+    ],
+)
+def test_options_of_hydra_that_name_nothing(message: str, option: str) -> None:
+    assert option in str(rejection(MissingConfigException(message), ["--config-dir=/none"]))
 
 
 def rejected(*overrides: str) -> ConfigurationError:

@@ -197,6 +197,19 @@ def test_too_few_images_for_a_canvas_are_named(real_images: LabelledImages) -> N
         initial_images(settings, real_images, ("a", "b", "c"), seed=4)
 
 
+def test_too_few_correct_images_for_a_canvas_are_named(real_images: LabelledImages) -> None:
+    settings = DistillSettings(ipc=2, init="correct", canvas=2)
+
+    def logits(images: Tensor) -> Tensor:
+        """All are right but most images of class b."""
+        rows = (images[:, None] == real_images.images[None]).flatten(2).all(2).int().argmax(1)
+        labels = real_images.labels[rows]
+        return F.one_hot(torch.where((labels == 1) & (rows > 15), 0, labels), 3).float()
+
+    with pytest.raises(ConfigurationError, match=r"distill\.canvas=2: .* 8 per class, and .*class 'b' correctly"):
+        initial_images(settings, real_images, ("a", "b", "c"), seed=4, experts=lambda: iter([logits]))
+
+
 def test_more_tiles_than_a_class_may_have_images_are_named(real_images: LabelledImages) -> None:
     settings = DistillSettings(ipc=25, init="noise", canvas=64)
     with pytest.raises(ConfigurationError, match=r"distill\.canvas=64: .* 102400 per class, more than 100000"):

@@ -22,6 +22,7 @@ from ast_lightning.data import SiameseAugmentation, save_preprocessing
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.storage.checksums import seal, tensor_checksum
 from ast_lightning.synthetic import DistilledDataset, load_distilled, save_distilled
+from ast_lightning.synthetic.dataset import read_description
 from ast_lightning.synthetic.verification import verify_distilled
 
 Make = Callable[..., DistilledDataset]
@@ -318,6 +319,25 @@ def test_damage_is_named(make_distilled: Make, tmp_path: Path, how: str, named: 
     assert caught.value.option == "distill.warm_start"
     assert caught.value.value == folder
     assert named in caught.value.problem
+
+
+def test_a_link_that_moves_while_it_is_read_is_read_again(
+    make_distilled: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``synthetic/last`` does when a running distillation writes its next step and deletes the last one."""
+    steps = [save_distilled(tmp_path / name, make_distilled("none", ipc=ipc)) for name, ipc in (("1", 1), ("2", 2))]
+    link = tmp_path / "last"
+    link.symlink_to(steps[0])
+
+    def moving(folder: Path, option: str) -> dict[str, Any]:
+        description = read_description(folder, option)
+        if link.resolve() == steps[0].resolve():
+            link.unlink()
+            link.symlink_to(steps[1])
+        return description
+
+    monkeypatch.setattr("ast_lightning.synthetic.dataset.read_description", moving)
+    assert load_distilled(link).ipc == 2
 
 
 @pytest.mark.parametrize(
