@@ -18,6 +18,7 @@ from ast_lightning.callbacks import (
     StateOfIterations,
     SyntheticImageLogger,
 )
+from ast_lightning.commands.measurement import check_network
 from ast_lightning.commands.run import Run
 from ast_lightning.commands.stores import context_of, how_to_resume
 from ast_lightning.compilation import Compilation
@@ -64,6 +65,7 @@ def distill(run: Run) -> dict[str, float]:
     method = method_class.build(settings, context)
     run.data.setup("fit")
     synthetic = method.synthetic_set(*starting_point(settings, context))
+    check_network(run, synthetic.shape[0])
     evaluator = _evaluator(run)
     module = DistillModule(synthetic, method, evaluator=evaluator)
     inputs = _inputs(run, context)

@@ -14,6 +14,7 @@ import torch
 from ast_lightning.callbacks import RunProgress, SharedProgress
 from ast_lightning.commands.run import Run, evaluation_folder
 from ast_lightning.data import LabelledImages
+from ast_lightning.errors import ConfigurationError
 from ast_lightning.evaluation import EvaluationModule, EvaluationSettings, NetworkEvaluator, Score
 from ast_lightning.evaluation.baselines import (
     LEARNING_RATES,
@@ -81,12 +82,9 @@ class Evaluation:
         """Reject a network that cannot be trained on these images.
 
         Raises:
-            ConfigurationError: it cannot be built, or does not return logits.
+            ConfigurationError: see :func:`check_network`.
         """
-        data = self.run.data
-        FunctionalNetwork(self.run.network()).require_logits(
-            torch.zeros(data.channels, *data.image_size), data.num_classes
-        )
+        check_network(self.run, len(self.dataset))
 
     def seconds_of(self, name: str) -> float:
         """Estimated seconds to measure a score, with the comparison of learning rates."""
@@ -110,6 +108,23 @@ class Evaluation:
         evaluator.on_epoch = lambda: times.append(time.perf_counter())
         evaluator.run([0], self.sets("distilled"), torch.device(device_type(self.run.config["trainer"])))
         return times[1] - times[0]
+
+
+def check_network(run: Run, images: int) -> None:
+    """Reject a network that cannot be trained on a set of ``images`` images, or canvases.
+
+    Raises:
+        ConfigurationError: it cannot be built, does not return logits, or cannot be trained on a last batch of one.
+    """
+    network, data, size = FunctionalNetwork(run.network()), run.data, run.evaluation.batch_size
+    image = torch.zeros(data.channels, *data.image_size)
+    network.require_logits(image, data.num_classes)
+    if size == 1 or images % size == 1:
+        try:
+            network.require_logits(image, data.num_classes, batch=1)
+        except ConfigurationError as error:
+            problem = f"of {images} images, the last batch has one, and {error.problem}"
+            raise ConfigurationError("evaluation.batch_size", size, problem, "choose another size") from error
 
 
 def training_sets(run: Run, dataset: DistilledDataset, store: TrajectoryStore | None, name: str) -> TrainingSets:

@@ -20,6 +20,7 @@ from ast_lightning.config.identity import arithmetic, experts_identity
 from ast_lightning.data import load_preprocessing, save_preprocessing
 from ast_lightning.distillation import Context
 from ast_lightning.errors import ConfigurationError
+from ast_lightning.experts.curriculum import curriculum
 from ast_lightning.networks import FunctionalNetwork, describe_network
 from ast_lightning.parallel.devices import device_type, devices_of
 from ast_lightning.parallel.locks import FolderLock
@@ -178,11 +179,12 @@ def check_store(store: TrajectoryStore, run: Run) -> None:
     Raises:
         ConfigurationError: naming what differs.
     """
-    store.require("network", describe_network(run.network()))
+    other = "leave experts_dir out" if run.config["experts_dir"] else None
+    store.require("network", describe_network(run.network()), other=other)
     described = run.data.describe()
     for ignored in ("preprocessing_fingerprint", "augmentation"):
         described.pop(ignored)
-    store.require("data", described, partly=True)
+    store.require("data", described, partly=True, other=other)
     store.check_preprocessing()
     path = store.folder / PREPROCESSING_FILE
     remedy = f"write it from Python: save_preprocessing({str(path)!r}, data.preprocessing)"
@@ -260,9 +262,8 @@ def make_store(run: Run, **differs: Any) -> TrajectoryStore:
         ConfigurationError: the folder contains trajectories of another network, other data or other settings.
     """
     folder = run.experts_folder()
-    image, rest = torch.zeros(run.data.channels, *run.data.image_size), len(run.data.train) % run.expert.batch_size
-    network = FunctionalNetwork(run.network())
-    network.require_pure(image, run.data.num_classes, batch=1 if rest == 1 else 2)
+    image, network = torch.zeros(run.data.channels, *run.data.image_size), FunctionalNetwork(run.network())
+    network.require_pure(image, run.data.num_classes, batch=_smallest_batch(run))
     if run.distill.needs_experts:
         network.require_second_derivatives(image)
     data = run.data.describe()
@@ -294,6 +295,16 @@ def make_store(run: Run, **differs: Any) -> TrajectoryStore:
         if not preprocessing.exists():
             save_preprocessing(preprocessing, run.data.preprocessing)
     return store
+
+
+def _smallest_batch(run: Run) -> int:
+    """1 if a batch of some epoch has one image, otherwise 2, which stands for any larger batch."""
+    expert, labels = run.expert, run.data.train.labels
+    sizes = {len(labels)}
+    if expert.samples == "curriculum":
+        scores = torch.zeros(len(labels))
+        sizes |= {len(curriculum(epoch, labels, scores, expert.epochs)) for epoch in range(expert.epochs)}
+    return 1 if expert.batch_size == 1 or any(size % expert.batch_size == 1 for size in sizes) else 2
 
 
 def _begin_anew_if_other(folder: Path, metadata: Mapping[str, Any]) -> None:

@@ -55,6 +55,8 @@ from ast_lightning.trajectories.snapshots import SnapshotFormat
 CHECKPOINT = 4 * 4
 """Bytes per parameter of the checkpoints: parameters and momentum, in the old and the new checkpoint."""
 
+_ANEW = "run train_experts.py with fresh=true, which moves them aside"
+
 
 class TrajectoryStore:
     """A folder of expert trajectories. Use :meth:`create` or :meth:`open`.
@@ -115,13 +117,14 @@ class TrajectoryStore:
         with reading(folder / STORE_FILE, "restore a copy of it", OPTION, folder):
             return cls(folder, read_store_record(folder))
 
-    def require(self, key: str, expected: Any, *, partly: bool = False) -> None:
+    def require(self, key: str, expected: Any, *, partly: bool = False, other: str | None = None) -> None:
         """Reject a store whose entry ``key`` of ``metadata`` (``network``, ``data``, …) differs from ``expected``.
 
         Args:
             key: a key of ``metadata``.
             expected: the expected content.
             partly: compare only the entries that ``expected`` has.
+            other: the remedy besides giving this run the content of the store; None: begin anew.
 
         Raises:
             ConfigurationError: an entry differs; the message gives the first one with both values.
@@ -133,10 +136,7 @@ class TrajectoryStore:
         if difference:
             field, stored, wanted = difference
             problem = f"its trajectories were made with {field} = {stored}, and this run has {field} = {wanted}"
-            remedy = (
-                f"give this run the {key} of the trajectories, or run train_experts.py with fresh=true, which moves "
-                "them aside"
-            )
+            remedy = f"give this run the {key} of the trajectories, or {other or _ANEW}"
             raise ConfigurationError(OPTION, self.folder, problem, remedy)
 
     @property

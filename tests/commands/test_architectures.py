@@ -157,3 +157,10 @@ def test_an_experiment_sets_options_of_convnet_alone() -> None:
     }
     with pytest.raises(ConfigurationError, match=r"network\.width=3: the chosen network has no such option"):
         run_of("experiment=fashion_mnist_demo", "network=resnet18", "network.width=3")
+
+
+def test_a_file_whose_class_was_replaced_means_the_network_of_the_file(tmp_path: Path) -> None:
+    own = run_of(f"output_dir={tmp_path}", "network._target_=ast_lightning.networks.MLP", "architectures=[convnet,mlp]")
+    found = architectures(own)
+    assert found["convnet"].config["network"]["_target_"] == "ast_lightning.networks.ConvNet"
+    assert found["mlp"].config["network"]["_target_"] == "ast_lightning.networks.MLP"

@@ -182,6 +182,13 @@ def test_trajectories_of_something_else_are_refused(output: Path, changed: str, 
         distill(run_of(*SMALL, f"output_dir={output}", f"experts_dir={experts}", changed))
     assert any(word in str(caught.value) for word in words)
     assert str(experts) in str(caught.value)
+    assert "fresh=true" not in str(caught.value)  # it would move the experts of another run aside
+
+
+def test_a_network_of_another_class_is_named_by_its_class(output: Path) -> None:
+    words = (f"output_dir={output}", f"experts_dir={run_of(*SMALL, f'output_dir={output}').experts_folder()}")
+    with pytest.raises(ConfigurationError, match=r"network\.target = .*ConvNet, and .*network\.target = .*MLP"):
+        distill(run_of(*(word for word in SMALL if not word.startswith("network.")), "network=mlp", *words))
 
 
 def test_preprocessing_statistics_of_something_else_are_refused(output: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ast_lightning.commands import measurement, scores
+from ast_lightning.commands.distill import distill
 from ast_lightning.commands.evaluate import evaluate, evaluation_folder
 from ast_lightning.data import digits
 from ast_lightning.errors import ConfigurationError
@@ -226,6 +227,16 @@ def test_a_test_split_that_was_held_out_otherwise_is_named(
     for fraction, warned in (("0.2", False), ("0.5", True)):
         command("evaluate", tmp_path, *words, "baselines=[]", given, f"data.test_fraction={fraction}")
         assert ("data.test_fraction=null (here 0.5)" in capsys.readouterr().out) == warned
+
+
+def test_a_last_batch_of_one_image_is_named_before_any_work(folder: Path, command: Command) -> None:
+    given = f"synthetic={run_of(*SMALL, f'output_dir={folder}').synthetic_folder()}"
+    own = ("data=digits", "network=custom", "network._target_=tests.networks.own.NormalizedLogits", "trainer=cpu")
+    words = (*own, f"output_dir={folder}", "evaluation.batch_size=9")
+    with pytest.raises(ConfigurationError, match=r"evaluation\.batch_size=9: of 10 images, .*one.*another size"):
+        evaluate(run_of(*words, given))
+    with pytest.raises(ConfigurationError, match=r"evaluation\.batch_size=9: of 10 images, .*one.*another size"):
+        distill(run_of(*words, "method=dm", "distill.max_steps=2"))
 
 
 @pytest.mark.parametrize("network", ["OneMore", "Pair", "Fails", "CannotBeBuilt"])

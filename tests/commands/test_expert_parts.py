@@ -17,7 +17,7 @@ from ast_lightning.trajectories.verification import verify_store
 
 from .conftest import SMALL, Command, run_of
 
-SHORT = ("expert.epochs=2", "num_experts=1")
+SHORT = ("expert.epochs=2", "num_experts=1", "distill.expert_epochs=1", "distill.max_start_epoch=1")
 PARTS = (
     "expert.optimizer={_target_:tests.experts.parts.sam,rho:0.1}",
     "expert.samples={_target_:tests.experts.parts.easy_first,share:0.5}",

@@ -217,6 +217,7 @@ def test_names_of_folders_name_own_parts(tmp_path: Path) -> None:
     own = ("network=custom", "network._target_=tests.networks.own.Own")
     assert name().startswith("digits_convnet_ast_seed0_")
     assert name(*own, "data.name=my flowers").startswith("my-flowers_Own_ast_seed0_")
+    assert name("network._target_=ast_lightning.networks.MLP").startswith("digits_MLP_ast_seed0_")
     earlier = tmp_path / "experts" / name(*own).replace("_Own_", "_custom_")
     earlier.mkdir(parents=True)  # as an earlier version called it
     write_json(earlier / "store.json", {"config": run_of(f"output_dir={tmp_path}", *own).config})
@@ -235,7 +236,18 @@ def test_a_last_batch_of_one_image_that_a_network_cannot_take(tmp_path: Path) ->
     own = ("network=custom", "network._target_=tests.networks.own.NormalizedLogits", "data.per_class=20")
     with pytest.raises(ConfigurationError, match=r"network=.*another batch size"):
         train_experts(run_of(f"output_dir={tmp_path}", *own, "expert.batch_size=199"))
+    with pytest.raises(ConfigurationError, match=r"network=.*another batch size"):
+        train_experts(run_of(f"output_dir={tmp_path}", *own, "expert.batch_size=1"))
+    part = ("expert.samples=curriculum", "expert.batch_size=179")  # 200 images, and 180 in the later epochs
+    with pytest.raises(ConfigurationError, match=r"network=.*another batch size"):
+        train_experts(run_of(f"output_dir={tmp_path}", *own, *part, "expert.epochs=10"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_matching_at_steps_that_do_not_exist_is_named(experts: Path, tmp_path: Path) -> None:
+    own = "distill.matching={_target_: tests.experts.parts.Impossible, _partial_: true}"
+    with pytest.raises(ConfigurationError, match=r"^distill\.matching=.*match_at is \[5\].* 1 … 4"):
+        distill(run_of(*SMALL, f"output_dir={tmp_path / 'output'}", f"experts_dir={experts}", own))
 
 
 def test_experts_in_use_are_those_of_the_run(experts: Path, tmp_path: Path) -> None:

@@ -19,6 +19,13 @@ from ast_lightning.experts.objective import Apply, Tensors
 from ast_lightning.networks import ConvNet
 
 
+class Impossible:
+    """A matching loss at a step after the last one."""
+
+    def __init__(self, guide: Any, settings: Any) -> None:
+        self.match_at = [settings.syn_steps + 1]
+
+
 class Sam(torch.optim.SGD):
     """Sharpness-aware minimisation: the gradient is taken a step of length ``rho`` uphill."""
 

@@ -24,6 +24,7 @@ from ast_lightning.distillation.trajectory_matching.perturbation import perturb
 from ast_lightning.distillation.trajectory_matching.split import SplitProblem, check_network
 from ast_lightning.distillation.trajectory_matching.unroll import unroll
 from ast_lightning.distillation.trajectory_matching.windows import TrajectoryWindows, Window, check_windows
+from ast_lightning.errors import ConfigurationError
 from ast_lightning.networks import FunctionalNetwork, NetworkFactory, ParameterLayout
 from ast_lightning.randomness import keyed_generator
 from ast_lightning.storage.inspection import count
@@ -175,6 +176,11 @@ class TrajectoryMatching(Method):
             tensors[1] = self._teacher_labels(targets[-1], tensors[0], synthetic)
         iteration = item.index // settings.windows_per_step
         match = self._matching(Guide(start, targets, item.start_epoch, iteration), settings)
+        if isinstance(steps := match.match_at, Collection) and not all(
+            1 <= each <= settings.syn_steps for each in steps
+        ):
+            problem = f"its match_at is {[*steps]}, and the student has the steps 1 … {settings.syn_steps}"
+            raise ConfigurationError("distill.matching", settings.matching, problem, "correct it")
         matched = unroll(
             self._problem,
             start,
@@ -184,7 +190,7 @@ class TrajectoryMatching(Method):
             steps=settings.syn_steps,
             momentum=settings.momentum,
             loss_scale=self._balance(item.start_epoch, settings),
-            match_at=match.match_at,
+            match_at=steps,
             engine=settings.engine,
             recompute=settings.recompute,
         )
@@ -193,7 +199,7 @@ class TrajectoryMatching(Method):
         measured |= {f"train/match_{offset}": part for offset, part in loss.parts.items()}
         measured["train/start_distance"] = (start - targets[-1]).norm()
         measured["train/start_epoch"] = start.new_tensor(item.start_epoch)
-        if not isinstance(match.match_at, Collection):
+        if not isinstance(steps, Collection):
             measured["train/matched_step"] = start.new_tensor(max(matched))
         return loss.total, measured
 
