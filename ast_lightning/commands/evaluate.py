@@ -92,6 +92,8 @@ def _compare_architectures(run: Run, rows: Mapping[str, Evaluation]) -> dict[str
             row.check()
         except ConfigurationError as error:
             remedy = f"leave {label} out of architectures"
+            if error.option == "evaluation.batch_size":
+                remedy += f", or choose another {error.option}"
             raise ConfigurationError("architectures", label, error.problem, remedy) from error
     progress = SharedProgress(sum(map(remaining_seconds, rows.values())) if is_rank_zero() else 1.0)
     try:
@@ -131,7 +133,7 @@ def check_dataset(dataset: DistilledDataset, run: Run) -> None:
     else:
         recorded = dataset.metadata
         images, options = (recorded.get("data") or {}), (recorded.get("config") or {})
-        if options.get("data") and images.get("fingerprint") not in (None, run.data.fingerprint):
+        if isinstance(options.get("data"), Mapping) and images.get("fingerprint") not in (None, run.data.fingerprint):
             fractions = [each["data"].get("test_fraction") for each in (options, run.config)]
             if data_identity(options) == data_identity(run.config):
                 say("warning: the images of data.root have changed since this dataset was distilled")

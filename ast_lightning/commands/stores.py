@@ -94,8 +94,9 @@ def _open_experts(run: Run) -> tuple[TrajectoryStore, list[int]]:
         if incomplete := store.incomplete():
             left_out = count(len(incomplete), "incomplete expert")
             say(f"note: {left_out} in {store.folder} will not be used, the first is expert {incomplete[0]}")
-        if len(complete) != (number := run.config["num_experts"]):
-            say(f"note: all {len(complete)} experts of experts_dir are used: num_experts={number} has no effect")
+        if complete and len(complete) != (number := run.config["num_experts"]):
+            used = count(len(complete), "complete expert")
+            say(f"note: experts_dir has {used}, and uses them all: num_experts={number} does not choose among them")
         return store, _checked(store, complete)
     wanted = list(range(run.config["num_experts"]))
     missing = [index for index in wanted if index not in complete]
@@ -117,7 +118,9 @@ def _checked(store: TrajectoryStore, experts: list[int]) -> list[int]:
         history = store.summary(expert).get("history", [])
         if history and all(row.get("trajectory/movement") == 0 for row in history):
             problem = f"the parameters of expert {expert} never change"
-            raise ConfigurationError("experts_dir", store.folder, problem, "train it with a larger expert.lr")
+            raise ConfigurationError(
+                "experts_dir", store.folder, problem, "train it with a larger expert.lr, or leave it out"
+            )
     return experts
 
 

@@ -138,9 +138,10 @@ def rejection(error: Exception, overrides: Sequence[str]) -> ConfigurationError:
         return ConfigurationError(group, choice, "there is no such choice", remedy)
     if match := re.search(r"[Cc]onfig directory '([^']+)' not found", message):
         return ConfigurationError("--config-dir", match[1], "there is no such folder", "name a folder of YAML files")
-    if match := re.search(r"primary config '([^']+)'", message):
+    if match := re.search(r"primary config '([^']+)'|^Primary config directory not found", message):
         remedy = "leave it out; experiment=NAME chooses a file of --config-dir"
-        return ConfigurationError("--config-path, --config-name", match[1], "there is no such configuration", remedy)
+        name = match[1] or "…"
+        return ConfigurationError("--config-path, --config-name", name, "there is no such configuration", remedy)
     if message.startswith(_NO_CHOICE):
         groups = [name for name in given if name in (*SECTIONS, *FREE_SECTIONS, *GLOBAL_GROUPS)]
         group = next((name for name in groups if given[name] == "null" or not given[name].isidentifier()), "")

@@ -195,7 +195,7 @@ def _section(section: str, config: Config) -> Config:
 
 def _root(data: Config) -> str | None:
     """``data.root`` if the images depend on it; None otherwise."""
-    return data["root"] if data.get("source") in tuple(READ_FROM_ROOT) else None  # a source may be a mapping
+    return data.get("root") if data.get("source") in tuple(READ_FROM_ROOT) else None  # a source may be a mapping
 
 
 def _arithmetic(config: Config) -> Config:

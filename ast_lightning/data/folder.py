@@ -147,12 +147,19 @@ def _names(root: Path, classes: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _as_folders(classes: Classes, root: Path, folders: list[str]) -> Classes:
-    """The folders of classes that are given by the names of :func:`_names`."""
+def _chosen_folders(classes: Classes, root: Path, folders: list[str], path: Path) -> list[str]:
+    """The folders of classes, which are given as folders or by the names of :func:`_names`.
+
+    Raises:
+        ConfigurationError: a class does not exist, or is repeated.
+    """
     if classes is None or isinstance(classes, int):
-        return classes
+        return choose(classes, folders, path)
     of_name = {**dict(zip(_names(root, folders), folders, strict=True)), **{each: each for each in folders}}
-    return [of_name.get(str(each), each) for each in classes]
+    chosen = [of_name[name] for name in choose(classes, list(of_name), path)]
+    if len({*chosen}) < len(chosen):
+        raise ConfigurationError("data.classes", list(classes), "a class is repeated", "name each class once")
+    return chosen
 
 
 def _wrong(root: str | Path | None, problem: str, remedy: str) -> ConfigurationError:
@@ -185,7 +192,7 @@ def _list_split(
         folders = {each.name: each.path for each in visible if each.is_dir()}
         if not folders:
             raise _wrong(path, "it holds no class folders", "make one folder per class in it")
-        chosen = choose(_as_folders(classes, folder, list(folders)), list(folders), path)
+        chosen = _chosen_folders(classes, folder, list(folders), path)
         found = {name: _files_below(folders[name]) for name in chosen}
     except OSError as error:
         raise _wrong(error.filename or folder, f"it cannot be read ({error.strerror})", UNREADABLE) from error

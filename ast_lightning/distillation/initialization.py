@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -163,7 +164,7 @@ def starting_point(settings: DistillSettings, context: Context) -> tuple[Tensor,
         return images, _labels(settings, context, images, labels), settings.lr_teacher
     earlier = load_distilled(settings.warm_start, "distill.warm_start")
     _check_warm_start(earlier, context.data, settings)
-    if settings.lr_teacher != earlier.learning_rate:
+    if not math.isclose(settings.lr_teacher, earlier.learning_rate, rel_tol=1e-6):  # stored as float32
         rates = f"{earlier.learning_rate:.4g} of {settings.warm_start}, not with distill.lr_teacher"
         say(f"note: the learning rate starts with {rates}={settings.lr_teacher:.4g}")
     soft = earlier.labels if earlier.has_soft_labels else None

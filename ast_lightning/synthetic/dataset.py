@@ -15,6 +15,7 @@ only.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -265,11 +266,11 @@ def load_distilled(folder: Path | str, option: str = "synthetic") -> DistilledDa
             version wrote it, its values are not finite, or its labels do not match its classes.
     """
     folder = Path(folder)
-    step = folder.resolve()
+    step = folder.is_symlink() and os.readlink(folder)
     try:
         return _read(folder, option)
     except ConfigurationError:
-        if folder.resolve() == step:
+        if step is False or os.readlink(folder) == step:
             raise
     return load_distilled(folder, option)  # a running distillation has moved the link to another step
 

@@ -235,6 +235,9 @@ def test_a_last_batch_of_one_image_is_named_before_any_work(folder: Path, comman
     words = (*own, f"output_dir={folder}", "evaluation.batch_size=9")
     with pytest.raises(ConfigurationError, match=r"evaluation\.batch_size=9: of 10 images, .*one.*another size"):
         evaluate(run_of(*words, given))
+    rows = "architectures=[{_target_: tests.networks.own.NormalizedLogits}]"
+    with pytest.raises(ConfigurationError, match=r"architectures=.*leave .* out.*another evaluation\.batch_size"):
+        evaluate(run_of(*words, given, rows, "baselines=[]"))
     with pytest.raises(ConfigurationError, match=r"evaluation\.batch_size=9: of 10 images, .*one.*another size"):
         distill(run_of(*words, "method=dm", "distill.max_steps=2"))
 

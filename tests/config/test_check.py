@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
     [
         ("Additional config directory '/none' not found.\nCheck", "--config-dir=/none: there is no such folder"),
         ("Cannot find primary config 'foo'. Check", "--config-name=foo: there is no such configuration"),
+        ("Primary config directory not found.\nCheck", "--config-name=…: there is no such configuration"),
     ],
 )
 def test_options_of_hydra_that_name_nothing(message: str, option: str) -> None:

@@ -252,6 +252,10 @@ def test_a_part_of_tiny_imagenet(tiny: Path) -> None:
     assert data.class_names == ("x", "y")
     named = ImageDataModule("tiny_imagenet", root=str(tiny), image_size=8, classes=["tench (n03)", "goldfish"])
     assert equal(named, data)
+    with pytest.raises(ConfigurationError, match=r"data\.classes=\['n02', 'goldfish'\]: a class is repeated"):
+        ImageDataModule("tiny_imagenet", root=str(tiny), image_size=8, classes=["n02", "goldfish"]).setup()
+    with pytest.raises(ConfigurationError, match=r"no class 'tench'\. Remedy: use names such as tench \(n0"):
+        ImageDataModule("tiny_imagenet", root=str(tiny), image_size=8, classes=["tench", "goldfish"]).setup()
     whole = ImageDataModule("tiny_imagenet", root=str(tiny), image_size=8, preprocessing="none")
     raw = ImageDataModule("tiny_imagenet", root=str(tiny), image_size=8, preprocessing="none", classes=["n03", "n02"])
     assert torch.equal(raw.test.images[:2], whole.test.images[4:])

@@ -338,6 +338,10 @@ def test_a_link_that_moves_while_it_is_read_is_read_again(
 
     monkeypatch.setattr("ast_lightning.synthetic.dataset.read_description", moving)
     assert load_distilled(link).ipc == 2
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(ConfigurationError, match="no such folder"):
+        load_distilled(link)
 
 
 @pytest.mark.parametrize(
