@@ -32,6 +32,7 @@ from ast_lightning.commands.run import Run
 from ast_lightning.config.check import checked, settings_from
 from ast_lightning.config.composition import hide_deprecations
 from ast_lightning.config.distill import DistillSettings
+from ast_lightning.config.network import ConvNetSettings
 from ast_lightning.config.parts import locate
 from ast_lightning.config.schema import kind_of
 from ast_lightning.errors import ConfigurationError
@@ -121,6 +122,8 @@ def build_run(config: DictConfig, in_sweep: bool = False, choices: Mapping[str, 
         settings.find_parts()
     if choices is None:
         choices = dict(HydraConfig.get().runtime.choices) if HydraConfig.initialized() else {}
+    if choices.get("network") == "convnet" and plain["network"]["_target_"] != ConvNetSettings._target_:
+        choices = {**choices, "network": "custom"}  # the class of the default file was replaced
     return Run(
         config=plain,
         data=_instantiate("data", plain["data"]),

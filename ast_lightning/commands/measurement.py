@@ -25,7 +25,7 @@ from ast_lightning.evaluation.baselines import (
     random_sets,
     representative_set,
 )
-from ast_lightning.networks import FunctionalNetwork
+from ast_lightning.networks import FunctionalNetwork, has_batch_of_one
 from ast_lightning.parallel.devices import device_type
 from ast_lightning.runs.trainer import build_trainer
 from ast_lightning.storage.inspection import count
@@ -119,7 +119,7 @@ def check_network(run: Run, images: int) -> None:
     network, data, size = FunctionalNetwork(run.network()), run.data, run.evaluation.batch_size
     image = torch.zeros(data.channels, *data.image_size)
     network.require_logits(image, data.num_classes)
-    if size == 1 or images % size == 1:
+    if has_batch_of_one(images, size):
         try:
             network.require_logits(image, data.num_classes, batch=1)
         except ConfigurationError as error:

@@ -96,8 +96,7 @@ def _architecture(entry: str | Mapping[str, Any], run: Run) -> tuple[str, str, C
         arguments = ", ".join(f"{name}={value}" for name, value in entry.items() if name != "_target_")
         kind = str(entry["_target_"]).rpartition(".")[2]
         return f"{kind}({arguments})" if arguments else kind, "custom", dict(entry)
-    replaced = entry == "convnet" and run.config["network"]["_target_"] != ConvNetSettings._target_
-    if entry == run.choices.get("network") and not replaced:
+    if entry == run.choices.get("network"):
         return entry, entry, run.config["network"]
     inside = GlobalHydra.instance().is_initialized()
     with nullcontext() if inside else initialize_config_dir(str(CONFIGURATION), version_base="1.3"):

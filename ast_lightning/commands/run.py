@@ -129,7 +129,7 @@ class Run:
         if group == "data":
             label = own.get("name") or label
         if group == "network" and own.get("_target_", ConvNetSettings._target_) != ConvNetSettings._target_:
-            if kind_of("network", own) is None or label in ("network", "custom", "convnet"):
+            if kind_of("network", own) is None or label in ("network", "custom"):
                 label = own["_target_"].rpartition(".")[2]
             else:
                 label = f"{label} {own.get('name', '')}".rstrip()

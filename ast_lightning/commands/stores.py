@@ -21,7 +21,7 @@ from ast_lightning.data import load_preprocessing, save_preprocessing
 from ast_lightning.distillation import Context
 from ast_lightning.errors import ConfigurationError
 from ast_lightning.experts.curriculum import curriculum
-from ast_lightning.networks import FunctionalNetwork, describe_network
+from ast_lightning.networks import FunctionalNetwork, describe_network, has_batch_of_one
 from ast_lightning.parallel.devices import device_type, devices_of
 from ast_lightning.parallel.locks import FolderLock
 from ast_lightning.runs.checkpoints import begin_anew
@@ -89,31 +89,29 @@ def _open_experts(run: Run) -> tuple[TrajectoryStore, list[int]]:
         ConfigurationError: there is no store, or some of the experts are not complete.
     """
     store = open_store(run)
-    complete = store.experts()
+    experts, number = experts_in_use(store, run), run.config["num_experts"]
     if run.config["experts_dir"]:
         if incomplete := store.incomplete():
             left_out = count(len(incomplete), "incomplete expert")
             say(f"note: {left_out} in {store.folder} will not be used, the first is expert {incomplete[0]}")
-        if complete and len(complete) != (number := run.config["num_experts"]):
-            used = count(len(complete), "complete expert")
+        if experts and len(experts) != number:
+            used = count(len(experts), "complete expert")
             say(f"note: experts_dir has {used}, and uses them all: num_experts={number} does not choose among them")
-        return store, _checked(store, complete)
-    wanted = list(range(run.config["num_experts"]))
-    missing = [index for index in wanted if index not in complete]
-    if missing:
+    elif missing := sorted({*range(number)} - {*experts}):
         problem = f"{len(missing)} of them are not complete in {store.folder}, the first is expert {missing[0]}"
         remedy = f"let train_experts.py finish, or set num_experts={missing[0]}"
-        raise ConfigurationError("num_experts", len(wanted), problem, remedy if missing[0] else "run train_experts.py")
-    return store, _checked(store, wanted)
+        raise ConfigurationError("num_experts", number, problem, remedy if missing[0] else "run train_experts.py")
+    store.check_files(experts)
+    _check_movement(store, experts)
+    return store, experts
 
 
-def _checked(store: TrajectoryStore, experts: list[int]) -> list[int]:
-    """The experts, whose files exist and whose parameters change.
+def _check_movement(store: TrajectoryStore, experts: Sequence[int]) -> None:
+    """Reject experts whose parameters are the same after every epoch.
 
     Raises:
-        ConfigurationError: a file is missing, or the parameters of an expert are the same after every epoch.
+        ConfigurationError: naming the first one.
     """
-    store.check_files(experts)
     for expert in experts:
         history = store.summary(expert).get("history", [])
         if history and all(row.get("trajectory/movement") == 0 for row in history):
@@ -121,7 +119,6 @@ def _checked(store: TrajectoryStore, experts: list[int]) -> list[int]:
             raise ConfigurationError(
                 "experts_dir", store.folder, problem, "train it with a larger expert.lr, or leave it out"
             )
-    return experts
 
 
 def experts_in_use(store: TrajectoryStore, run: Run) -> list[int]:
@@ -307,7 +304,7 @@ def _smallest_batch(run: Run) -> int:
     if expert.samples == "curriculum":
         scores = torch.zeros(len(labels))
         sizes |= {len(curriculum(epoch, labels, scores, expert.epochs)) for epoch in range(expert.epochs)}
-    return 1 if expert.batch_size == 1 or any(size % expert.batch_size == 1 for size in sizes) else 2
+    return 1 if any(has_batch_of_one(size, expert.batch_size) for size in sizes) else 2
 
 
 def _begin_anew_if_other(folder: Path, metadata: Mapping[str, Any]) -> None:

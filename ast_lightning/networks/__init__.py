@@ -9,6 +9,7 @@ from ast_lightning.networks.functional import (
     ParameterLayout,
     build_network,
     describe_network,
+    has_batch_of_one,
     is_dropout,
     mathematical_attention,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "build_network",
     "describe_network",
     "ease_second_derivatives",
+    "has_batch_of_one",
     "is_dropout",
     "mathematical_attention",
 ]

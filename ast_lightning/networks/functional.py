@@ -95,6 +95,11 @@ def describe_network(factory: NetworkFactory) -> dict[str, Any]:
     }
 
 
+def has_batch_of_one(images: int, size: int) -> bool:
+    """Whether one of the batches of ``size`` that ``images`` images are divided into holds a single image."""
+    return size == 1 or images % size == 1
+
+
 def is_dropout(module: nn.Module) -> bool:
     """Whether the module is one of torch's dropout layers."""
     return isinstance(module, nn.modules.dropout._DropoutNd)

@@ -114,9 +114,8 @@ def _write_sealed(path: Path, content: Mapping[str, Any]) -> None:
 def first_difference(stored: Any, wanted: Any, field: str = "") -> tuple[str, Any, Any] | None:
     """The first leaf in which two trees of plain containers differ, as (path, stored, wanted)."""
     if isinstance(stored, Mapping) and isinstance(wanted, Mapping):
-        for key in sorted(
-            {*stored, *wanted}, key=lambda name: (name != "target", name)
-        ):  # a class before its arguments
+        # a class before its arguments
+        for key in sorted({*stored, *wanted}, key=lambda name: (name != "target", name)):
             difference = first_difference(stored.get(key), wanted.get(key), f"{field}.{key}" if field else str(key))
             if difference:
                 return difference

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hydra.utils import get_class
 
 from ast_lightning.commands import scores
+from ast_lightning.commands.app import build_run
 from ast_lightning.commands.evaluate import evaluate, evaluation_folder
 from ast_lightning.commands.networks import architectures
 from ast_lightning.commands.run import Run
@@ -160,7 +161,9 @@ def test_an_experiment_sets_options_of_convnet_alone() -> None:
 
 
 def test_a_file_whose_class_was_replaced_means_the_network_of_the_file(tmp_path: Path) -> None:
-    own = run_of(f"output_dir={tmp_path}", "network._target_=ast_lightning.networks.MLP", "architectures=[convnet,mlp]")
+    words = (f"output_dir={tmp_path}", "network._target_=ast_lightning.networks.MLP", "architectures=[convnet,mlp]")
+    own = build_run(composed(*words), choices={"network": "convnet"})
+    assert own.experts_folder().name.startswith("digits_MLP_")
     found = architectures(own)
     assert found["convnet"].config["network"]["_target_"] == "ast_lightning.networks.ConvNet"
     assert found["mlp"].config["network"]["_target_"] == "ast_lightning.networks.MLP"

@@ -25,7 +25,7 @@ from ast_lightning.distillation.trajectory_matching.split import SplitProblem, c
 from ast_lightning.distillation.trajectory_matching.unroll import unroll
 from ast_lightning.distillation.trajectory_matching.windows import TrajectoryWindows, Window, check_windows
 from ast_lightning.errors import ConfigurationError
-from ast_lightning.networks import FunctionalNetwork, NetworkFactory, ParameterLayout
+from ast_lightning.networks import FunctionalNetwork, NetworkFactory, ParameterLayout, has_batch_of_one
 from ast_lightning.randomness import keyed_generator
 from ast_lightning.storage.inspection import count
 from ast_lightning.trajectories import TrajectoryStore
@@ -143,7 +143,7 @@ class TrajectoryMatching(Method):
         options = {"alpha": self.settings.alpha, "label_kind": self.settings.labels}
         synthetic = images_or_textures(self.settings, images, labels, learning_rate, **options)
         size, (_, _, height, width) = self.settings.batch_syn or len(images), synthetic.shape
-        alone = self.settings.crops == 1 and (size == 1 or len(images) % size == 1)
+        alone = self.settings.crops == 1 and has_batch_of_one(len(images), size)
         self._student.require_pure(images[0, :, :height, :width], batch=1 if alone else 2)
         return synthetic
 
